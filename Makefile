@@ -1,0 +1,35 @@
+# make train, make test: each builds the environment first and then runs one command; ARGS are passed on to it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.PHONY: train test test-slow lint help
+
+help:
+	@grep -E '^# make|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ -/'
+
+train: $(VENV)/.installed  ## train, test and report the default operator
+	$(BIN)/python -m ups.run stage=operator $(ARGS)
+
+test: $(VENV)/.installed-dev lint  ## lint, types and the fast tests
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	$(BIN)/ruff check ups tests
+	$(BIN)/ruff format --check ups tests
+	$(BIN)/mypy
+
+# torch comes first and by its pinned version, so that no resolver reaches for a CUDA build
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@

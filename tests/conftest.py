@@ -1,0 +1,43 @@
+"""Small things that many tests need."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ups.models import build
+from ups.rollout import Simulator
+
+torch.set_num_threads(2)
+SPEC = {"architecture": "upt", "tokens": 8, "width": 16, "encoder": 1, "approximator": 2, "decoder": 1}
+# a run of seconds: the same code, small sizes
+TINY = [
+    "model=tiny", "model.tokens=8", "model.width=16", "data.points=32", "data.solver_points=64", "data.frames=11", "data.train=24",
+    "data.validation=4", "data.test=6", "data.windows_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3",
+]  # fmt: skip
+
+
+def make_simulator(points=32, seed=0, **changes):
+    torch.manual_seed(seed)
+    spec = {**SPEC, **changes}
+    x = (torch.arange(points) + 0.5) / points
+    return Simulator(build(spec, points), x, dt=0.05, scale=0.6, spec=spec)
+
+
+@pytest.fixture
+def simulator():
+    return make_simulator().eval()
+
+
+@pytest.fixture
+def ups_run(tmp_path):
+    """Runs `python -m ups.run ...` in a fresh folder, as a user does."""
+
+    def run(*args, check=True, timeout=240, cwd=tmp_path):
+        done = subprocess.run([sys.executable, "-m", "ups.run", *args], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run

@@ -1,0 +1,150 @@
+"""The operator stage is not hollow: gradients, losses, frequency, and what the inverse losses are for."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import make_simulator
+
+from ups.callbacks import FiniteLoss, InverseLossFrequency
+from ups.datamodules import BurgersDataModule
+from ups.errors import UpsError
+from ups.losses import operator_losses, relative_l2_squared
+from ups.metrics import pdebench_metrics
+from ups.modules import OperatorModule
+from ups.modules.operator import warmup_cosine
+from ups.physics import burgers
+
+PARTS = ("encoder", "approximator", "decoder")
+
+
+def windows(n=4, frames=4, points=32):
+    u0 = burgers.initial_conditions(n, burgers.grid(points), seed=0)
+    return burgers.solve(u0, [0.05 * k for k in range(frames)], 0.001), torch.full((n,), 0.001)
+
+
+def gradient_norms(simulator, loss):
+    simulator.zero_grad()
+    loss.backward()
+    return {part: sum(float(p.grad.norm()) for p in getattr(simulator.model, part).parameters() if p.grad is not None) for part in PARTS}
+
+
+def test_losses_are_what_they_say():
+    simulator = make_simulator()
+    u, nu = windows()
+    terms = operator_losses(simulator, u, nu, inverse=True)
+    z = z0 = simulator.encode(u[:, 0])
+    forward = []
+    for k in range(1, 4):
+        z = simulator.step(z, nu)
+        forward.append(((simulator.decode(z) - u[:, k]) ** 2).sum(-1) / (u[:, k] ** 2).sum(-1))
+    assert terms["L_forward"].item() == pytest.approx(torch.stack(forward).mean().item(), rel=1e-4)
+    assert terms["L_inv_enc"].item() == pytest.approx(relative_l2_squared(simulator.decode(z0), u[:, 0]).mean().item(), rel=1e-4)
+    again = simulator.encode(simulator.decode(z))
+    assert terms["L_inv_dec"].item() == pytest.approx(((again - z).square().mean() / z.var()).item(), rel=1e-4)
+    assert set(operator_losses(simulator, u, nu, inverse=False)) == {"L_forward"}
+
+
+def test_every_loss_reaches_the_parts_that_it_is_about():
+    simulator = make_simulator()
+    u, nu = windows()
+    reached = {name: gradient_norms(simulator, operator_losses(simulator, u, nu, inverse=True)[name]) for name in ("L_forward", "L_inv_enc", "L_inv_dec")}
+    for name, parts in {"L_forward": PARTS, "L_inv_enc": ("encoder", "decoder"), "L_inv_dec": PARTS}.items():
+        for part in parts:
+            assert reached[name][part] > 1e-6, (name, part)
+
+
+def test_the_inverse_decoding_loss_cannot_be_met_by_shrinking_the_tokens():
+    simulator = make_simulator()
+    u, nu = windows()
+    before = operator_losses(simulator, u, nu, inverse=True)["L_inv_dec"]
+    with torch.no_grad():
+        for name in ("patches_in", "constant"):
+            getattr(simulator.model, name).mul_(0.01)
+    assert operator_losses(simulator, u, nu, inverse=True)["L_inv_dec"] > 0.1 * before
+
+
+class Computed(pl.Callback):
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if "L_inv_enc" in outputs:
+            self.batches.append(batch_idx)
+
+
+def fit(tmp_path, epochs=1, callbacks=(), simulator=None, data=None, **module):
+    data = data or BurgersDataModule(
+        directory=str(tmp_path), points=32, solver_points=64, frames=11, train=16, validation=4, test=4, windows_per_trajectory=4, batch_size=8
+    )
+    data.prepare_data()
+    data.setup()
+    pl.seed_everything(0, verbose=False)
+    simulator = simulator or make_simulator()
+    trainer = pl.Trainer(
+        max_epochs=epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu", num_sanity_val_steps=0, gradient_clip_val=1.0,
+    )  # fmt: skip
+    trainer.fit(OperatorModule(simulator, **module), datamodule=data)
+    return simulator.eval(), data, trainer
+
+
+def test_inverse_loss_frequency(tmp_path):
+    seen = Computed()
+    fit(tmp_path, callbacks=[InverseLossFrequency(3), seen])
+    assert seen.batches == [0, 3, 6]
+    seen = Computed()
+    fit(tmp_path, callbacks=[InverseLossFrequency(1), seen], lambda_inv_enc=0.0, lambda_inv_dec=0.0)
+    assert seen.batches == []
+
+
+def test_silent_inverse_losses_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("ups.modules.operator.operator_losses", lambda s, u, nu, inverse: operator_losses(s, u, nu, inverse=False) | {"L_inv_enc": torch.zeros(()), "L_inv_dec": torch.zeros(())})
+    with pytest.raises(UpsError, match="L_inv_enc"):
+        fit(tmp_path, callbacks=[InverseLossFrequency(1)])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
+    simulator = make_simulator()
+    with torch.no_grad():
+        simulator.model.patches_out[0, 0] = torch.nan
+    with pytest.raises(UpsError, match=r"L_forward is not finite \(trajectories \d"):
+        fit(tmp_path, callbacks=[FiniteLoss()], simulator=simulator)
+
+
+def test_same_seed_same_weights(tmp_path):
+    runs = [fit(tmp_path)[0].state_dict() for _ in range(2)]
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+
+
+def test_accumulation_makes_the_same_step_as_one_large_batch():
+    a, b = make_simulator(), make_simulator()
+    u, nu = windows(8)
+    operator_losses(a, u, nu, inverse=True)["L_forward"].backward()
+    for half, v in zip(u.split(4), nu.split(4), strict=True):
+        (operator_losses(b, half, v, inverse=True)["L_forward"] / 2).backward()
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        if p.grad is not None:
+            assert torch.allclose(p.grad, q.grad, atol=1e-5)
+
+
+def test_schedule():
+    factors = [warmup_cosine(step, 100, 0.1, 0.05) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == pytest.approx(1.0)
+    assert factors.index(max(factors)) in (9, 10)
+    assert factors[-1] == pytest.approx(0.05)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+def test_without_the_inverse_losses_the_latent_rollout_is_far_worse(tmp_path):
+    """The point of the method: a minute of training, the same but for lambda."""
+    nrmse = {}
+    for weight in (0.0, 1.0):
+        data = BurgersDataModule(
+            directory=str(tmp_path), points=64, solver_points=128, nu=0.01, train=128, validation=8, test=8, window=2, windows_per_trajectory=16
+        )
+        simulator = make_simulator(points=64, tokens=16, width=32, encoder=1, approximator=2, decoder=1)
+        simulator, data, _ = fit(tmp_path, epochs=5, data=data, simulator=simulator, lambda_inv_enc=weight, lambda_inv_dec=weight)
+        u = data.values["validation"]
+        nrmse[weight] = pdebench_metrics(simulator.rollout(u[:, 0], 40, nu=0.01), u[:, 1:])["nrmse"]
+    assert nrmse[1.0] < 0.5 * nrmse[0.0], nrmse

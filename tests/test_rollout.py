@@ -1,0 +1,134 @@
+"""Simulator: shapes, positions, modes, refusals, and the equivariance that the model claims."""
+
+import pytest
+import torch
+from conftest import SPEC, make_simulator
+
+import ups
+from ups.errors import UpsError
+from ups.models import build
+from ups.models.geometry import interpolate
+
+NU = 0.001
+
+
+def fields(n=3, points=32, seed=0):
+    return ups.physics.burgers.initial_conditions(n, ups.physics.burgers.grid(points), seed)
+
+
+def test_shapes_and_stream(simulator):
+    u0 = fields()
+    u = simulator.rollout(u0, 4, nu=NU)
+    assert u.shape == (3, 4, 32)
+    assert u.dtype == torch.float32
+    assert simulator.rollout(u0[0], 2, nu=NU).shape == (1, 2, 32)
+    assert torch.allclose(simulator.rollout(u0[:1], 4, nu=NU), u[:1], atol=1e-5)
+    frames = simulator.stream(u0, 4, nu=NU)
+    assert torch.equal(next(frames), u[:, 0])
+    assert not u.requires_grad
+
+
+def test_latent_mode_encodes_once_and_physical_mode_at_every_step(simulator):
+    u0, nu = fields(), torch.full((3,), NU)
+    latent, physical = simulator.rollout(u0, 3, nu=NU), simulator.rollout(u0, 3, nu=NU, mode="physical")
+    z = simulator.encode(u0)
+    for k in range(3):
+        z = simulator.step(z, nu)
+        assert torch.allclose(simulator.decode(z), latent[:, k], atol=1e-6)
+    u = u0
+    for k in range(3):
+        u = simulator.rollout(u, 1, nu=NU)[:, 0]
+        assert torch.allclose(u, physical[:, k], atol=1e-6)
+    assert not torch.allclose(latent[:, 2], physical[:, 2], atol=1e-3)
+
+
+def test_a_shifted_input_gives_the_shifted_output(simulator):
+    u0 = fields()
+    width = 32 // SPEC["tokens"]  # exact for whole tokens
+    for mode in ("latent", "physical"):
+        u = simulator.rollout(u0, 3, nu=NU, mode=mode)
+        moved = simulator.rollout(u0.roll(3 * width, -1), 3, nu=NU, mode=mode)
+        assert torch.allclose(moved, u.roll(3 * width, -1), atol=1e-5)
+
+
+def test_viscosity_and_step_reach_the_model(simulator):
+    u0 = fields()
+    assert not torch.allclose(simulator.rollout(u0, 2, nu=NU), simulator.rollout(u0, 2, nu=0.01), atol=1e-4)
+    each = torch.tensor([0.001, 0.01, 0.1])
+    assert torch.allclose(simulator.rollout(u0, 2, nu=each)[1], simulator.rollout(u0, 2, nu=0.01)[1], atol=1e-5)
+
+
+def test_any_points_in_any_order(simulator):
+    u0 = fields()
+    order = torch.randperm(32)
+    u = simulator.rollout(u0, 3, nu=NU)
+    assert torch.allclose(simulator.rollout(u0[:, order], 3, nu=NU, x=simulator.x[order]), u, atol=1e-5)
+    assert torch.equal(simulator.rollout(u0, 3, nu=NU, x_out=simulator.x[order]), u[..., order])
+    fine = (torch.arange(1024) + 0.5) / 1024
+    assert simulator.rollout(fields(points=1024), 2, nu=NU, x=fine, x_out=torch.rand(77)).shape == (3, 2, 77)
+    assert simulator.rollout(u0[:, :1], 2, nu=NU, x=torch.tensor([0.3]), x_out=torch.tensor([0.0])).shape == (3, 2, 1)
+
+
+def test_interpolation_is_periodic_and_exact_for_lines():
+    x = torch.tensor([0.1, 0.9, 0.5])
+    u = torch.tensor([[1.0, 3.0, 2.0]])
+    query = torch.tensor([0.1, 0.3, 0.7, 0.9, 0.95, 0.0, 0.05])
+    expected = torch.tensor([[1.0, 1.5, 2.5, 3.0, 2.5, 2.0, 1.5]])
+    assert torch.allclose(interpolate(u, x, query, 1.0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"u0": torch.zeros(3, 31)}, r"\(B, 32\)"),
+        ({"u0": torch.full((3, 32), torch.nan)}, "finite"),
+        ({"steps": 0}, "steps=0"),
+        ({"mode": "both"}, "latent, physical"),
+        ({"correct": "magic"}, "none, diffusion, consistency"),
+        ({"nu": 0.0}, "positive"),
+        ({"x": torch.linspace(0, 1, 32)}, r"\[0, 1\)"),
+        ({"x_out": torch.tensor([-0.1])}, r"\[0, 1\)"),
+        ({"correct": "diffusion"}, "an operator alone"),
+    ],
+)
+def test_refusals_are_sentences(simulator, change, words):
+    arguments = {"u0": fields(), "steps": 2, "nu": NU, **change}
+    with pytest.raises(UpsError, match=words):
+        simulator.rollout(**arguments)
+
+
+def test_save_and_load(simulator, tmp_path):
+    state = {f"simulator.{k}": v for k, v in simulator.state_dict().items()}
+    path = tmp_path / "checkpoints" / "operator.ckpt"
+    path.parent.mkdir()
+    torch.save({"simulator": simulator.description(), "state_dict": state}, path)
+    for where in (path, tmp_path):
+        again = ups.load(where)
+        assert isinstance(again, ups.Simulator)
+        assert not again.training
+        assert torch.equal(again.rollout(fields(), 2, nu=NU), simulator.rollout(fields(), 2, nu=NU))
+
+
+def test_load_refuses_what_is_not_a_checkpoint(simulator, tmp_path):
+    with pytest.raises(UpsError, match="neither"):
+        ups.load(tmp_path / "nothing")
+    with pytest.raises(UpsError, match="has not finished"):
+        ups.load(tmp_path)
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UpsError, match="not a checkpoint of UPS"):
+        ups.load(path)
+    other = make_simulator(width=24)
+    state = {f"simulator.{k}": v for k, v in other.state_dict().items()}
+    torch.save({"simulator": simulator.description(), "state_dict": state}, path)
+    with pytest.raises(UpsError, match="keys differ"):
+        ups.load(path)
+
+
+def test_a_checkpoint_cannot_name_code_to_run(tmp_path):
+    with pytest.raises(UpsError, match="allowed are upt"):
+        build({"architecture": "os.system"}, 32)
+    with pytest.raises(UpsError, match=r"model\.depth"):
+        build({**SPEC, "depth": 3}, 32)
+    with pytest.raises(UpsError, match="multiple of tokens"):
+        build({**SPEC, "tokens": 5}, 32)

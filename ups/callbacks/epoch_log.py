@@ -1,0 +1,39 @@
+"""One plain line an epoch, for whoever follows a run from outside: grep -E "Epoch|L_inv|loss:"."""
+
+import logging
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class EpochLog(pl.Callback):
+    """Logs, at each epoch's end, the mean of every loss term, the last validation result, steps a second and the time left."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.started, self.first_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name, value in outputs.items():  # sums of tensors: nothing waits for the device
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        parts = [f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss: {means.pop('loss', float('nan')):.5f}"]
+        parts += [f"{name} {means.get(name, 0.0):.5f}" for name in ("L_forward", "L_inv_enc", "L_inv_dec")]
+        score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/nrmse")
+        parts += [f"validation nRMSE {float(score):.4f}"] if score is not None else []
+        seconds = time.monotonic() - self.started
+        parts.append(f"{(trainer.global_step - self.first_step) / seconds:.1f} steps/s")
+        if trainer.max_epochs and trainer.max_epochs > 0:
+            parts.append(f"{seconds * (trainer.max_epochs - trainer.current_epoch - 1) / 60:.1f} min left")
+        if trainer.is_global_zero:
+            log.info("  ".join(parts))

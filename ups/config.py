@@ -1,0 +1,124 @@
+"""What a configuration may hold, and the sentence when it doesn't. Unknown keys are refused by Hydra itself."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ups.errors import UpsError
+
+# keys that may differ between two calls that continue one run
+FREE = ("name", "output_dir", "overwrite", "logger", "trainer.max_time", "trainer.log_every_n_steps", "data.directory", "data.path",
+        "data.num_workers", "data.in_memory", "data.eval_batch_size", "experiment")  # fmt: skip
+
+
+def _whole(low: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: type(v) is int and v >= low, f"a whole number of at least {low}"
+
+
+def _real(low: float, high: float = float("inf"), *, above: bool = False) -> tuple[Callable[[Any], bool], str]:
+    def test(v: Any) -> bool:
+        return type(v) in (int, float) and (v > low if above else v >= low) and v <= high
+
+    words = f"a number {'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < float("inf") else "")
+    return test, words
+
+
+def _none_or(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v is None or rule[0](v), f"{rule[1]}, or null"
+
+
+def _switch() -> tuple[Callable[[Any], bool], str]:
+    return lambda v: type(v) is bool, "true or false"
+
+
+def _text(pattern: str, words: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None, words
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": _text(r"[^/\x00]*[^/.\x00][^/\x00]*", "a folder's name without '/'"),
+    "seed": _whole(0),
+    "lambda_inv": _real(0),
+    "compile": _switch(),
+    "overwrite": _switch(),
+    "loss.lambda_inv_enc": _real(0),
+    "loss.lambda_inv_dec": _real(0),
+    "loss.inverse_loss_frequency": _whole(1),
+    "data.nu": _none_or(_real(0, above=True)),
+    "data.points": _whole(2),
+    "data.solver_points": _whole(4),
+    "data.dt": _real(0, above=True),
+    "data.frames": _whole(2),
+    "data.train": _whole(1),
+    "data.validation": _whole(1),
+    "data.test": _whole(1),
+    "data.time_stride": _whole(1),
+    "data.space_stride": _whole(1),
+    "data.window": _whole(1),
+    "data.windows_per_trajectory": _whole(1),
+    "data.batch_size": _whole(1),
+    "data.eval_batch_size": _whole(1),
+    "data.shift": _switch(),
+    "data.mirror": _switch(),
+    "data.in_memory": _switch(),
+    "data.num_workers": _whole(0),
+    "data.seed": _whole(0),
+    "trainer.max_epochs": _whole(1),
+    "trainer.max_time": _none_or(_text(r"\d\d:\d\d:\d\d:\d\d", "DD:HH:MM:SS")),
+    "trainer.accumulate_grad_batches": _whole(1),
+    "trainer.gradient_clip_val": _none_or(_real(0)),
+    "trainer.log_every_n_steps": _whole(1),
+    "trainer.check_val_every_n_epoch": _whole(1),
+    "trainer.precision": _text(
+        r"auto|32-true|64-true|bf16-mixed|bf16-true|16-mixed", "auto, 32-true, 64-true, bf16-mixed, bf16-true or 16-mixed"
+    ),
+    "callbacks.ema.decay": _real(0, 1),
+    "stage.module.lr": _real(0, above=True),
+    "stage.module.weight_decay": _real(0),
+    "stage.module.warmup": _real(0, 1),
+    "stage.module.final_lr": _real(0, 1),
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse values that can't work, before anything is written: the key, the value and what is allowed.
+
+    Raises:
+        UpsError: the first such value.
+    """
+    for key, (test, allowed) in RULES.items():
+        value = OmegaConf.select(cfg, key, default=None, throw_on_missing=False)
+        if OmegaConf.select(cfg, key.rpartition(".")[0] or "seed") is None:
+            continue  # a group that was left out, callbacks.ema=null say
+        if not test(value):
+            raise UpsError(f"{key}={value!r} is not allowed: {allowed} is")
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise UpsError(f"{', '.join(sorted(missing))} must be given")
+
+
+def differences(old: DictConfig, new: DictConfig) -> list[str]:
+    """What keeps two configurations from being the same run: "key: old -> new" for each key that decides a result."""
+    a, b = flat(old), flat(new)
+    return [
+        f"{key}: {a.get(key)} -> {b.get(key)}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and not decides_nothing(key)
+    ]
+
+
+def flat(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as one level: {"data.nu": 0.001, ...}, resolved."""
+
+    def walk(node: Any, prefix: str) -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {k: v for key, value in node.items() for k, v in walk(value, f"{prefix}{key}.").items()}
+        return {prefix[:-1]: node}
+
+    return walk(OmegaConf.to_container(cfg, resolve=True), "")
+
+
+def decides_nothing(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE) or key.endswith((".dirpath", ".save_dir"))

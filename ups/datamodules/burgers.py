@@ -1,0 +1,213 @@
+"""1D viscous Burgers in PDEBench's setting: made when there is none, or read from a PDEBench file."""
+
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from filelock import FileLock
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ups.datamodules.hdf5 import TrajectoryFile, digest
+from ups.datamodules.windows import Batch, WindowDataset, WindowSampler
+from ups.errors import UpsError
+from ups.files import require_space, whole_or_absent
+from ups.physics import burgers
+
+SPLITS = ("train", "validation", "test")
+
+
+class BurgersDataModule(pl.LightningDataModule):
+    """Trajectories u (N, T, X) of u_t + (u^2/2)_x = (nu/pi) u_xx on [0, 1), split by trajectory.
+
+    Without ``path`` a file is made in ``directory`` (or reused, when one of the same recipe is there): PDEBench's initial
+    conditions, solved by :func:`ups.physics.burgers.solve` at ``solver_points``, kept at ``points`` and every ``dt`` for ``frames``
+    frames. With ``path`` any PDEBench 1D Burgers file is read, thinned by ``time_stride`` and ``space_stride``; it stays on disk
+    unless ``in_memory``. The first ``train`` trajectories train; the last ``test`` ones test; ``validation`` stand before those.
+
+    Training batches are windows of ``window`` + 1 frames; validation and test batches whole trajectories.
+
+    After ``setup``: ``dt``, ``length``, ``frames``, ``points``, ``x`` (X,), ``scale`` (the training data's standard deviation) and
+    ``dataset`` (a dict that identifies the test set).
+
+    Raises:
+        UpsError: a missing, corrupt or mis-shaped file; too few trajectories; too little disk.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        directory: str = "outputs/data",
+        nu: float | None = 0.001,
+        points: int = 256,
+        solver_points: int = 1024,
+        dt: float = 0.05,
+        frames: int = 41,
+        train: int = 1000,
+        validation: int = 100,
+        test: int = 128,
+        time_stride: int = 1,
+        space_stride: int = 1,
+        window: int = 4,
+        windows_per_trajectory: int = 10,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        shift: bool = True,
+        mirror: bool = True,
+        in_memory: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+        order_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        h = self.hparams
+        if path is None and (h.nu is None or h.solver_points % h.points):
+            raise UpsError(
+                f"data.nu={h.nu}, data.points={h.points}: to make data nu must be a number and "
+                f"points a divisor of data.solver_points={h.solver_points}"
+            )
+        self.nu = h.nu if path is None else _nu_of(Path(path), h.nu)
+        self.path = Path(path) if path else Path(directory) / f"burgers-nu{self.nu:g}-{_key(self._recipe())}.hdf5"
+        self.file: TrajectoryFile | None = None
+
+    def prepare_data(self) -> None:
+        if self.hparams.path is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock"):  # parallel sweep jobs make it once
+                if not self.path.exists():
+                    self._make()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.file is not None:
+            return
+        h = self.hparams
+        file = TrajectoryFile(self.path, h.time_stride, h.space_stride)
+        if h.train + h.validation + h.test > file.trajectories:
+            raise UpsError(
+                f"{self.path} holds {file.trajectories} trajectories, but data.train={h.train}, "
+                f"data.validation={h.validation} and data.test={h.test} ask for {h.train + h.validation + h.test}"
+            )
+        if h.window >= file.frames:
+            raise UpsError(
+                f"data.window={h.window}: {self.path} has {file.frames} frames, so at most {file.frames - 1} is allowed"
+            )
+        n = file.trajectories
+        self.rows = {
+            "train": range(h.train),
+            "validation": range(n - h.test - h.validation, n - h.test),
+            "test": range(n - h.test, n),
+        }
+        self.dt, self.length, self.frames, self.points = file.dt, file.length, file.frames, file.points
+        self.x = torch.from_numpy(file.x)
+        self.train_values = file.read(self.rows["train"]) if h.in_memory else None
+        known = self.train_values if h.in_memory else file.read(self.rows["train"][:: max(1, h.train // 500)])
+        self.scale = float(np.std(known, dtype=np.float64))  # the mean stays: removing it would break u -> -u
+        self.values = {split: torch.from_numpy(file.read(self.rows[split])) for split in SPLITS[1:]}
+        self.dataset = {
+            "name": f"burgers-nu{self.nu:g}",
+            "hash": digest(self.values["test"].numpy()),
+            "split": "test",
+            "trajectories": h.test,
+            "points": self.points,
+            "frames": self.frames,
+            "nu": self.nu,
+        }
+        self.file = file
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        h, trainer = self.hparams, self.trainer
+        assert self.file is not None
+        sampler = WindowSampler(
+            h.train,
+            self.frames - h.window,
+            self.points,
+            windows_per_trajectory=h.windows_per_trajectory,
+            batch_size=h.batch_size,
+            shift=h.shift,
+            mirror=h.mirror,
+            seed=h.order_seed,
+            position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
+        dataset = WindowDataset(self.file, self.rows["train"], self.train_values, h.window, self.nu)
+        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=h.num_workers)
+
+    def val_dataloader(self) -> list[Batch]:
+        return self._whole("validation")
+
+    def test_dataloader(self) -> list[Batch]:
+        return self._whole("test")
+
+    def _whole(self, split: str) -> list[Batch]:
+        rows, values = torch.arange(self.rows[split].start, self.rows[split].stop), self.values[split]
+        size = self.hparams.eval_batch_size
+        return [Batch(u, torch.full((len(u),), self.nu), i) for u, i in zip(values.split(size), rows.split(size), strict=True)]
+
+    def _recipe(self) -> dict:
+        names = ("nu", "points", "solver_points", "dt", "frames", *SPLITS, "seed")
+        return {"equation": "burgers", "version": 1, **{name: self.hparams[name] for name in names}}
+
+    def _make(self) -> None:
+        """Make the file: each split from its own seed, so that the test set doesn't depend on the other splits' sizes."""
+        h = self.hparams
+        require_space(self.path, (h.train + h.validation + h.test) * h.frames * h.points * 4, "the generated data set")
+        x = burgers.grid(h.solver_points)
+        u0 = [burgers.initial_conditions(h[split], x, 3 * h.seed + i) for i, split in enumerate(SPLITS)]
+        values = _solve_all(u0, np.arange(h.frames) * h.dt, self.nu, keep=h.solver_points // h.points)
+        with whole_or_absent(self.path) as temporary, h5py.File(temporary, "w") as file:
+            file["tensor"] = values.numpy()
+            file["x-coordinate"] = x[:: h.solver_points // h.points].numpy()
+            file["t-coordinate"] = np.arange(h.frames + 1, dtype=np.float32) * np.float32(h.dt)
+            file.attrs["recipe"] = json.dumps(self._recipe())
+            file.attrs["hash"] = digest(values.numpy())
+
+
+def _solve_all(u0: list[Tensor], t: np.ndarray, nu: float, keep: int) -> Tensor:
+    """Solve the splits [(N_i, X)] in cache-sized groups of like speed, on the GPU if there is one: (sum of N_i, T, X / keep)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = 16 if device.type == "cpu" else 512
+    # the fastest trajectory of a group sets its time step; groups stay within a split, so that splits don't depend on each other
+    groups = [split[rows] for split in u0 for rows in split.abs().amax(1).argsort().split(size)]
+    order = torch.cat([split.abs().amax(1).argsort() + start for split, start in zip(u0, _starts(u0), strict=True)])
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+
+    def work(group: Tensor) -> Tensor:
+        return burgers.solve(group.to(device), t.tolist(), nu)[..., ::keep].cpu()
+
+    with Progress(*columns) as progress, ThreadPoolExecutor(os.cpu_count() if device.type == "cpu" else 1) as pool:
+        task = progress.add_task(f"solving Burgers, nu {nu:g}, {u0[0].shape[1]} points", total=len(order))
+        done = []
+        for solved in pool.map(work, groups):
+            done.append(solved)
+            progress.advance(task, len(solved))
+    out = torch.empty(len(order), *done[0].shape[1:])
+    out[order] = torch.cat(done)
+    return out
+
+
+def _starts(parts: list[Tensor]) -> list[int]:
+    return [sum(len(part) for part in parts[:i]) for i in range(len(parts))]
+
+
+def _nu_of(path: Path, nu: float | None) -> float:
+    """PDEBench says nu in the file's name only."""
+    if nu is not None:
+        return nu
+    found = re.search(r"Nu(\d+\.?\d*)", path.name)
+    if found is None:
+        raise UpsError(f"{path}: the file's name doesn't say nu as in '1D_Burgers_Sols_Nu0.001.hdf5'; give data.nu=...")
+    return float(found.group(1))
+
+
+def _key(recipe: dict) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,90 @@
+"""PDEBench's 1D HDF5 layout: `tensor` (N, T, X) float32, `x-coordinate` (X,), `t-coordinate` (T,) or, as published, (T + 1,)."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ups.errors import UpsError
+
+
+class TrajectoryFile:
+    """Reads trajectories from one file, every ``time_stride``-th frame and ``space_stride``-th point of them.
+
+    Opening checks names, ranks, lengths, types and coordinates; ``read`` checks that values are finite. Each fault is an
+    UpsError that names the file, the dataset and what was expected. The file is opened once a process, so that it may be
+    handed to worker processes. It is never written.
+    """
+
+    def __init__(self, path: Path, time_stride: int = 1, space_stride: int = 1) -> None:
+        self.path, self.time_stride, self.space_stride = Path(path), time_stride, space_stride
+        self._file: h5py.File | None = None
+        self._process = -1
+        if not self.path.is_file():
+            raise UpsError(f"there is no data file {self.path}")
+        x, t = self._coordinate("x-coordinate"), self._coordinate("t-coordinate")
+        tensor = self._dataset("tensor", 3)
+        trajectories, frames, points = tensor.shape
+        if len(x) != points:
+            raise UpsError(f"{self.path}: 'x-coordinate' has {len(x)} entries, 'tensor' {points} points; they must agree")
+        if len(t) not in (frames, frames + 1):
+            raise UpsError(
+                f"{self.path}: 't-coordinate' has {len(t)} entries, 'tensor' {frames} frames; {frames} or {frames + 1} are allowed"
+            )
+        self.trajectories = trajectories
+        self.x, self.t = x[::space_stride], t[:frames:time_stride]
+        self.frames, self.points = len(self.t), len(self.x)
+        self.length = float((x[-1] - x[0]) * points / (points - 1))  # periodic: one cell more than the distance of the centres
+        self.dt = float(self.t[1] - self.t[0])
+
+    def read(self, trajectories: np.ndarray | range, start: int = 0, frames: int | None = None) -> np.ndarray:
+        """Frames ``start`` to ``start + frames`` (in strides; all by default) of some trajectories: (B, frames, X) float32."""
+        tensor = self._dataset("tensor", 3)
+        stop = self.frames if frames is None else start + frames
+        out = np.empty((len(trajectories), stop - start, self.points), np.float32)
+        for row, i in enumerate(trajectories):
+            # whole lines are read and thinned in memory: strided reads along the last axis are many times slower
+            out[row] = tensor[i, start * self.time_stride : (stop - 1) * self.time_stride + 1 : self.time_stride][
+                :, :: self.space_stride
+            ]
+            if not np.isfinite(out[row]).all():
+                raise UpsError(f"{self.path}: 'tensor' has a value that is not finite in trajectory {i}; all must be finite")
+        return out
+
+    def _dataset(self, name: str, rank: int) -> h5py.Dataset:
+        dataset = self._open().get(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise UpsError(
+                f"{self.path}: there is no dataset '{name}'; PDEBench's layout has 'tensor', 'x-coordinate' and 't-coordinate'"
+            )
+        if dataset.ndim != rank or dataset.dtype.kind != "f" or 0 in dataset.shape:
+            raise UpsError(
+                f"{self.path}: '{name}' is {dataset.dtype} {dataset.shape}; a non-empty float array of {rank} dimensions is expected"
+            )
+        return dataset
+
+    def _coordinate(self, name: str) -> np.ndarray:
+        values = np.asarray(self._dataset(name, 1)[:], np.float64)
+        steps = np.diff(values)
+        if len(values) < 2 or not np.isfinite(values).all() or (steps <= 0).any() or np.ptp(steps) > 1e-3 * steps.mean():
+            raise UpsError(f"{self.path}: '{name}' must be finite, increasing and evenly spaced, with at least 2 entries")
+        return values
+
+    def _open(self) -> h5py.File:
+        if self._file is None or self._process != os.getpid():  # HDF5 handles don't survive a fork
+            try:
+                self._file = h5py.File(self.path, "r")
+            except OSError as error:
+                raise UpsError(f"{self.path} can't be read as HDF5, it is truncated or of another kind ({error})") from None
+            self._process = os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_file": None}
+
+
+def digest(values: np.ndarray) -> str:
+    """A short content hash of an array: the first 12 hex digits of the SHA-256 of its shape and bytes."""
+    return hashlib.sha256(repr(values.shape).encode() + np.ascontiguousarray(values).tobytes()).hexdigest()[:12]

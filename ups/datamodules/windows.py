@@ -1,0 +1,105 @@
+"""Training windows: one batch type, one way to make a batch, and an order that is a function of seed and position alone."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ups.datamodules.hdf5 import TrajectoryFile
+
+
+@dataclass
+class Batch:
+    """Windows ``u`` (B, K+1, X) of consecutive frames, their ``nu`` (B,), and the ``trajectory`` (B,) that each is from."""
+
+    u: Tensor
+    nu: Tensor
+    trajectory: Tensor
+
+    def __post_init__(self) -> None:
+        if self.u.ndim != 3 or self.nu.shape != self.u.shape[:1] or self.trajectory.shape != self.u.shape[:1]:
+            shapes = tuple(self.u.shape), tuple(self.nu.shape), tuple(self.trajectory.shape)
+            raise ValueError(f"a batch is u (B, K+1, X), nu (B,), trajectory (B,), not {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.u)
+
+
+@dataclass
+class Windows:
+    """Which windows a batch holds, an integer array (B,) each: trajectory, first frame, shift in points, mirrored or not."""
+
+    trajectory: np.ndarray
+    start: np.ndarray
+    shift: np.ndarray
+    mirror: np.ndarray
+
+
+class WindowDataset(Dataset[Batch]):
+    """Makes batches from trajectories in memory (N, T, X) or, where ``values`` is None, straight from the file."""
+
+    def __init__(self, file: TrajectoryFile, trajectories: range, values: np.ndarray | None, window: int, nu: float) -> None:
+        self.file, self.trajectories, self.values, self.window, self.nu = file, trajectories, values, window, nu
+
+    def __getitem__(self, w: Windows) -> Batch:
+        frames = self.window + 1
+        if self.values is not None:
+            u = self.values[w.trajectory[:, None], w.start[:, None] + np.arange(frames)]
+        else:
+            rows = zip(w.trajectory, w.start, strict=True)
+            u = np.concatenate([self.file.read(self.trajectories[i : i + 1], start, frames) for i, start in rows])
+        points = np.arange(u.shape[-1]) + w.shift[:, None]
+        # the symmetries of the equation: x -> x + s; and x -> -x with u -> -u
+        points = np.where(w.mirror[:, None] == 1, -1 - points, points) % u.shape[-1]
+        sign = np.float32(1) - 2 * w.mirror[:, None, None].astype(np.float32)
+        u = np.take_along_axis(u, points[:, None], -1) * sign
+        trajectory = torch.from_numpy(w.trajectory + self.trajectories.start)
+        return Batch(torch.from_numpy(u), torch.full((len(u),), self.nu), trajectory)
+
+
+class WindowSampler(Sampler[Windows]):
+    """Draws batches of windows; batch number n of a run is a function of ``seed`` and n alone.
+
+    An epoch takes ``windows_per_trajectory`` random windows of every trajectory, each with a random shift and mirroring where
+    those are on. ``position`` tells how many batches the run has taken so far: an interrupted run goes on with the very next one.
+    With several processes each takes its share of every global batch.
+    """
+
+    def __init__(
+        self,
+        trajectories: int,
+        starts: int,
+        points: int,
+        *,
+        windows_per_trajectory: int,
+        batch_size: int,
+        shift: bool,
+        mirror: bool,
+        seed: int,
+        position: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.trajectories, self.starts, self.points = trajectories, starts, points
+        self.windows_per_trajectory, self.batch_size = windows_per_trajectory, batch_size
+        self.shift, self.mirror, self.seed = shift, mirror, seed
+        self.position, self.rank, self.world = position, rank, world
+
+    def __len__(self) -> int:
+        return max(1, self.trajectories * self.windows_per_trajectory // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[Windows]:
+        epoch, first = divmod(self.position(), len(self))
+        rng = np.random.default_rng((self.seed, epoch))
+        n = self.trajectories * self.windows_per_trajectory
+        trajectory = rng.permutation(n) % self.trajectories
+        start = rng.integers(self.starts, size=n)
+        shift = rng.integers(self.points, size=n) * self.shift
+        mirror = rng.integers(2, size=n) * self.mirror
+        for b in range(first, len(self)):
+            rows = np.arange(self.batch_size) + (b * self.world + self.rank) * self.batch_size
+            rows = rows % n  # only a data set smaller than one batch comes round again
+            yield Windows(trajectory[rows], start[rows], shift[rows], mirror[rows])

@@ -1,0 +1,118 @@
+"""A Universal Physics Transformer for periodic lines, built for speed on a fixed set of tokens.
+
+Source: Alkin et al., "Universal Physics Transformers", NeurIPS 2024: an encoder to a fixed number of latent tokens, an approximator that
+steps the tokens, a decoder. Here everything is relative and periodic: token j stands at (j + 1/2) L/N and sees the field through
+an overlapping circular patch, tokens mix through a circular neighbourhood, so that a shift of the field by a token's width is exactly
+a shift of the tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ups.errors import UpsError
+
+NU_SCALE, DT_SCALE = 1e-3, 0.05  # where log nu and dt are centred; a matter of units only
+
+
+class MixerBlock(nn.Module):
+    """h + W2 silu(W1 [h_{j-1}, h_j, h_{j+1}] + b): neighbouring tokens meet, then channels.
+
+    Tokens are held as (C, N, B), the batch last: every product is then one large matrix product without a transposition.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.randn(hidden, 3 * channels) * (3 * channels) ** -0.5)
+        self.b1 = nn.Parameter(torch.zeros(hidden, 1))
+        self.w2 = nn.Parameter(torch.randn(channels, hidden) * 0.5 * hidden**-0.5)
+
+    def forward(self, h: Tensor) -> Tensor:
+        c, n, b = h.shape
+        neighbours = torch.cat((h.roll(1, 1), h, h.roll(-1, 1)))
+        y = F.silu(torch.addmm(self.b1, self.w1, neighbours.view(3 * c, n * b)))
+        return torch.addmm(h.reshape(c, n * b), self.w2, y).view(c, n, b)
+
+
+def bound(z: Tensor, limit: float) -> Tensor:
+    """z / sqrt(1 + |z|^2 / limit^2), |z|^2 the mean over a token's channels: the identity for small tokens, bounded for large ones.
+
+    LayerNorm, which bounds latent rollouts too, throws a token's size away, and with it the precision of small differences: see
+    docs/method.md for both measured.
+    """
+    return z * torch.rsqrt(1 + z.square().mean(0, keepdim=True) / limit**2)
+
+
+class UPT(nn.Module):
+    """Encoder, approximator, decoder over ``tokens`` latent tokens of ``width`` channels.
+
+    Args:
+        points: points of the training grid, a multiple of ``tokens``.
+        tokens, width: N and C of the latent state (B, N, C).
+        hidden: channels inside a block, as a multiple of ``width``.
+        encoder, approximator, decoder: blocks in each part.
+        patch: patches of points/tokens points that a token sees, and writes to, around its own place; odd.
+        fields: components F of the field.
+        limit: where the size of a token saturates, in units of its variance; see :func:`bound`.
+    """
+
+    def __init__(
+        self,
+        points: int,
+        tokens: int = 32,
+        width: int = 64,
+        hidden: float = 1.0,
+        encoder: int = 2,
+        approximator: int = 4,
+        decoder: int = 2,
+        patch: int = 3,
+        fields: int = 1,
+        limit: float = 3.0,
+    ) -> None:
+        super().__init__()
+        if points % tokens or tokens < patch or patch % 2 == 0:
+            raise UpsError(f"model.tokens={tokens}, model.patch={patch}: the {points} points must be a multiple of tokens; patch odd, at most tokens")
+        self.tokens, self.patch, self.limit = tokens, patch, limit
+        self.fields, self.per_token = fields, points // tokens * fields
+        inner = round(hidden * width)
+
+        def stack(depth: int) -> nn.Sequential:
+            return nn.Sequential(*(MixerBlock(width, inner) for _ in range(depth)))
+
+        self.patches_in = nn.Parameter(torch.randn(width, patch * self.per_token) * (patch * self.per_token) ** -0.5)
+        # a constant beside the field, so that the tokens of a field and of its double are not multiples of each other
+        self.constant = nn.Parameter(torch.randn(width, 1, 1))
+        self.condition = nn.Linear(2, width)
+        self.encoder, self.approximator, self.decoder = stack(encoder), stack(approximator), stack(decoder)
+        self.patches_out = nn.Parameter(torch.randn(patch * self.per_token, width) * 0.5 * width**-0.5)
+
+    def encode(self, u: Tensor) -> Tensor:
+        """Fields (B, X, F) of unit scale -> tokens (B, N, C)."""
+        own = u.permute(1, 2, 0).reshape(self.tokens, self.per_token, len(u))  # (N, P F, B)
+        patches = torch.cat([own.roll(-k, 0) for k in self._offsets()], 1)
+        h = torch.einsum("cp,npb->cnb", self.patches_in, patches) + self.constant
+        return _outside(bound(self.encoder(h), self.limit))
+
+    def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
+        """Tokens (B, N, C) -> tokens ``dt`` (B,) later, at viscosity ``nu`` (B,)."""
+        about = self.condition(torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1))  # (B, C)
+        return _outside(bound(self.approximator(_inside(z) + about.T[:, None]), self.limit))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Tokens (B, N, C) -> fields (B, X, F) on the training grid."""
+        h = self.decoder(_inside(z))
+        patches = (self.patches_out @ h.view(h.shape[0], -1)).view(self.patch, self.per_token, self.tokens, -1)
+        u = torch.stack([part.roll(k, 1) for part, k in zip(patches, self._offsets(), strict=True)]).sum(0)
+        return u.permute(2, 1, 0).reshape(u.shape[2], -1, self.fields)
+
+    def _offsets(self) -> range:
+        return range(-(self.patch // 2), self.patch // 2 + 1)
+
+
+def _inside(z: Tensor) -> Tensor:
+    """(B, N, C) -> (C, N, B); a view where ``z`` came from here."""
+    return z.permute(2, 1, 0).contiguous()
+
+
+def _outside(h: Tensor) -> Tensor:
+    return h.permute(2, 1, 0)

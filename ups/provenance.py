@@ -1,0 +1,73 @@
+"""Where a result comes from: code, configuration, data, versions, hardware."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from ups.config import decides_nothing, flat
+
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "h5py", "numpy", "torchmetrics")
+
+
+def provenance(cfg: DictConfig, data_hash: str) -> dict[str, Any]:
+    """A flat description of this run that goes into provenance.json, every report and every leaderboard row."""
+    commit, dirty = _git()
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "commit": commit,
+        "dirty": dirty,
+        "config_hash": config_hash(cfg),
+        "data_hash": data_hash,
+        "seed": cfg.seed,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("ups", *PACKAGES)}},
+        "hardware": hardware(),
+    }
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Hash of every key that decides a result."""
+    deciding = {key: value for key, value in flat(cfg).items() if not decides_nothing(key)}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def hardware() -> str:
+    """In words: processor and cores, or GPU."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{os.cpu_count()} x {model or platform.machine()}"
+
+
+def _git() -> tuple[str | None, bool | None]:
+    folder = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder.parent:
+            return None, None  # installed inside somebody else's repository
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,114 @@
+"""The one entry: python -m ups.run [stage=...] [key=value ...]. Composes the configuration, trains, tests, reports."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:  # imported where they are used, so that --help doesn't wait for torch
+    from ups.datamodules import BurgersDataModule
+    from ups.modules import EvaluateModule
+    from ups.rollout import Simulator
+
+CONF = next(str(p) for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
+log = logging.getLogger("ups")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> float:
+    from ups.errors import UpsError
+    from ups.training import Unfinished
+
+    try:
+        return run(cfg)
+    except UpsError as error:
+        log.error("%s", error)
+        sys.exit(2)
+    except Unfinished as stop:
+        log.warning("%s", stop)
+        sys.exit(3)
+
+
+def run(cfg: DictConfig) -> float:
+    """Data, training, test, report. Returns the test nRMSE of the latent rollout, for sweepers."""
+    from ups.config import check
+    from ups.workspace import open_folder
+
+    check(cfg)
+    folder = open_folder(cfg)
+    data = make_data(cfg)
+    simulator = train_operator(cfg, data, folder)
+    results = test(cfg, simulator, data)
+    return report(cfg, results, data, folder)
+
+
+def make_data(cfg: DictConfig) -> "BurgersDataModule":
+    from hydra.utils import instantiate
+
+    data = instantiate(cfg.data)
+    data.prepare_data()
+    data.setup()
+    log.info("data: %s, test set %s", data.path, data.dataset["hash"])
+    return data
+
+
+def train_operator(cfg: DictConfig, data: "BurgersDataModule", folder: Path) -> "Simulator":
+    """Train the operator unless the folder holds a finished one; returns it with its averaged weights."""
+    import lightning.pytorch as pl
+    from hydra.utils import instantiate
+
+    from ups.models import build
+    from ups.rollout import Simulator, load
+    from ups.training import finished, fit, open_logger
+
+    if finished(folder, "operator"):
+        log.info("operator: finished already, in %s", folder / "checkpoints")
+        return load(folder)
+    pl.seed_everything(cfg.seed, verbose=False)
+    model = build(cfg.model, points=data.points)
+    simulator = Simulator(model, data.x, data.dt, data.length, data.scale, spec=cfg.model)
+    module = instantiate(cfg.stage.module, simulator)
+    log.info("operator: %d parameters, %d windows a step", sum(p.numel() for p in model.parameters()), data.hparams.batch_size)
+    with open_logger(cfg) as logger:
+        fit(cfg, module, data, folder, logger)
+    return load(folder)
+
+
+def test(cfg: DictConfig, simulator: "Simulator", data: "BurgersDataModule") -> "EvaluateModule":
+    """Rollouts over the test split, and the baselines, by the same code."""
+    import lightning.pytorch as pl
+
+    from ups.modules import EvaluateModule
+
+    module = EvaluateModule(simulator, model=cfg.model.name)
+    trainer = pl.Trainer(
+        accelerator=cfg.trainer.accelerator, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.test(module, datamodule=data, verbose=False)
+    return module
+
+
+def report(cfg: DictConfig, results: "EvaluateModule", data: "BurgersDataModule", folder: Path) -> float:
+    """The table, the evaluation JSON, the picture, provenance.json and the leaderboard's rows."""
+    from ups import leaderboard
+    from ups.provenance import provenance
+    from ups.report import draw_rollout, leaderboard_rows, print_table, write_evaluation, write_json
+
+    origin, rows, path = provenance(cfg, data.dataset["hash"]), results.rows, folder / "reports" / f"eval_{cfg.stage.name}.json"
+    write_json(folder / "provenance.json", origin)
+    write_evaluation(path, data.dataset, rows, origin)
+    assert results.example is not None
+    draw_rollout(path.with_suffix(".png"), *results.example, data.dt, data.length, f"{cfg.name}: the median test trajectory")
+    table = Path(cfg.output_dir) / "leaderboard.csv"
+    leaderboard.record(table, leaderboard_rows(cfg.name, cfg.stage.name, data.dataset, rows, origin))
+    print_table(data.dataset, rows)
+    log.info("report: %s, %s; all runs: %s", path, path.with_suffix(".png"), table)
+    log.info("next: python -c 'import ups; sim = ups.load(\"%s\")'", folder)
+    return rows[0]["nrmse"]
+
+
+if __name__ == "__main__":
+    main()

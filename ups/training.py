@@ -1,0 +1,132 @@
+"""Fit one stage: trainer, resume, and the two files of weights that say that it is finished."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from ups.callbacks import AtomicCheckpointIO, TimeLimit
+from ups.errors import UpsError
+from ups.modules import OperatorModule
+from ups.rollout import Simulator
+
+log = logging.getLogger(__name__)
+
+
+class Unfinished(Exception):
+    """Training stopped before its end, with a checkpoint from which the same command goes on."""
+
+
+def fit(cfg: DictConfig, module: OperatorModule, data: pl.LightningDataModule, folder: Path, logger: Logger) -> None:
+    """Train ``module``, or go on from the folder's last checkpoint, and write ``<stage>.ckpt`` and ``<stage>_ema.ckpt``.
+
+    Raises:
+        Unfinished: stopped by the time limit or by a signal.
+    """
+    stage, checkpoints = cfg.stage.name, folder / "checkpoints"
+    trainer = make_trainer(cfg, folder, logger)
+    last = checkpoints / f"{stage}-last.ckpt"
+    if last.exists():
+        log.info("resuming from %s", last)
+    if cfg.compile:
+        compile_simulator(module.simulator, folder)
+    trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    if trainer.current_epoch < trainer.max_epochs and not stopped_early(trainer):
+        trainer.save_checkpoint(last)
+        raise Unfinished(
+            f"stopped at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; the same command goes on from {last}"
+        )
+    best = checkpoints / f"{stage}-best.ckpt"
+    export(best, checkpoints, stage, module.simulator)
+    for path in (best, last):
+        path.unlink(missing_ok=True)
+
+
+def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Trainer:
+    """Lightning's Trainer by the names of conf/trainer, with the callbacks of conf/callbacks."""
+    options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    precision, max_time = options.pop("precision"), options.pop("max_time")
+    if precision == "auto":
+        precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    if max_time:
+        callbacks.append(TimeLimit(duration=max_time))
+    return pl.Trainer(
+        **options,
+        precision=precision,
+        callbacks=callbacks,
+        logger=logger,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the window sampler deals out the batches itself
+        enable_model_summary=False,
+        enable_progress_bar=os.isatty(1),
+    )
+
+
+def stopped_early(trainer: pl.Trainer) -> bool:
+    early = trainer.early_stopping_callback
+    return early is not None and early.stopped_epoch > 0
+
+
+def export(best: Path, folder: Path, stage: str, simulator: Simulator) -> None:
+    """Write the best checkpoint's raw and averaged weights as ``<stage>.ckpt`` and ``<stage>_ema.ckpt``; ``ups.load`` reads both."""
+    checkpoint = AtomicCheckpointIO().load_checkpoint(best)
+    common = {
+        key: checkpoint[key]
+        for key in ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
+        if key in checkpoint
+    }
+    common["simulator"] = simulator.description()
+    raw = checkpoint.get("current_model_state", checkpoint["state_dict"])
+    # the averaged file comes first: the raw one says that the stage is finished
+    for name, state in ((f"{stage}_ema", checkpoint["state_dict"]), (stage, raw)):
+        AtomicCheckpointIO().save_checkpoint({**common, "state_dict": state}, folder / f"{name}.ckpt")
+
+
+def compile_simulator(simulator: Simulator, folder: Path) -> None:
+    """Compile the model's three maps, with the kernels kept in the run's folder; stay eager where that fails."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compile_cache")
+    model = simulator.model
+    eager = {name: getattr(model, name) for name in ("encode", "step", "decode")}
+    try:
+        for name, method in eager.items():
+            setattr(model, name, torch.compile(method))
+        u = torch.zeros(2, len(simulator.x))
+        simulator.decode(simulator.step(simulator.encode(u), torch.ones(2))).sum().backward()
+        simulator.zero_grad()
+    except Exception as error:  # whatever the compiler trips over, training goes on without it
+        log.warning("compile=true: falling back to eager (%s)", str(error).strip().splitlines()[0])
+        for name in eager:
+            delattr(model, name)
+
+
+def finished(folder: Path, stage: str) -> bool:
+    return (folder / "checkpoints" / f"{stage}.ckpt").exists()
+
+
+@contextmanager
+def open_logger(cfg: DictConfig) -> Iterator[Logger]:
+    """The configured logger, told the configuration; closed at the end, so that every job of a sweep has a W&B run of its own."""
+    try:
+        logger = instantiate(cfg.logger)
+    except ModuleNotFoundError as error:
+        raise UpsError(
+            f"logger={cfg.logger._target_} needs a package that is not installed ({error.name}); pip install 'ups[wandb]'"
+        ) from None
+    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    try:
+        yield logger
+    finally:
+        logger.finalize("success")
+        if "wandb" in cfg.logger._target_.lower():
+            logger.experiment.finish()
