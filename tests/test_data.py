@@ -9,7 +9,17 @@ from ups.datamodules import BurgersDataModule
 from ups.errors import UpsError
 from ups.physics import burgers
 
-SMALL = {"points": 32, "solver_points": 64, "frames": 6, "train": 6, "validation": 2, "test": 3, "window": 2, "batch_size": 4, "eval_batch_size": 2}
+SMALL = {
+    "points": 32,
+    "solver_points": 64,
+    "frames": 6,
+    "train": 6,
+    "validation": 2,
+    "test": 3,
+    "window": 2,
+    "batch_size": 4,
+    "eval_batch_size": 2,
+}
 
 
 def small(tmp_path, **changes):
@@ -19,7 +29,9 @@ def small(tmp_path, **changes):
     return data
 
 
-def pdebench_file(path, trajectories=8, frames=21, points=64, *, names=("tensor", "x-coordinate", "t-coordinate"), t_extra=1, dtype=np.float32):
+def pdebench_file(
+    path, trajectories=8, frames=21, points=64, *, names=("tensor", "x-coordinate", "t-coordinate"), t_extra=1, dtype=np.float32
+):
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         file[names[0]] = rng.normal(size=(trajectories, frames, points)).astype(dtype)
@@ -60,7 +72,9 @@ def test_a_failed_generation_leaves_no_file(tmp_path, monkeypatch):
 def test_pdebench_file(tmp_path):
     path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.002.hdf5")
     for in_memory in (False, True):
-        data = BurgersDataModule(path=str(path), nu=None, train=5, validation=1, test=2, time_stride=5, space_stride=4, window=2, in_memory=in_memory)
+        data = BurgersDataModule(
+            path=str(path), nu=None, train=5, validation=1, test=2, time_stride=5, space_stride=4, window=2, in_memory=in_memory
+        )
         data.prepare_data()
         data.setup()
         assert (data.nu, data.frames, data.points) == (0.002, 5, 16)

@@ -1,5 +1,7 @@
 """The operator stage is not hollow: gradients, losses, frequency, and what the inverse losses are for."""
 
+import itertools
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -47,7 +49,10 @@ def test_losses_are_what_they_say():
 def test_every_loss_reaches_the_parts_that_it_is_about():
     simulator = make_simulator()
     u, nu = windows()
-    reached = {name: gradient_norms(simulator, operator_losses(simulator, u, nu, inverse=True)[name]) for name in ("L_forward", "L_inv_enc", "L_inv_dec")}
+    reached = {
+        name: gradient_norms(simulator, operator_losses(simulator, u, nu, inverse=True)[name])
+        for name in ("L_forward", "L_inv_enc", "L_inv_dec")
+    }
     for name, parts in {"L_forward": PARTS, "L_inv_enc": ("encoder", "decoder"), "L_inv_dec": PARTS}.items():
         for part in parts:
             assert reached[name][part] > 1e-6, (name, part)
@@ -74,7 +79,15 @@ class Computed(pl.Callback):
 
 def fit(tmp_path, epochs=1, callbacks=(), simulator=None, data=None, **module):
     data = data or BurgersDataModule(
-        directory=str(tmp_path), points=32, solver_points=64, frames=11, train=16, validation=4, test=4, windows_per_trajectory=4, batch_size=8
+        directory=str(tmp_path),
+        points=32,
+        solver_points=64,
+        frames=11,
+        train=16,
+        validation=4,
+        test=4,
+        windows_per_trajectory=4,
+        batch_size=8,
     )
     data.prepare_data()
     data.setup()
@@ -98,7 +111,10 @@ def test_inverse_loss_frequency(tmp_path):
 
 
 def test_silent_inverse_losses_stop_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("ups.modules.operator.operator_losses", lambda s, u, nu, inverse: operator_losses(s, u, nu, inverse=False) | {"L_inv_enc": torch.zeros(()), "L_inv_dec": torch.zeros(())})
+    monkeypatch.setattr(
+        "ups.modules.operator.operator_losses",
+        lambda s, u, nu, inverse: operator_losses(s, u, nu, inverse=False) | {"L_inv_enc": torch.zeros(()), "L_inv_dec": torch.zeros(())},
+    )
     with pytest.raises(UpsError, match="L_inv_enc"):
         fit(tmp_path, callbacks=[InverseLossFrequency(1)])
 
@@ -133,7 +149,7 @@ def test_schedule():
     assert max(factors) == pytest.approx(1.0)
     assert factors.index(max(factors)) in (9, 10)
     assert factors[-1] == pytest.approx(0.05)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
 def test_without_the_inverse_losses_the_latent_rollout_is_far_worse(tmp_path):
@@ -141,7 +157,15 @@ def test_without_the_inverse_losses_the_latent_rollout_is_far_worse(tmp_path):
     nrmse = {}
     for weight in (0.0, 1.0):
         data = BurgersDataModule(
-            directory=str(tmp_path), points=64, solver_points=128, nu=0.01, train=128, validation=8, test=8, window=2, windows_per_trajectory=16
+            directory=str(tmp_path),
+            points=64,
+            solver_points=128,
+            nu=0.01,
+            train=128,
+            validation=8,
+            test=8,
+            window=2,
+            windows_per_trajectory=16,
         )
         simulator = make_simulator(points=64, tokens=16, width=32, encoder=1, approximator=2, decoder=1)
         simulator, data, _ = fit(tmp_path, epochs=5, data=data, simulator=simulator, lambda_inv_enc=weight, lambda_inv_dec=weight)

@@ -1,5 +1,6 @@
 """The reference solver against the exact solution."""
 
+import itertools
 import math
 
 import pytest
@@ -24,7 +25,7 @@ def test_solve_converges_at_second_order_on_smooth_data():
     for points in (64, 128, 256):
         u0 = torch.sin(2 * math.pi * burgers.grid(points).double())[None] + 0.3
         errors.append(relative_l1(burgers.solve(u0, [0.1], 0.02), burgers.cole_hopf(u0, [0.1], 0.02)).item())
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert min(orders) > 1.8, (errors, orders)
 
 

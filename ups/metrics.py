@@ -39,9 +39,7 @@ class RolloutMetrics(Metric):
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         if pred.shape != target.shape or pred.ndim != 3:
-            raise UpsError(
-                f"rollout metrics take two (B, T, X) tensors of one shape, not {tuple(pred.shape)}, {tuple(target.shape)}"
-            )
+            raise UpsError(f"rollout metrics take two (B, T, X) tensors of one shape, not {tuple(pred.shape)}, {tuple(target.shape)}")
         pred, target = pred.double(), target.double()
         error = pred - target
         rmse = error.square().mean(-1).sqrt()  # (B, T)

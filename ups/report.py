@@ -25,9 +25,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def print_table(dataset: Mapping[str, Any], rows: Sequence[Row], console: Console | None = None) -> None:
     """The final table: errors in physical space and cost, the run's own rows first."""
-    title = "{name}: {trajectories} test trajectories, {points} points, {n} frames from t = 0".format(
-        **dataset, n=dataset["frames"] - 1
-    )
+    title = "{name}: {trajectories} test trajectories, {points} points, {n} frames from t = 0".format(**dataset, n=dataset["frames"] - 1)
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("model")
     table.add_column("mode")
@@ -49,9 +47,7 @@ def draw_rollout(path: Path, truth: Tensor, pred: Tensor, dt: float, length: flo
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 4)
     extent = (0.0, length, dt, dt * len(truth))
-    for axis, field, name, limit in zip(
-        axes, (truth, pred, error), ("truth", "latent rollout", "error"), (top, top, worst), strict=False
-    ):
+    for axis, field, name, limit in zip(axes, (truth, pred, error), ("truth", "latent rollout", "error"), (top, top, worst), strict=False):
         image = axis.imshow(field, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set(title=name, xlabel="x", ylabel="t")
         figure.colorbar(image, ax=axis)

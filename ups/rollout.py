@@ -39,7 +39,8 @@ class Simulator(nn.Module):
         spec: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.dt, self.length, self.spec = model, float(dt), float(length), dict(spec or {})
+        self.model: Any = model
+        self.dt, self.length, self.spec = float(dt), float(length), dict(spec or {})
         self.register_buffer("x", torch.as_tensor(x, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(float(scale)))
 
@@ -116,9 +117,7 @@ class Simulator(nn.Module):
         if correct not in CORRECTIONS:
             raise UpsError(f"correct={correct!r}: allowed are {', '.join(CORRECTIONS)}")
         if correct != "none" or ttc:
-            raise UpsError(
-                f"correct={correct!r}, ttc={ttc}: this simulator holds an operator alone; allowed are correct='none', ttc=False"
-            )
+            raise UpsError(f"correct={correct!r}, ttc={ttc}: this simulator holds an operator alone; allowed are correct='none', ttc=False")
         nu = torch.as_tensor(nu, dtype=torch.float32, device=self.x.device).expand(len(u0))
         if not bool((nu > 0).all()):
             raise UpsError(f"nu={nu.min().item():g}: a positive viscosity is allowed")
@@ -127,9 +126,7 @@ class Simulator(nn.Module):
     def _position(self, x: Any, name: str) -> Tensor:
         x = torch.as_tensor(x, dtype=torch.float32, device=self.x.device)
         if x.ndim != 1 or len(x) == 0 or not bool(((x >= 0) & (x < self.length)).all()):
-            raise UpsError(
-                f"{name} has shape {tuple(x.shape)}; a non-empty (X,) tensor of positions in [0, {self.length:g}) is expected"
-            )
+            raise UpsError(f"{name} has shape {tuple(x.shape)}; a non-empty (X,) tensor of positions in [0, {self.length:g}) is expected")
         return x
 
     def description(self) -> dict[str, Any]:

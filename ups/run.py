@@ -2,19 +2,28 @@
 
 import logging
 import sys
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:  # imported where they are used, so that --help doesn't wait for torch
+    from lightning.pytorch.loggers import Logger
+
     from ups.datamodules import BurgersDataModule
     from ups.modules import EvaluateModule
     from ups.rollout import Simulator
 
 CONF = next(str(p) for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 log = logging.getLogger("ups")
+
+
+# a sweep job's folder is named by its overrides; file systems allow 255 bytes
+OmegaConf.register_new_resolver(
+    "short", lambda text: text if len(text) <= 120 else f"{text[:100]}-{sha256(text.encode()).hexdigest()[:8]}", replace=True
+)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -35,49 +44,51 @@ def main(cfg: DictConfig) -> float:
 def run(cfg: DictConfig) -> float:
     """Data, training, test, report. Returns the test nRMSE of the latent rollout, for sweepers."""
     from ups.config import check
+    from ups.training import open_logger
     from ups.workspace import open_folder
 
     check(cfg)
     folder = open_folder(cfg)
     data = make_data(cfg)
-    simulator = train_operator(cfg, data, folder)
-    results = test(cfg, simulator, data)
+    with open_logger(cfg) as logger:
+        simulator = train_operator(cfg, data, folder, logger)
+        results = test(cfg, simulator, data, logger)
     return report(cfg, results, data, folder)
 
 
 def make_data(cfg: DictConfig) -> "BurgersDataModule":
     from hydra.utils import instantiate
 
-    data = instantiate(cfg.data)
+    data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup()
     log.info("data: %s, test set %s", data.path, data.dataset["hash"])
     return data
 
 
-def train_operator(cfg: DictConfig, data: "BurgersDataModule", folder: Path) -> "Simulator":
+def train_operator(cfg: DictConfig, data: "BurgersDataModule", folder: Path, logger: "Logger") -> "Simulator":
     """Train the operator unless the folder holds a finished one; returns it with its averaged weights."""
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
     from ups.models import build
     from ups.rollout import Simulator, load
-    from ups.training import finished, fit, open_logger
+    from ups.training import finished, fit
 
     if finished(folder, "operator"):
         log.info("operator: finished already, in %s", folder / "checkpoints")
         return load(folder)
     pl.seed_everything(cfg.seed, verbose=False)
-    model = build(cfg.model, points=data.points)
-    simulator = Simulator(model, data.x, data.dt, data.length, data.scale, spec=cfg.model)
-    module = instantiate(cfg.stage.module, simulator)
-    log.info("operator: %d parameters, %d windows a step", sum(p.numel() for p in model.parameters()), data.hparams.batch_size)
-    with open_logger(cfg) as logger:
-        fit(cfg, module, data, folder, logger)
+    spec: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    model = build(spec, points=data.points)
+    simulator = Simulator(model, data.x, data.dt, data.length, data.scale, spec=spec)
+    module = instantiate(cfg.stage.module, simulator, _convert_="all")
+    log.info("operator: %d parameters, %d windows a step", sum(p.numel() for p in model.parameters()), cfg.data.batch_size)
+    fit(cfg, module, data, folder, logger)
     return load(folder)
 
 
-def test(cfg: DictConfig, simulator: "Simulator", data: "BurgersDataModule") -> "EvaluateModule":
+def test(cfg: DictConfig, simulator: "Simulator", data: "BurgersDataModule", logger: "Logger") -> "EvaluateModule":
     """Rollouts over the test split, and the baselines, by the same code."""
     import lightning.pytorch as pl
 
@@ -85,7 +96,7 @@ def test(cfg: DictConfig, simulator: "Simulator", data: "BurgersDataModule") -> 
 
     module = EvaluateModule(simulator, model=cfg.model.name)
     trainer = pl.Trainer(
-        accelerator=cfg.trainer.accelerator, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False
+        accelerator=cfg.trainer.accelerator, devices=1, logger=logger, enable_progress_bar=False, enable_model_summary=False
     )
     trainer.test(module, datamodule=data, verbose=False)
     return module

@@ -39,11 +39,9 @@ def fit(cfg: DictConfig, module: OperatorModule, data: pl.LightningDataModule, f
     if cfg.compile:
         compile_simulator(module.simulator, folder)
     trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
-    if trainer.current_epoch < trainer.max_epochs and not stopped_early(trainer):
+    if trainer.current_epoch < cfg.trainer.max_epochs and not stopped_early(trainer):
         trainer.save_checkpoint(last)
-        raise Unfinished(
-            f"stopped at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; the same command goes on from {last}"
-        )
+        raise Unfinished(f"stopped at epoch {trainer.current_epoch + 1} of {cfg.trainer.max_epochs}; the same command goes on from {last}")
     best = checkpoints / f"{stage}-best.ckpt"
     export(best, checkpoints, stage, module.simulator)
     for path in (best, last):
@@ -56,7 +54,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Tra
     precision, max_time = options.pop("precision"), options.pop("max_time")
     if precision == "auto":
         precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
-    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
     if max_time:
         callbacks.append(TimeLimit(duration=max_time))
     return pl.Trainer(
@@ -80,11 +78,9 @@ def stopped_early(trainer: pl.Trainer) -> bool:
 
 def export(best: Path, folder: Path, stage: str, simulator: Simulator) -> None:
     """Write the best checkpoint's raw and averaged weights as ``<stage>.ckpt`` and ``<stage>_ema.ckpt``; ``ups.load`` reads both."""
-    checkpoint = AtomicCheckpointIO().load_checkpoint(best)
-    common = {
-        key: checkpoint[key]
-        for key in ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
-        if key in checkpoint
+    checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(best)
+    common: dict[str, Any] = {
+        key: checkpoint[key] for key in ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters") if key in checkpoint
     }
     common["simulator"] = simulator.description()
     raw = checkpoint.get("current_model_state", checkpoint["state_dict"])

@@ -25,7 +25,7 @@ def open_folder(cfg: DictConfig) -> Path:
     folder = Path(cfg.output_dir) / cfg.name
     kept = folder / "config.yaml"
     if kept.exists():
-        changed = differences(OmegaConf.load(kept), cfg)
+        changed = differences(OmegaConf.create(kept.read_text()), cfg)
         if changed and not cfg.overwrite:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UpsError(

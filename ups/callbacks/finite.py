@@ -15,9 +15,7 @@ class FiniteLoss(pl.Callback):
         UpsError: names the first non-finite term, the step and the batch's trajectories.
     """
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if bool(torch.isfinite(outputs["loss"])):
             return
         terms = [name for name, value in outputs.items() if not bool(torch.isfinite(value))]

@@ -6,6 +6,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import lightning.pytorch as pl
@@ -69,7 +70,7 @@ class BurgersDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        h = self.hparams
+        h: Any = self.hparams
         if path is None and (h.nu is None or h.solver_points % h.points):
             raise UpsError(
                 f"data.nu={h.nu}, data.points={h.points}: to make data nu must be a number and "
@@ -80,7 +81,7 @@ class BurgersDataModule(pl.LightningDataModule):
         self.file: TrajectoryFile | None = None
 
     def prepare_data(self) -> None:
-        if self.hparams.path is None:
+        if self.hparams["path"] is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):  # parallel sweep jobs make it once
                 if not self.path.exists():
@@ -89,7 +90,7 @@ class BurgersDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.file is not None:
             return
-        h = self.hparams
+        h: Any = self.hparams
         file = TrajectoryFile(self.path, h.time_stride, h.space_stride)
         if h.train + h.validation + h.test > file.trajectories:
             raise UpsError(
@@ -97,9 +98,7 @@ class BurgersDataModule(pl.LightningDataModule):
                 f"data.validation={h.validation} and data.test={h.test} ask for {h.train + h.validation + h.test}"
             )
         if h.window >= file.frames:
-            raise UpsError(
-                f"data.window={h.window}: {self.path} has {file.frames} frames, so at most {file.frames - 1} is allowed"
-            )
+            raise UpsError(f"data.window={h.window}: {self.path} has {file.frames} frames, so at most {file.frames - 1} is allowed")
         n = file.trajectories
         self.rows = {
             "train": range(h.train),
@@ -109,7 +108,7 @@ class BurgersDataModule(pl.LightningDataModule):
         self.dt, self.length, self.frames, self.points = file.dt, file.length, file.frames, file.points
         self.x = torch.from_numpy(file.x)
         self.train_values = file.read(self.rows["train"]) if h.in_memory else None
-        known = self.train_values if h.in_memory else file.read(self.rows["train"][:: max(1, h.train // 500)])
+        known = self.train_values if self.train_values is not None else file.read(self.rows["train"][:: max(1, h.train // 500)])
         self.scale = float(np.std(known, dtype=np.float64))  # the mean stays: removing it would break u -> -u
         self.values = {split: torch.from_numpy(file.read(self.rows[split])) for split in SPLITS[1:]}
         self.dataset = {
@@ -124,7 +123,8 @@ class BurgersDataModule(pl.LightningDataModule):
         self.file = file
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        h, trainer = self.hparams, self.trainer
+        h: Any = self.hparams
+        trainer = self.trainer
         assert self.file is not None
         sampler = WindowSampler(
             h.train,
@@ -142,16 +142,18 @@ class BurgersDataModule(pl.LightningDataModule):
         dataset = WindowDataset(self.file, self.rows["train"], self.train_values, h.window, self.nu)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=h.num_workers)
 
-    def val_dataloader(self) -> list[Batch]:
+    def val_dataloader(self) -> DataLoader[Batch]:
         return self._whole("validation")
 
-    def test_dataloader(self) -> list[Batch]:
+    def test_dataloader(self) -> DataLoader[Batch]:
         return self._whole("test")
 
-    def _whole(self, split: str) -> list[Batch]:
+    def _whole(self, split: str) -> DataLoader[Batch]:
         rows, values = torch.arange(self.rows[split].start, self.rows[split].stop), self.values[split]
-        size = self.hparams.eval_batch_size
-        return [Batch(u, torch.full((len(u),), self.nu), i) for u, i in zip(values.split(size), rows.split(size), strict=True)]
+        size = self.hparams["eval_batch_size"]
+        whole = zip(values.split(size), rows.split(size), strict=True)
+        batches = [Batch(u, torch.full((len(u),), self.nu), i) for u, i in whole]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
 
     def _recipe(self) -> dict:
         names = ("nu", "points", "solver_points", "dt", "frames", *SPLITS, "seed")
@@ -159,7 +161,7 @@ class BurgersDataModule(pl.LightningDataModule):
 
     def _make(self) -> None:
         """Make the file: each split from its own seed, so that the test set doesn't depend on the other splits' sizes."""
-        h = self.hparams
+        h: Any = self.hparams
         require_space(self.path, (h.train + h.validation + h.test) * h.frames * h.points * 4, "the generated data set")
         x = burgers.grid(h.solver_points)
         u0 = [burgers.initial_conditions(h[split], x, 3 * h.seed + i) for i, split in enumerate(SPLITS)]
@@ -167,7 +169,7 @@ class BurgersDataModule(pl.LightningDataModule):
         with whole_or_absent(self.path) as temporary, h5py.File(temporary, "w") as file:
             file["tensor"] = values.numpy()
             file["x-coordinate"] = x[:: h.solver_points // h.points].numpy()
-            file["t-coordinate"] = np.arange(h.frames + 1, dtype=np.float32) * np.float32(h.dt)
+            file["t-coordinate"] = (np.arange(h.frames + 1) * h.dt).astype(np.float32)
             file.attrs["recipe"] = json.dumps(self._recipe())
             file.attrs["hash"] = digest(values.numpy())
 

@@ -46,9 +46,7 @@ class TrajectoryFile:
         out = np.empty((len(trajectories), stop - start, self.points), np.float32)
         for row, i in enumerate(trajectories):
             # whole lines are read and thinned in memory: strided reads along the last axis are many times slower
-            out[row] = tensor[i, start * self.time_stride : (stop - 1) * self.time_stride + 1 : self.time_stride][
-                :, :: self.space_stride
-            ]
+            out[row] = tensor[i, start * self.time_stride : (stop - 1) * self.time_stride + 1 : self.time_stride][:, :: self.space_stride]
             if not np.isfinite(out[row]).all():
                 raise UpsError(f"{self.path}: 'tensor' has a value that is not finite in trajectory {i}; all must be finite")
         return out
@@ -56,9 +54,7 @@ class TrajectoryFile:
     def _dataset(self, name: str, rank: int) -> h5py.Dataset:
         dataset = self._open().get(name)
         if not isinstance(dataset, h5py.Dataset):
-            raise UpsError(
-                f"{self.path}: there is no dataset '{name}'; PDEBench's layout has 'tensor', 'x-coordinate' and 't-coordinate'"
-            )
+            raise UpsError(f"{self.path}: there is no dataset '{name}'; PDEBench's layout has 'tensor', 'x-coordinate' and 't-coordinate'")
         if dataset.ndim != rank or dataset.dtype.kind != "f" or 0 in dataset.shape:
             raise UpsError(
                 f"{self.path}: '{name}' is {dataset.dtype} {dataset.shape}; a non-empty float array of {rank} dimensions is expected"

@@ -71,7 +71,9 @@ class UPT(nn.Module):
     ) -> None:
         super().__init__()
         if points % tokens or tokens < patch or patch % 2 == 0:
-            raise UpsError(f"model.tokens={tokens}, model.patch={patch}: the {points} points must be a multiple of tokens; patch odd, at most tokens")
+            raise UpsError(
+                f"model.tokens={tokens}, model.patch={patch}: the {points} points must be a multiple of tokens; patch odd, at most tokens"
+            )
         self.tokens, self.patch, self.limit = tokens, patch, limit
         self.fields, self.per_token = fields, points // tokens * fields
         inner = round(hidden * width)

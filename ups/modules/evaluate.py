@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ups.baselines import Persistence, Solver
 from ups.datamodules.windows import Batch
@@ -45,7 +45,8 @@ class EvaluateModule(pl.LightningModule):
             for mode in ("latent", "physical")
         ]
         solvers = [Solver(n, simulator.dt, simulator.length) for n in solver_points if len(simulator.x) % n == 0]
-        for baseline in [Persistence(), *solvers]:
+        baselines: list[Persistence | Solver] = [Persistence(), *solvers]
+        for baseline in baselines:
             self.predictors.append(({"model": baseline.name, "mode": "physical", "correct": "none", "ttc": False}, baseline))
         self.rows: list[dict[str, Any]] = []
         self.example: tuple[Tensor, Tensor] | None = None
@@ -71,16 +72,16 @@ class EvaluateModule(pl.LightningModule):
             if row == 0:
                 self.latent.append((target, pred))
 
-    def on_test_end(self) -> None:
+    def on_test_epoch_end(self) -> None:
         self.rows = []
-        for (settings, _), rollout, steps, seconds in zip(
-            self.predictors, self.rollouts, self.one_step, self.seconds, strict=True
-        ):
+        for (settings, _), rollout, steps, seconds in zip(self.predictors, self.rollouts, self.one_step, self.seconds, strict=True):
             values = rollout.compute()
             squared = torch.cat(steps)
             over_time = values.pop("nrmse_over_time")
             single = {"one_step_nrmse": squared.sqrt().mean().item(), "one_step_squared": squared.mean().item()}
             self.rows.append({**settings, **values, **single, "seconds_per_trajectory": seconds, "nrmse_over_time": over_time})
+        for row in self.rows[:2]:
+            self.log_dict({f"test/{row['mode']}/{name}": value for name, value in row.items() if type(value) is float})
         target, pred = (torch.cat(parts) for parts in zip(*self.latent, strict=True))
         error = relative_l2_squared(pred, target).mean(1)
         middle = int(error.argsort()[len(error) // 2])

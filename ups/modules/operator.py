@@ -1,6 +1,7 @@
 """Stage 1: train encoder, approximator and decoder together."""
 
 import math
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -41,7 +42,7 @@ class OperatorModule(pl.LightningModule):
         self.inverse_now = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        h = self.hparams
+        h: Any = self.hparams
         inverse = self.inverse_now and h.lambda_inv_enc + h.lambda_inv_dec > 0
         terms = operator_losses(self.simulator, batch.u, batch.nu, inverse)
         loss = terms["L_forward"]
@@ -66,8 +67,8 @@ class OperatorModule(pl.LightningModule):
         values["nrmse_final"] = values.pop("nrmse_over_time")[-1]
         self.log_dict({f"validation/{self.stage}/{name}": value for name, value in values.items()})
 
-    def configure_optimizers(self) -> dict:
-        h = self.hparams
+    def configure_optimizers(self) -> Any:
+        h: Any = self.hparams
         optimizer = torch.optim.AdamW(
             self.parameters(),
             lr=h.lr,

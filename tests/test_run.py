@@ -1,0 +1,172 @@
+"""`python -m ups.run` as a user calls it: files, log, resume, refusals, sweeps."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import TINY
+
+import ups
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished tiny run, shared by the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, "callbacks.ema.decay=0.8"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def test_files(finished):
+    folder, _ = finished
+    run = folder / "outputs" / "one"
+    for name in ("checkpoints/operator.ckpt", "checkpoints/operator_ema.ckpt", "reports/eval_operator.json", "reports/eval_operator.png",
+                 "config.yaml", "provenance.json", "run.log"):  # fmt: skip
+        assert (run / name).stat().st_size > 100, name
+    assert not list(run.rglob("*.part"))
+    origin = json.loads((run / "provenance.json").read_text())
+    assert {"commit", "dirty", "config_hash", "data_hash", "versions", "hardware", "seed"} <= origin.keys()
+
+
+def test_evaluation_json_and_leaderboard(finished):
+    folder, _ = finished
+    report = json.loads((folder / "outputs/one/reports/eval_operator.json").read_text())
+    assert report["dataset"].keys() == {"name", "hash", "split", "trajectories", "points", "frames", "nu"}
+    assert [(row["model"], row["mode"]) for row in report["rows"]] == [
+        ("upt-tiny", "latent"),
+        ("upt-tiny", "physical"),
+        ("persistence", "physical"),
+    ]
+    for row in report["rows"]:
+        assert len(row["nrmse_over_time"]) == 10
+        assert {*ups.metrics.NAMES, "correct", "ttc", "one_step_nrmse", "seconds_per_trajectory"} <= row.keys()
+    with (folder / "outputs/leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["one", "one", "baseline"]
+    assert float(rows[0]["nrmse"]) == report["rows"][0]["nrmse"]
+    assert rows[0]["dataset.hash"] == report["dataset"]["hash"]
+
+
+def test_the_reported_error_is_that_of_the_loaded_weights_in_physical_space(finished, tmp_path):
+    folder, _ = finished
+    report = json.loads((folder / "outputs/one/reports/eval_operator.json").read_text())
+    from ups.datamodules.hdf5 import TrajectoryFile
+
+    (path,) = (folder / "outputs/data").glob("*.hdf5")
+    u = torch.from_numpy(TrajectoryFile(path).read(range(28, 34)))
+    sim = ups.load(folder / "outputs/one")
+    for row in report["rows"][:2]:
+        pred = sim.rollout(u[:, 0], 10, nu=0.001, mode=row["mode"])
+        assert row["nrmse"] == pytest.approx(ups.metrics.pdebench_metrics(pred, u[:, 1:])["nrmse"], rel=1e-4)
+
+
+def test_raw_and_averaged_weights_differ(finished):
+    folder, _ = finished
+    raw, ema = (ups.load(folder / f"outputs/one/checkpoints/operator{suffix}.ckpt").state_dict() for suffix in ("", "_ema"))
+    assert any(not torch.equal(raw[key], ema[key]) for key in raw)
+
+
+def test_log_lines_and_series(finished):
+    folder, printed = finished
+    log = (folder / "outputs/one/run.log").read_text()
+    lines = [line for line in log.splitlines() if re.search(r"Epoch|L_inv|loss:", line)]
+    assert len(lines) == 3
+    assert re.search(r"Epoch 1/3  loss: \d+\.\d+  L_forward \d+\.\d+  L_inv_enc \d+\.\d+  L_inv_dec \d+\.\d+", lines[0])
+    assert "nRMSE" in printed
+    (metrics,) = (folder / "outputs/one/logs").rglob("metrics.csv")
+    header = metrics.read_text().splitlines()[0].split(",")
+    assert {"training/operator/loss", "training/operator/L_forward", "training/operator/L_inv_enc", "training/operator/L_inv_dec",
+            "validation/operator/nrmse", "test/latent/nrmse"} <= set(header)  # fmt: skip
+
+
+def test_the_same_command_again_trains_nothing(finished):
+    folder, _first = finished
+    before = (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes()
+    command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, "callbacks.ema.decay=0.8"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "finished already" in done.stdout
+    assert (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes() == before
+    assert len((folder / "outputs/leaderboard.csv").read_text().splitlines()) == 4
+    done = subprocess.run([*command, "lambda_inv=0.3"], cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "lambda_inv: 1.0 -> 0.3" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.batch_size=0", "data.batch_size=0 is not allowed: a whole number of at least 1 is"),
+        ("data.batch_size=many", "data.batch_size='many' is not allowed"),
+        ("lambda_inv=-1", "lambda_inv=-1 is not allowed: a number of at least 0 is"),
+        ("name=a/b", "folder's name"),
+        ("trainer.max_time=soon", "DD:HH:MM:SS"),
+        ("model.tokens=7", "multiple of tokens"),
+        ("data=pdebench", "data.path must be given"),
+        ("lambda_invv=1", "Key 'lambda_invv' is not in struct"),
+        ("stage=operetta", "Could not find 'stage/operetta'"),
+    ],
+)
+def test_wrong_values_are_refused_with_a_sentence(ups_run, override, words):
+    done = ups_run(*TINY, override, check=False)
+    text = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert words in text
+    assert "Traceback" not in text
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    """SIGKILL at some step; the same command goes on and ends bit for bit where the run that was not killed ends."""
+    args = [*TINY, "trainer.max_epochs=30", "callbacks.last.every_n_train_steps=7", "callbacks.ema.decay=0.9"]
+
+    def command(name):
+        return [sys.executable, "-m", "ups.run", "stage=operator", f"name={name}", *args]
+
+    subprocess.run(command("whole"), cwd=tmp_path, capture_output=True, timeout=240, check=True)
+    process = subprocess.Popen(command("killed"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = tmp_path / "outputs/killed/checkpoints/operator-last.ckpt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last.exists(), "the run was over before it could be killed"
+    done = subprocess.run(command("killed"), cwd=tmp_path, capture_output=True, text=True, timeout=240, check=True)
+    assert "resuming from" in done.stdout
+    for suffix in ("", "_ema"):
+        a, b = (ups.load(tmp_path / f"outputs/{name}/checkpoints/operator{suffix}.ckpt").state_dict() for name in ("whole", "killed"))
+        assert all(torch.equal(a[key], b[key]) for key in a), suffix
+
+
+def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(ups_run, tmp_path):
+    args = [*TINY, "trainer.max_epochs=400", "name=limited", "trainer.max_time=00:00:00:04"]
+    done = ups_run(*args, check=False)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "the same command goes on" in done.stdout
+    reached = [int(m) for m in re.findall(r"Epoch (\d+)/", done.stdout)]
+    done = ups_run(*args, check=False)
+    assert "resuming from" in done.stdout
+    assert int(re.search(r"Epoch (\d+)/", done.stdout).group(1)) >= max(reached)
+
+
+def test_sweep(ups_run, tmp_path):
+    ups_run("-m", "stage=operator", "name=sweep", "lambda_inv=0,0.5", *TINY, "trainer.max_epochs=1", timeout=400)
+    with (tmp_path / "outputs/leaderboard.csv").open() as file:
+        names = {row["name"] for row in csv.DictReader(file)}
+    runs = [p for p in (tmp_path / "outputs").glob("sweep*") if p.is_dir()]
+    assert len(runs) == 2
+    assert names == {"baseline", *(run.name for run in runs)}
+
+
+def test_help_reads_like_a_manual_page(ups_run):
+    text = ups_run("--help").stdout
+    for words in ("usage: python -m ups.run", "Groups", "lambda_inv", "Examples", "Exit codes", "stage: operator"):
+        assert words in text, words
