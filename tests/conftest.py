@@ -10,7 +10,7 @@ from ups.models import build
 from ups.rollout import Simulator
 
 torch.set_num_threads(2)
-SPEC = {"architecture": "upt", "tokens": 8, "width": 16, "encoder": 1, "approximator": 2, "decoder": 1}
+SPEC = {"architecture": "upt", "tokens": 8, "width": 16, "distances": [1, 2], "encoder": 1, "approximator": 2, "decoder": 1}
 # a run of seconds: the same code, small sizes
 TINY = [
     "model=tiny", "model.tokens=8", "model.width=16", "data.points=32", "data.solver_points=64", "data.frames=11", "data.train=24",

@@ -132,3 +132,12 @@ def test_a_checkpoint_cannot_name_code_to_run(tmp_path):
         build({**SPEC, "depth": 3}, 32)
     with pytest.raises(UpsError, match="multiple of tokens"):
         build({**SPEC, "tokens": 5}, 32)
+
+
+def test_mass_is_kept_to_round_off(simulator):
+    u0 = fields(8) + 0.2
+    for mode in ("latent", "physical"):
+        u = simulator.rollout(u0, 10, nu=NU, mode=mode)
+        assert (u.mean(-1) - u0.mean(-1, keepdim=True)).abs().max() < 1e-6
+    free = make_simulator(conserve=False).rollout(u0, 10, nu=NU)
+    assert (free.mean(-1) - u0.mean(-1, keepdim=True)).abs().max() > 1e-3

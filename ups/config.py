@@ -79,6 +79,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stage.module.weight_decay": _real(0),
     "stage.module.warmup": _real(0, 1),
     "stage.module.final_lr": _real(0, 1),
+    "stage.module.threads": _whole(1),
 }
 
 

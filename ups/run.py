@@ -20,10 +20,13 @@ CONF = next(str(p) for p in (Path(__file__).parent / "conf", Path(__file__).pare
 log = logging.getLogger("ups")
 
 
-# a sweep job's folder is named by its overrides; file systems allow 255 bytes
-OmegaConf.register_new_resolver(
-    "short", lambda text: text if len(text) <= 120 else f"{text[:100]}-{sha256(text.encode()).hexdigest()[:8]}", replace=True
-)
+def folder_name(overrides: str) -> str:
+    """A sweep job's folder is named by its overrides; a file's name has no slashes and at most 255 bytes."""
+    name = overrides.replace("/", "_")
+    return name if len(name) <= 120 else f"{name[:100]}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")

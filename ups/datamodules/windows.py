@@ -27,6 +27,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.u)
 
+    def shards(self, n: int) -> "list[Batch]":
+        """The batch in ``n`` equal parts."""
+        parts = zip(self.u.chunk(n), self.nu.chunk(n), self.trajectory.chunk(n), strict=True)
+        return [Batch(*part) for part in parts]
+
 
 @dataclass
 class Windows:

@@ -1,7 +1,8 @@
 """Plain torch.nn models. Knows nothing of Lightning or Hydra.
 
 A model has three maps, for fields (B, X, F) of unit scale on a uniform periodic grid and latent tokens (B, N, C):
-``encode(u) -> z``, ``step(z, dt, nu) -> z`` with dt and nu of shape (B,), ``decode(z) -> u``.
+``encode(u) -> z``, ``step(z, dt, nu) -> z`` with dt and nu of shape (B,), ``decode(z) -> u``; and ``matrices()`` lists the weights
+that the optimiser treats as matrices, if any.
 """
 
 import inspect

@@ -6,6 +6,8 @@ an overlapping circular patch, tokens mix through a circular neighbourhood, so t
 a shift of the tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,20 +18,21 @@ NU_SCALE, DT_SCALE = 1e-3, 0.05  # where log nu and dt are centred; a matter of 
 
 
 class MixerBlock(nn.Module):
-    """h + W2 silu(W1 [h_{j-1}, h_j, h_{j+1}] + b): neighbouring tokens meet, then channels.
+    """h + W2 silu(W1 [h_{j-d}, h_j, h_{j+d}] + b): tokens at a distance d meet, then channels.
 
     Tokens are held as (C, N, B), the batch last: every product is then one large matrix product without a transposition.
     """
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, hidden: int, distance: int) -> None:
         super().__init__()
+        self.distance = distance
         self.w1 = nn.Parameter(torch.randn(hidden, 3 * channels) * (3 * channels) ** -0.5)
         self.b1 = nn.Parameter(torch.zeros(hidden, 1))
         self.w2 = nn.Parameter(torch.randn(channels, hidden) * 0.5 * hidden**-0.5)
 
     def forward(self, h: Tensor) -> Tensor:
         c, n, b = h.shape
-        neighbours = torch.cat((h.roll(1, 1), h, h.roll(-1, 1)))
+        neighbours = torch.cat((h.roll(self.distance, 1), h, h.roll(-self.distance, 1)))
         y = F.silu(torch.addmm(self.b1, self.w1, neighbours.view(3 * c, n * b)))
         return torch.addmm(h.reshape(c, n * b), self.w2, y).view(c, n, b)
 
@@ -50,10 +53,14 @@ class UPT(nn.Module):
         points: points of the training grid, a multiple of ``tokens``.
         tokens, width: N and C of the latent state (B, N, C).
         hidden: channels inside a block, as a multiple of ``width``.
+        distances: how far apart the tokens are that meet in the blocks of a part, in turn. In the approximator their sum, in
+            tokens, must reach as far as anything travels in one step.
         encoder, approximator, decoder: blocks in each part.
         patch: patches of points/tokens points that a token sees, and writes to, around its own place; odd.
         fields: components F of the field.
-        limit: where the size of a token saturates, in units of its variance; see :func:`bound`.
+        limit: where the size of a token saturates; see :func:`bound`.
+        conserve: for equations that keep the mean of each field: the last F channels of every token carry it through all steps
+            untouched, and the decoder sets it, so that mass is kept to round-off.
     """
 
     def __init__(
@@ -62,12 +69,14 @@ class UPT(nn.Module):
         tokens: int = 32,
         width: int = 64,
         hidden: float = 1.0,
+        distances: Sequence[int] = (1,),
         encoder: int = 2,
         approximator: int = 4,
         decoder: int = 2,
         patch: int = 3,
         fields: int = 1,
         limit: float = 3.0,
+        conserve: bool = True,
     ) -> None:
         super().__init__()
         if points % tokens or tokens < patch or patch % 2 == 0:
@@ -75,11 +84,11 @@ class UPT(nn.Module):
                 f"model.tokens={tokens}, model.patch={patch}: the {points} points must be a multiple of tokens; patch odd, at most tokens"
             )
         self.tokens, self.patch, self.limit = tokens, patch, limit
-        self.fields, self.per_token = fields, points // tokens * fields
+        self.fields, self.per_token, self.conserve = fields, points // tokens * fields, conserve
         inner = round(hidden * width)
 
         def stack(depth: int) -> nn.Sequential:
-            return nn.Sequential(*(MixerBlock(width, inner) for _ in range(depth)))
+            return nn.Sequential(*(MixerBlock(width, inner, distances[i % len(distances)]) for i in range(depth)))
 
         self.patches_in = nn.Parameter(torch.randn(width, patch * self.per_token) * (patch * self.per_token) ** -0.5)
         # a constant beside the field, so that the tokens of a field and of its double are not multiples of each other
@@ -93,19 +102,30 @@ class UPT(nn.Module):
         own = u.permute(1, 2, 0).reshape(self.tokens, self.per_token, len(u))  # (N, P F, B)
         patches = torch.cat([own.roll(-k, 0) for k in self._offsets()], 1)
         h = torch.einsum("cp,npb->cnb", self.patches_in, patches) + self.constant
-        return _outside(bound(self.encoder(h), self.limit))
+        z = bound(self.encoder(h), self.limit)
+        return _outside(self._keep(z, u.mean(1).T[:, None].expand(-1, self.tokens, -1)))
 
     def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
         """Tokens (B, N, C) -> tokens ``dt`` (B,) later, at viscosity ``nu`` (B,)."""
         about = self.condition(torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1))  # (B, C)
-        return _outside(bound(self.approximator(_inside(z) + about.T[:, None]), self.limit))
+        z = _inside(z)
+        return _outside(self._keep(bound(self.approximator(z + about.T[:, None]), self.limit), z[-self.fields :]))
 
     def decode(self, z: Tensor) -> Tensor:
         """Tokens (B, N, C) -> fields (B, X, F) on the training grid."""
-        h = self.decoder(_inside(z))
+        z = _inside(z)
+        h = self.decoder(z)
         patches = (self.patches_out @ h.view(h.shape[0], -1)).view(self.patch, self.per_token, self.tokens, -1)
         u = torch.stack([part.roll(k, 1) for part, k in zip(patches, self._offsets(), strict=True)]).sum(0)
-        return u.permute(2, 1, 0).reshape(u.shape[2], -1, self.fields)
+        u = u.permute(2, 1, 0).reshape(u.shape[2], -1, self.fields)
+        return u - u.mean(1, keepdim=True) + z[-self.fields :].mean(1).T[:, None] if self.conserve else u
+
+    def _keep(self, z: Tensor, mean: Tensor) -> Tensor:
+        return torch.cat((z[: -self.fields], mean)) if self.conserve else z
+
+    def matrices(self) -> list[Tensor]:
+        """The blocks' weight matrices, which an optimiser may treat as such."""
+        return [p for m in self.modules() if isinstance(m, MixerBlock) for p in (m.w1, m.w2)]
 
     def _offsets(self) -> range:
         return range(-(self.patch // 2), self.patch // 2 + 1)

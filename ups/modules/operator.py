@@ -10,6 +10,8 @@ from torch import Tensor
 from ups.datamodules.windows import Batch
 from ups.losses import operator_losses
 from ups.metrics import RolloutMetrics
+from ups.optim import Muon
+from ups.parallel import ShardedLoss
 from ups.rollout import Simulator
 
 
@@ -33,24 +35,36 @@ class OperatorModule(pl.LightningModule):
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
+        momentum: float = 0.95,
         warmup: float = 0.03,
         final_lr: float = 0.0,
+        threads: int = 1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["simulator"])
         self.simulator = simulator
         self.inverse_now = True
+        self.sharded = ShardedLoss(threads)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        shards = self.hparams["threads"] if self.device.type == "cpu" and not torch.is_autocast_enabled("cpu") else 1
+        if shards > 1 and len(batch) % shards == 0:
+            terms = self.sharded(self.loss_terms, batch.shards(shards), list(self.parameters()))
+        else:
+            terms = self.loss_terms(batch)
+        values = {f"training/{self.stage}/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(values, batch_size=len(batch))
+        return terms
+
+    def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Each term of the loss, and "loss", their weighted sum."""
         h: Any = self.hparams
         inverse = self.inverse_now and h.lambda_inv_enc + h.lambda_inv_dec > 0
         terms = operator_losses(self.simulator, batch.u, batch.nu, inverse)
         loss = terms["L_forward"]
         if inverse:
             loss = loss + h.lambda_inv_enc * terms["L_inv_enc"] + h.lambda_inv_dec * terms["L_inv_dec"]
-        values = {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
-        self.log_dict({f"training/{self.stage}/{name}": value for name, value in values.items()}, batch_size=len(batch))
-        return {**values, "loss": loss}
+        return {"loss": loss, **terms}
 
     def on_validation_epoch_start(self) -> None:
         self.metrics: RolloutMetrics | None = None
@@ -69,13 +83,10 @@ class OperatorModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
-        optimizer = torch.optim.AdamW(
-            self.parameters(),
-            lr=h.lr,
-            weight_decay=h.weight_decay,
-            betas=tuple(h.betas),
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        matrices = list(self.simulator.model.matrices())
+        known = {id(p) for p in matrices}
+        others = [p for p in self.parameters() if id(p) not in known]
+        optimizer = Muon(matrices, others, h.lr, h.weight_decay, tuple(h.betas), h.momentum)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total, h.warmup, h.final_lr))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,66 @@
+"""What the inverse losses cost: time of a training step with lambda_inv = 0, with them in every 10th batch, and in every batch.
+
+    python benchmarks/inverse_cost.py            writes benchmarks/results/inverse_cost.json
+
+The three are run in turn, block by block, in one process, so that the machine's drift meets all alike; the ratios are medians over blocks.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from ups.datamodules.windows import Batch
+from ups.models import build
+from ups.modules import OperatorModule
+from ups.physics import burgers
+from ups.provenance import hardware
+from ups.rollout import Simulator
+from ups.run import CONF
+
+BLOCKS, STEPS = 15, 20
+
+
+def main() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config")
+    x = burgers.grid(cfg.data.points)
+    window = cfg.data.window
+    u = burgers.solve(burgers.initial_conditions(cfg.data.batch_size, x, 0), [cfg.data.dt * k for k in range(window + 1)], cfg.data.nu)
+    batch = Batch(u, torch.full((len(u),), cfg.data.nu), torch.arange(len(u)))
+    torch.manual_seed(0)
+    module = OperatorModule(Simulator(build(cfg.model, len(x)), x, cfg.data.dt), threads=cfg.stage.module.threads)
+    module.trainer = None
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+
+    def block(every: int) -> float:
+        start = time.perf_counter()
+        for i in range(STEPS):
+            module.inverse_now = every > 0 and i % every == 0
+            terms = module.sharded(module.loss_terms, batch.shards(cfg.stage.module.threads), list(module.parameters()))
+            optimizer.zero_grad()
+            terms["loss"].backward()
+            optimizer.step()
+        return (time.perf_counter() - start) / STEPS
+
+    times: dict[int, list[float]] = {0: [], 10: [], 1: []}
+    for every in times:
+        block(every)
+    for _ in range(BLOCKS):
+        for every, seconds in times.items():
+            seconds.append(block(every))
+    ratios = {n: statistics.median(a / b for a, b in zip(times[n], times[0], strict=True)) for n in (10, 1)}
+    result = {
+        "milliseconds_a_step": {str(n): round(1e3 * statistics.median(seconds), 2) for n, seconds in times.items()},
+        "ratio_to_lambda_0": {str(n): round(ratio, 3) for n, ratio in ratios.items()},
+        "blocks": BLOCKS, "steps_a_block": STEPS, "hardware": hardware(), "torch": torch.__version__,
+    }  # fmt: skip
+    print(json.dumps(result, indent=1))
+    (Path(__file__).parent / "results" / "inverse_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Muon: steps of orthogonalised momentum for the blocks' matrices, AdamW for everything else."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315  # Jordan's quintic: pushes singular values in (0, 1] towards 1 in five rounds
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) on the matrices of ``matrices``, AdamW on ``others``, with one learning rate for both.
+
+    The orthogonalised momentum is scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of an AdamW step (Liu et al., "Muon is
+    scalable for LLM training", 2025). Matrices of one shape are orthogonalised together, in float32: on a CPU torch.optim.Muon, one
+    matrix at a time in bfloat16, costs as much as the rest of the training step.
+
+    Args:
+        matrices: parameters of two dimensions.
+        others: all other parameters.
+        lr, weight_decay, betas: as in AdamW; matrices decay as well.
+        momentum: of the matrices' gradients, in Nesterov's form.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        others: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.99),
+        momentum: float = 0.95,
+    ) -> None:
+        groups: list[dict[str, Any]] = [
+            {"params": list(matrices), "matrices": True},
+            {"params": list(others), "matrices": False},
+        ]
+        super().__init__([g for g in groups if g["params"]], {"lr": lr, "weight_decay": weight_decay, "betas": betas, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if group["matrices"]:
+                self._orthogonal(parameters, group)
+            else:
+                self._adamw(parameters, group)
+        return loss
+
+    def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for p in parameters:
+            by_shape[p.shape].append(p)
+        for shape, alike in by_shape.items():
+            momenta = [self._state(p, "momentum") for p in alike]
+            gradients = [p.grad for p in alike if p.grad is not None]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+            steps = orthogonalise(nesterov) * (0.2 * max(shape) ** 0.5 * group["lr"])
+            torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(alike, list(steps.unbind(0)))
+
+    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        first, second = group["betas"]
+        group["steps"] = group.get("steps", 0) + 1
+        means, squares = ([self._state(p, name) for p in parameters] for name in ("mean", "square"))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, (1 - second ** group["steps"]) ** 0.5)
+        torch._foreach_add_(roots, 1e-8)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(parameters, means, roots, -group["lr"] / (1 - first ** group["steps"]))
+
+    def _state(self, p: Tensor, name: str) -> Tensor:
+        state = self.state[p]
+        if name not in state:
+            state[name] = torch.zeros_like(p)
+        return state[name]
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """The nearest matrices (..., M, N) with all singular values about 1: five Newton-Schulz rounds on X / |X|."""
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x.mT if tall else x
