@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from ups.datamodules.windows import Batch
 from ups.models import build
 from ups.modules import OperatorModule
+from ups.parallel import sharded_loss
 from ups.physics import burgers
 from ups.provenance import hardware
 from ups.rollout import Simulator
@@ -33,14 +34,13 @@ def main() -> None:
     batch = Batch(u, torch.full((len(u),), cfg.data.nu), torch.arange(len(u)))
     torch.manual_seed(0)
     module = OperatorModule(Simulator(build(cfg.model, len(x)), x, cfg.data.dt), threads=cfg.stage.module.threads)
-    module.trainer = None
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
 
     def block(every: int) -> float:
         start = time.perf_counter()
         for i in range(STEPS):
             module.inverse_now = every > 0 and i % every == 0
-            terms = module.sharded(module.loss_terms, batch.shards(cfg.stage.module.threads), list(module.parameters()))
+            terms = sharded_loss(module.loss_terms, batch.shards(cfg.stage.module.threads), list(module.parameters()))
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()

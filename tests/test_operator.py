@@ -15,6 +15,7 @@ from ups.losses import operator_losses, relative_l2_squared
 from ups.metrics import pdebench_metrics
 from ups.modules import OperatorModule
 from ups.modules.operator import warmup_cosine
+from ups.parallel import sharded_loss
 from ups.physics import burgers
 
 PARTS = ("encoder", "approximator", "decoder")
@@ -150,7 +151,7 @@ def test_shards_in_threads_give_the_gradients_of_the_whole_batch():
     gradients = []
     for threads in (1, 2):
         module = OperatorModule(make_simulator(), threads=threads)
-        terms = module.loss_terms(batch) if threads == 1 else module.sharded(module.loss_terms, batch.shards(2), list(module.parameters()))
+        terms = module.loss_terms(batch) if threads == 1 else sharded_loss(module.loss_terms, batch.shards(2), list(module.parameters()))
         (3 * terms["loss"]).backward()
         gradients.append([p.grad for p in module.parameters()])
     for p, q in zip(*gradients, strict=True):

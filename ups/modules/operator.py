@@ -11,7 +11,7 @@ from ups.datamodules.windows import Batch
 from ups.losses import operator_losses
 from ups.metrics import RolloutMetrics
 from ups.optim import Muon
-from ups.parallel import ShardedLoss
+from ups.parallel import sharded_loss
 from ups.rollout import Simulator
 
 
@@ -44,12 +44,11 @@ class OperatorModule(pl.LightningModule):
         self.save_hyperparameters(ignore=["simulator"])
         self.simulator = simulator
         self.inverse_now = True
-        self.sharded = ShardedLoss(threads)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         shards = self.hparams["threads"] if self.device.type == "cpu" and not torch.is_autocast_enabled("cpu") else 1
         if shards > 1 and len(batch) % shards == 0:
-            terms = self.sharded(self.loss_terms, batch.shards(shards), list(self.parameters()))
+            terms = sharded_loss(self.loss_terms, batch.shards(shards), list(self.parameters()))
         else:
             terms = self.loss_terms(batch)
         values = {f"training/{self.stage}/{name}": value.detach() for name, value in terms.items()}
