@@ -170,3 +170,71 @@ def test_help_reads_like_a_manual_page(ups_run):
     text = ups_run("--help").stdout
     for words in ("usage: python -m ups.run", "Groups", "lambda_inv", "Examples", "Exit codes", "stage: operator"):
         assert words in text, words
+
+
+def test_wandb_offline(ups_run, tmp_path):
+    ups_run(*TINY, "trainer.max_epochs=1", "name=w", "logger=wandb", "logger.offline=true")
+    assert list((tmp_path / "outputs/w/wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_early_stopping_ends_the_stage(ups_run, tmp_path):
+    args = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=10"]
+    done = ups_run(*TINY, *args, "name=early", "trainer.max_epochs=50")
+    assert "Epoch 2/50" in done.stdout
+    assert "Epoch 5/50" not in done.stdout
+    assert (tmp_path / "outputs/early/checkpoints/operator.ckpt").exists()
+
+
+def test_a_pdebench_file_trains_from_the_command_line(ups_run, tmp_path):
+    from test_data import pdebench_file
+
+    path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", trajectories=16, frames=31, points=128)
+    sizes = ["data.train=8", "data.validation=2", "data.test=4", "data.windows_per_trajectory=4", "data.batch_size=8"]
+    ups_run("data=pdebench", f"data.path={path}", "model=tiny", "trainer.max_epochs=1", *sizes, "name=real")
+    report = json.loads((tmp_path / "outputs/real/reports/eval_operator.json").read_text())
+    assert report["dataset"]["nu"] == 0.01
+    assert (report["dataset"]["frames"], report["dataset"]["points"]) == (7, 32)
+
+
+def test_compile_falls_back_to_eager_with_a_warning(tmp_path, monkeypatch, caplog):
+    from conftest import make_simulator
+
+    from ups.training import compile_simulator
+
+    def no_compiler(function):
+        raise RuntimeError("no compiler here\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    simulator = make_simulator()
+    compile_simulator(simulator, tmp_path)
+    assert "falling back to eager (no compiler here)" in caplog.text
+    assert simulator.rollout(torch.zeros(1, 32), 1, nu=0.1).shape == (1, 1, 32)
+
+
+@pytest.mark.slow
+def test_compile_trains(ups_run, tmp_path):
+    done = ups_run(*TINY, "trainer.max_epochs=1", "name=compiled", "compile=true", "stage.module.threads=1", timeout=900)
+    assert (tmp_path / "outputs/compiled/checkpoints/operator.ckpt").exists()
+    assert "falling back" in done.stdout or (tmp_path / "outputs/compiled/compile_cache").is_dir()
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_configurations(tmp_path):
+    from pathlib import Path
+    from zipfile import ZipFile
+
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(tmp_path), str(root)]
+    subprocess.run(build, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    installed = {str(p.relative_to(tmp_path / "site/ups/conf")) for p in (tmp_path / "site/ups/conf").rglob("*.yaml")}
+    assert installed == {str(p.relative_to(root / "conf")) for p in (root / "conf").rglob("*.yaml")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import ups.run; print(ups.run.CONF); ups.run.main()", "--help"],
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert str(tmp_path / "site/ups/conf") in done.stdout, done.stderr
+    assert "usage: python -m ups.run" in done.stdout

@@ -19,6 +19,12 @@ def write_evaluation(path: Path, dataset: Mapping[str, Any], rows: Sequence[Row]
     write_json(path, {"dataset": dict(dataset), "rows": [dict(row) for row in rows], "provenance": dict(provenance)})
 
 
+def finished_results(folder: Path, stage: str) -> dict[str, Any] | None:
+    """The evaluation that a run's folder holds for ``stage``, or None where there is none yet."""
+    path = folder / "reports" / f"eval_{stage}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -55,7 +61,7 @@ def draw_rollout(path: Path, truth: Tensor, pred: Tensor, dt: float, length: flo
     for frame, colour in zip((0, len(truth) // 4, len(truth) - 1), ("C0", "C1", "C2"), strict=True):
         axes[3].plot(x, truth[frame], color=colour, label=f"t = {dt * (frame + 1):.2f}")
         axes[3].plot(x, pred[frame], color=colour, linestyle="--")
-    axes[3].set(title="truth (line) and rollout (dashes)", xlabel="x", ylabel="u")
+    axes[3].set(title="line: truth, dashes: rollout", xlabel="x", ylabel="u")
     axes[3].legend()
     figure.suptitle(title, fontsize=10)
     with whole_or_absent(path) as temporary:

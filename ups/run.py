@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:  # imported where they are used, so that --help doesn't wait for torch
@@ -36,27 +38,31 @@ def main(cfg: DictConfig) -> float:
 
     try:
         return run(cfg)
-    except UpsError as error:
-        log.error("%s", error)
-        sys.exit(2)
-    except Unfinished as stop:
-        log.warning("%s", stop)
-        sys.exit(3)
+    except (UpsError, Unfinished) as stop:
+        log.error("%s", stop)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # Hydra goes on with the other jobs and says at the end which one failed
+        sys.exit(3 if isinstance(stop, Unfinished) else 2)
 
 
 def run(cfg: DictConfig) -> float:
     """Data, training, test, report. Returns the test nRMSE of the latent rollout, for sweepers."""
     from ups.config import check
+    from ups.report import finished_results, print_table
     from ups.training import open_logger
     from ups.workspace import open_folder
 
     check(cfg)
     folder = open_folder(cfg)
+    if results := finished_results(folder, cfg.stage.name):
+        log.info("finished already, in %s; overwrite=true with other settings, or another name, begins anew", folder)
+        print_table(results["dataset"], results["rows"])
+        return results["rows"][0]["nrmse"]
     data = make_data(cfg)
     with open_logger(cfg) as logger:
         simulator = train_operator(cfg, data, folder, logger)
-        results = test(cfg, simulator, data, logger)
-    return report(cfg, results, data, folder)
+        tested = test(cfg, simulator, data, logger)
+    return report(cfg, tested, data, folder)
 
 
 def make_data(cfg: DictConfig) -> "BurgersDataModule":
@@ -78,8 +84,7 @@ def train_operator(cfg: DictConfig, data: "BurgersDataModule", folder: Path, log
     from ups.rollout import Simulator, load
     from ups.training import finished, fit
 
-    if finished(folder, "operator"):
-        log.info("operator: finished already, in %s", folder / "checkpoints")
+    if finished(folder, "operator"):  # a call that was stopped between training and test
         return load(folder)
     pl.seed_everything(cfg.seed, verbose=False)
     spec: Any = OmegaConf.to_container(cfg.model, resolve=True)
@@ -113,11 +118,11 @@ def report(cfg: DictConfig, results: "EvaluateModule", data: "BurgersDataModule"
 
     origin, rows, path = provenance(cfg, data.dataset["hash"]), results.rows, folder / "reports" / f"eval_{cfg.stage.name}.json"
     write_json(folder / "provenance.json", origin)
-    write_evaluation(path, data.dataset, rows, origin)
     assert results.example is not None
     draw_rollout(path.with_suffix(".png"), *results.example, data.dt, data.length, f"{cfg.name}: the median test trajectory")
     table = Path(cfg.output_dir) / "leaderboard.csv"
     leaderboard.record(table, leaderboard_rows(cfg.name, cfg.stage.name, data.dataset, rows, origin))
+    write_evaluation(path, data.dataset, rows, origin)  # last: it says that the run is finished
     print_table(data.dataset, rows)
     log.info("report: %s, %s; all runs: %s", path, path.with_suffix(".png"), table)
     log.info("next: python -c 'import ups; sim = ups.load(\"%s\")'", folder)

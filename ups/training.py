@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,6 +59,8 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Tra
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
     if max_time:
         callbacks.append(TimeLimit(duration=max_time))
+    if sys.stdout.isatty():
+        callbacks.append(RichProgressBar())
     return pl.Trainer(
         **options,
         precision=precision,
@@ -67,7 +71,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Tra
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the window sampler deals out the batches itself
         enable_model_summary=False,
-        enable_progress_bar=os.isatty(1),
+        enable_progress_bar=sys.stdout.isatty(),
     )
 
 

@@ -33,7 +33,8 @@ def open_folder(cfg: DictConfig) -> Path:
                 "give another name=..., or overwrite=true to begin anew"
             )
         if changed:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            for old in ("checkpoints", "reports"):
+                shutil.rmtree(folder / old, ignore_errors=True)
     _log_to(folder / "run.log")
     write_text(kept, OmegaConf.to_yaml(cfg, resolve=True))
     return folder
