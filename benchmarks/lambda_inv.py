@@ -4,6 +4,7 @@ python benchmarks/lambda_inv.py [epochs]     writes benchmarks/results/lambda_in
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -13,16 +14,20 @@ from ups import leaderboard
 from ups.provenance import hardware
 
 OUT = Path("outputs/lambda_inv")
+WEIGHTS = ("0", "1.0")
 
 
 def main(epochs: int) -> None:
     command = [sys.executable, "-m", "ups.run", "-m", f"output_dir={OUT}", "data.directory=outputs/data", f"name=e{epochs}",
-               "lambda_inv=0,1.0", "seed=0,1,2", f"trainer.max_epochs={epochs}"]  # fmt: skip
-    subprocess.run(command, check=True)
+               "seed=0,1,2", f"trainer.max_epochs={epochs}", "stage.module.threads=1"]  # fmt: skip
+    # one core for each of the two, side by side
+    sweeps = [subprocess.Popen([*command, f"lambda_inv={weight}"], env={**os.environ, "OMP_NUM_THREADS": "1"}) for weight in WEIGHTS]
+    if any([sweep.wait() for sweep in sweeps]):
+        sys.exit("a sweep failed; the same command goes on with what is left")
     result = {"epochs": epochs, "hardware": hardware(), "command": " ".join(command[1:])}
     rows = [row for row in leaderboard.read(OUT / "leaderboard.csv") if row["name"].startswith(f"e{epochs}-")]
     for mode in ("latent", "physical"):
-        for weight in ("0", "1.0"):
+        for weight in WEIGHTS:
             values = [float(row["nrmse"]) for row in rows if row["mode"] == mode and f"lambda_inv_{weight}-" in row["name"]]
             spread = {"mean": statistics.mean(values), "stdev": statistics.stdev(values), "seeds": values}
             result.setdefault(mode, {})[f"lambda_inv={weight}"] = spread

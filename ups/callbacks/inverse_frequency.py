@@ -27,7 +27,7 @@ class InverseLossFrequency(pl.Callback):
             "L_inv_enc": pl_module.hparams.lambda_inv_enc,
             "L_inv_dec": pl_module.hparams.lambda_inv_dec,
         }.items():
-            if weight > 0 and (name not in outputs or float(outputs[name]) == 0.0):
+            if weight > 0 and (name not in outputs or float(outputs[name].detach()) == 0.0):
                 raise UpsError(
                     f"loss weight of {name} is {weight:g}, but the term is absent or zero in batch 0: the inverse losses would do nothing"
                 )
