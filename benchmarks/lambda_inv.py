@@ -22,7 +22,8 @@ def main(epochs: int) -> None:
                "seed=0,1,2", f"trainer.max_epochs={epochs}", "stage.module.threads=1"]  # fmt: skip
     # one core for each of the two, side by side
     sweeps = [subprocess.Popen([*command, f"lambda_inv={weight}"], env={**os.environ, "OMP_NUM_THREADS": "1"}) for weight in WEIGHTS]
-    if any([sweep.wait() for sweep in sweeps]):
+    codes = [sweep.wait() for sweep in sweeps]
+    if any(codes):
         sys.exit("a sweep failed; the same command goes on with what is left")
     result = {"epochs": epochs, "hardware": hardware(), "command": " ".join(command[1:])}
     rows = [row for row in leaderboard.read(OUT / "leaderboard.csv") if row["name"].startswith(f"e{epochs}-")]

@@ -9,7 +9,6 @@ import torch
 from ups.models import build
 from ups.rollout import Simulator
 
-torch.set_num_threads(2)
 SPEC = {"architecture": "upt", "tokens": 8, "width": 16, "distances": [1, 2], "encoder": 1, "approximator": 2, "decoder": 1}
 # a run of seconds: the same code, small sizes
 TINY = [
