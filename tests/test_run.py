@@ -14,12 +14,14 @@ from conftest import TINY
 
 import ups
 
+LOGGED = ["callbacks.ema.decay=0.8", "trainer.log_every_n_steps=5"]
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One finished tiny run, shared by the tests that only look at it."""
     folder = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, "callbacks.ema.decay=0.8"]
+    command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, *LOGGED]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
@@ -90,7 +92,7 @@ def test_log_lines_and_series(finished):
 def test_the_same_command_again_trains_nothing(finished):
     folder, _first = finished
     before = (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes()
-    command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, "callbacks.ema.decay=0.8"]
+    command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, *LOGGED]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "finished already" in done.stdout

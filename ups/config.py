@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ups.errors import UpsError
 
 # keys that may differ between two calls that continue one run
-FREE = ("name", "output_dir", "overwrite", "logger", "trainer.max_time", "trainer.log_every_n_steps", "data.directory", "data.path",
+FREE = ("name", "output_dir", "overwrite", "logger", "trainer.max_time", "trainer.log_every_n_steps", "data.directory",
         "data.num_workers", "data.in_memory", "data.eval_batch_size", "experiment")  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,7 +39,10 @@ def main(cfg: DictConfig) -> float:
 
     try:
         return run(cfg)
-    except (UpsError, Unfinished) as stop:
+    except (UpsError, Unfinished, InstantiationException) as raised:
+        stop = raised.__cause__ if isinstance(raised, InstantiationException) else raised
+        if not isinstance(stop, UpsError | Unfinished):
+            raise
         log.error("%s", stop)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # Hydra goes on with the other jobs and says at the end which one failed

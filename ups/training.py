@@ -107,7 +107,7 @@ def compile_simulator(simulator: Simulator, folder: Path) -> None:
     except Exception as error:  # whatever the compiler trips over, training goes on without it
         log.warning("compile=true: falling back to eager (%s)", str(error).strip().splitlines()[0])
         for name in eager:
-            delattr(model, name)
+            model.__dict__.pop(name, None)
 
 
 def finished(folder: Path, stage: str) -> bool:
@@ -124,9 +124,11 @@ def open_logger(cfg: DictConfig) -> Iterator[Logger]:
             f"logger={cfg.logger._target_} needs a package that is not installed ({error.name}); pip install 'ups[wandb]'"
         ) from None
     logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    status = "failed"
     try:
         yield logger
+        status = "success"
     finally:
-        logger.finalize("success")
+        logger.finalize(status)
         if "wandb" in cfg.logger._target_.lower():
             logger.experiment.finish()

@@ -24,7 +24,7 @@ def open_folder(cfg: DictConfig) -> Path:
         cfg.name = Path(HydraConfig.get().runtime.output_dir).name
     folder = Path(cfg.output_dir) / cfg.name
     kept = folder / "config.yaml"
-    if kept.exists():
+    if kept.exists() and any(folder.glob("checkpoints/*.ckpt")):
         changed = differences(OmegaConf.create(kept.read_text()), cfg)
         if changed and not cfg.overwrite:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -13,6 +13,9 @@ log = logging.getLogger(__name__)
 class EpochLog(pl.Callback):
     """Logs, at each epoch's end, the mean of every loss term, the last validation result, steps a second and the time left."""
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # a run that goes on in mid-epoch doesn't start that epoch again
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}

@@ -71,11 +71,10 @@ class BurgersDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         h: Any = self.hparams
-        if path is None and (h.nu is None or h.solver_points % h.points):
-            raise UpsError(
-                f"data.nu={h.nu}, data.points={h.points}: to make data nu must be a number and "
-                f"points a divisor of data.solver_points={h.solver_points}"
-            )
+        if path is None and nu is None:
+            raise UpsError("data.path must be given, a PDEBench file to read; or data.nu, a number, to make data")
+        if path is None and solver_points % points:
+            raise UpsError(f"data.points={points} is not allowed: a divisor of data.solver_points={solver_points} is")
         self.nu = h.nu if path is None else _nu_of(Path(path), h.nu)
         self.path = Path(path) if path else Path(directory) / f"burgers-nu{self.nu:g}-{_key(self._recipe())}.hdf5"
         self.file: TrajectoryFile | None = None

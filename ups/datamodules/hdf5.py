@@ -36,7 +36,7 @@ class TrajectoryFile:
         self.trajectories = trajectories
         self.x, self.t = x[::space_stride], t[:frames:time_stride]
         self.frames, self.points = len(self.t), len(self.x)
-        self.length = float((x[-1] - x[0]) * points / (points - 1))  # periodic: one cell more than the distance of the centres
+        self.length = round(float(x[-1] - x[0]) * points / (points - 1), 6)  # periodic: one cell more than the distance of the centres
         self.dt = float(self.t[1] - self.t[0])
 
     def read(self, trajectories: np.ndarray | range, start: int = 0, frames: int | None = None) -> np.ndarray:
