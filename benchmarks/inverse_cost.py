@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from ups.datamodules.windows import Batch
 from ups.models import build
 from ups.modules import OperatorModule
+from ups.optim import Muon
 from ups.parallel import sharded_loss
 from ups.physics import burgers
 from ups.provenance import hardware
@@ -34,7 +35,8 @@ def main() -> None:
     batch = Batch(u, torch.full((len(u),), cfg.data.nu), torch.arange(len(u)))
     torch.manual_seed(0)
     module = OperatorModule(Simulator(build(cfg.model, len(x)), x, cfg.data.dt), threads=cfg.stage.module.threads)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+    matrices = module.simulator.model.matrices()
+    optimizer = Muon(matrices, [p for p in module.parameters() if all(p is not m for m in matrices)], lr=1e-4)
 
     def block(every: int) -> float:
         start = time.perf_counter()

@@ -169,9 +169,13 @@ def test_truncated_and_not_finite_and_missing(tmp_path):
 def test_too_few_trajectories_and_too_long_a_window(tmp_path):
     path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.1.hdf5")
     with pytest.raises(UpsError, match="holds 8 trajectories"):
-        BurgersDataModule(path=str(path), train=5, validation=1, test=3, window=2).setup()
+        BurgersDataModule(path=str(path), nu=None, train=5, validation=1, test=3, window=2).setup()
     with pytest.raises(UpsError, match="at most 20"):
-        BurgersDataModule(path=str(path), train=5, validation=1, test=2, window=21).setup()
+        BurgersDataModule(path=str(path), nu=None, train=5, validation=1, test=2, window=21).setup()
+    with pytest.raises(UpsError, match=r"says nu 0\.1, data\.nu 0\.001"):
+        BurgersDataModule(path=str(path), train=5, validation=1, test=2, window=2)
+    with pytest.raises(UpsError, match="space_stride=3 must divide its 64 points"):
+        BurgersDataModule(path=str(path), nu=None, train=5, validation=1, test=2, window=2, space_stride=3).setup()
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path):

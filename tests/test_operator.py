@@ -121,6 +121,21 @@ def test_silent_inverse_losses_stop_the_run(tmp_path, monkeypatch):
         fit(tmp_path, callbacks=[InverseLossFrequency(1)])
 
 
+class Poison(pl.Callback):
+    """Makes one gradient infinite in the third batch."""
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step == 2:
+            pl_module.simulator.model.patches_in.grad[0, 0] = torch.inf
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_optimiser(tmp_path):
+    simulator = make_simulator()
+    with pytest.raises(UpsError, match="step 2: the gradient is not finite"):
+        fit(tmp_path, callbacks=[Poison(), FiniteLoss()], simulator=simulator)
+    assert all(torch.isfinite(p).all() for p in simulator.parameters())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     simulator = make_simulator()
     with torch.no_grad():

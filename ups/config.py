@@ -10,7 +10,7 @@ from ups.errors import UpsError
 
 # keys that may differ between two calls that continue one run
 FREE = ("name", "output_dir", "overwrite", "logger", "trainer.max_time", "trainer.log_every_n_steps", "data.directory",
-        "data.num_workers", "data.in_memory", "data.eval_batch_size", "experiment")  # fmt: skip
+        "data.num_workers", "data.in_memory", "data.eval_batch_size")  # fmt: skip
 
 
 def _whole(low: int) -> tuple[Callable[[Any], bool], str]:
@@ -19,7 +19,7 @@ def _whole(low: int) -> tuple[Callable[[Any], bool], str]:
 
 def _real(low: float, high: float = float("inf"), *, above: bool = False) -> tuple[Callable[[Any], bool], str]:
     def test(v: Any) -> bool:
-        return type(v) in (int, float) and (v > low if above else v >= low) and v <= high
+        return type(v) in (int, float) and (v > low if above else v >= low) and v <= high and v < float("inf")
 
     words = f"a number {'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < float("inf") else "")
     return test, words
@@ -71,10 +71,14 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.gradient_clip_val": _none_or(_real(0)),
     "trainer.log_every_n_steps": _whole(1),
     "trainer.check_val_every_n_epoch": _whole(1),
-    "trainer.precision": _text(
-        r"auto|32-true|64-true|bf16-mixed|bf16-true|16-mixed", "auto, 32-true, 64-true, bf16-mixed, bf16-true or 16-mixed"
-    ),
+    "trainer.precision": _text(r"auto|32-true|bf16-mixed|16-mixed", "auto, 32-true, bf16-mixed or 16-mixed"),
     "callbacks.ema.decay": _real(0, 1),
+    "callbacks.last.every_n_train_steps": _whole(1),
+    "model.tokens": _whole(1),
+    "model.width": _whole(2),
+    "model.hidden": _real(0, above=True),
+    "model.limit": _real(0, above=True),
+    "stage.module.momentum": _real(0, 1),
     "stage.module.lr": _real(0, above=True),
     "stage.module.weight_decay": _real(0),
     "stage.module.warmup": _real(0, 1),

@@ -3,3 +3,7 @@
 
 class UpsError(ValueError):
     """A mistake that the user can mend; `ups.run` prints it as one sentence, without a traceback, and exits with code 2."""
+
+
+class Unfinished(Exception):
+    """Training stopped before its end, with a checkpoint from which the same command goes on; `ups.run` exits with code 3."""

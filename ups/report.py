@@ -61,7 +61,7 @@ def draw_rollout(path: Path, truth: Tensor, pred: Tensor, dt: float, length: flo
     for frame, colour in zip((0, len(truth) // 4, len(truth) - 1), ("C0", "C1", "C2"), strict=True):
         axes[3].plot(x, truth[frame], color=colour, label=f"t = {dt * (frame + 1):.2f}")
         axes[3].plot(x, pred[frame], color=colour, linestyle="--")
-    axes[3].set(title="line: truth, dashes: rollout", xlabel="x", ylabel="u")
+    axes[3].set(title="truth (line), rollout (- -)", xlabel="x", ylabel="u")
     axes[3].legend()
     figure.suptitle(title, fontsize=10)
     with whole_or_absent(path) as temporary:

@@ -56,9 +56,20 @@ class Simulator(nn.Module):
         """Tokens (B, N, C) -> fields (B, X) on the training grid."""
         return self.model.decode(z).squeeze(-1) * self.scale
 
-    def rollout(self, u0: Tensor, steps: int, **options: Any) -> Tensor:
-        """Roll out ``u0`` for ``steps`` times ``dt``: (B, steps, X_out), without the initial frame. Options as in :meth:`stream`."""
-        return torch.stack(list(self.stream(u0, steps, **options)), 1)
+    def rollout(
+        self,
+        u0: Tensor,
+        steps: int,
+        *,
+        nu: float | Tensor,
+        mode: Literal["latent", "physical"] = "latent",
+        correct: Literal["none", "diffusion", "consistency"] = "none",
+        ttc: bool = False,
+        x: Tensor | None = None,
+        x_out: Tensor | None = None,
+    ) -> Tensor:
+        """Roll out ``u0`` for ``steps`` times ``dt``: (B, steps, X_out), without the initial frame. Arguments as in :meth:`stream`."""
+        return torch.stack(list(self.stream(u0, steps, nu=nu, mode=mode, correct=correct, ttc=ttc, x=x, x_out=x_out)), 1)
 
     @torch.no_grad()
     def stream(

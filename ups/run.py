@@ -34,8 +34,7 @@ OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> float:
-    from ups.errors import UpsError
-    from ups.training import Unfinished
+    from ups.errors import Unfinished, UpsError
 
     try:
         return run(cfg)
@@ -59,7 +58,7 @@ def run(cfg: DictConfig) -> float:
     check(cfg)
     folder = open_folder(cfg)
     if results := finished_results(folder, cfg.stage.name):
-        log.info("finished already, in %s; overwrite=true with other settings, or another name, begins anew", folder)
+        log.info("finished already, in %s; overwrite=true or another name begins anew", folder)
         print_table(results["dataset"], results["rows"])
         return results["rows"][0]["nrmse"]
     data = make_data(cfg)

@@ -10,21 +10,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from ups.callbacks import AtomicCheckpointIO, TimeLimit
-from ups.errors import UpsError
+from ups.errors import Unfinished, UpsError
 from ups.modules import OperatorModule
 from ups.rollout import Simulator
 
 log = logging.getLogger(__name__)
-
-
-class Unfinished(Exception):
-    """Training stopped before its end, with a checkpoint from which the same command goes on."""
 
 
 def fit(cfg: DictConfig, module: OperatorModule, data: pl.LightningDataModule, folder: Path, logger: Logger) -> None:
@@ -40,10 +38,10 @@ def fit(cfg: DictConfig, module: OperatorModule, data: pl.LightningDataModule, f
         log.info("resuming from %s", last)
     if cfg.compile:
         compile_simulator(module.simulator, folder)
-    trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
-    if trainer.current_epoch < cfg.trainer.max_epochs and not stopped_early(trainer):
-        trainer.save_checkpoint(last)
-        raise Unfinished(f"stopped at epoch {trainer.current_epoch + 1} of {cfg.trainer.max_epochs}; the same command goes on from {last}")
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    except SIGTERMException:
+        raise Unfinished(f"stopped by a signal in epoch {trainer.current_epoch + 1}; the same command goes on") from None
     best = checkpoints / f"{stage}-best.ckpt"
     export(best, checkpoints, stage, module.simulator)
     for path in (best, last):
@@ -58,7 +56,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Tra
         precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
     if max_time:
-        callbacks.append(TimeLimit(duration=max_time))
+        callbacks.append(TimeLimit(max_time, folder / "checkpoints" / f"{cfg.stage.name}-last.ckpt"))
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar())
     return pl.Trainer(
@@ -73,11 +71,6 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Tra
         enable_model_summary=False,
         enable_progress_bar=sys.stdout.isatty(),
     )
-
-
-def stopped_early(trainer: pl.Trainer) -> bool:
-    early = trainer.early_stopping_callback
-    return early is not None and early.stopped_epoch > 0
 
 
 def export(best: Path, folder: Path, stage: str, simulator: Simulator) -> None:
@@ -119,16 +112,16 @@ def open_logger(cfg: DictConfig) -> Iterator[Logger]:
     """The configured logger, told the configuration; closed at the end, so that every job of a sweep has a W&B run of its own."""
     try:
         logger = instantiate(cfg.logger)
-    except ModuleNotFoundError as error:
-        raise UpsError(
-            f"logger={cfg.logger._target_} needs a package that is not installed ({error.name}); pip install 'ups[wandb]'"
-        ) from None
-    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        raise UpsError(f"{cfg.logger._target_} needs a package that is not installed; pip install 'ups[wandb]'") from None
     status = "failed"
     try:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         yield logger
         status = "success"
     finally:
         logger.finalize(status)
         if "wandb" in cfg.logger._target_.lower():
-            logger.experiment.finish()
+            logger.experiment.finish(exit_code=int(status == "failed"))

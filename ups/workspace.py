@@ -32,7 +32,7 @@ def open_folder(cfg: DictConfig) -> Path:
                 f"{folder} holds a run with other settings ({'; '.join(changed[:3])}{more}); "
                 "give another name=..., or overwrite=true to begin anew"
             )
-        if changed:
+        if cfg.overwrite:
             for old in ("checkpoints", "reports"):
                 shutil.rmtree(folder / old, ignore_errors=True)
     _log_to(folder / "run.log")

@@ -21,9 +21,9 @@ class EpochLog(pl.Callback):
         self.counts: dict[str, int] = {}
         self.started, self.first_step = time.monotonic(), trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        for name, value in outputs.items():  # sums of tensors: nothing waits for the device
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for name, value in pl_module.terms.items():  # sums of tensors: nothing waits for the device
+            self.sums[name] = self.sums.get(name, 0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

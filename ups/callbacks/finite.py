@@ -1,26 +1,34 @@
-"""Stop at the first loss that is not a finite number."""
+"""Stop at the first loss or gradient that is not a finite number."""
 
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from ups.errors import UpsError
 
 
 class FiniteLoss(pl.Callback):
-    """Stops the run before the optimiser uses a loss that is NaN or infinite; the checkpoints on disk stay the finite ones.
+    """Stops the run before the optimiser uses a loss or a gradient that is NaN or infinite: checkpoints stay finite.
 
     Raises:
         UpsError: names the first non-finite term, the step and the batch's trajectories.
     """
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if bool(torch.isfinite(outputs["loss"])):
-            return
-        terms = [name for name, value in outputs.items() if not bool(torch.isfinite(value))]
-        name = next((term for term in terms if term != "loss"), "loss")
-        trajectories = ", ".join(str(i) for i in batch.trajectory[:16].tolist())
-        raise UpsError(
-            f"step {trainer.global_step}: {name} is not finite (trajectories {trajectories}); the last checkpoint on disk is finite"
-        )
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.trajectories = batch.trajectory[:16].tolist()
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss)):
+            bad = [name for name, value in pl_module.terms.items() if name != "loss" and not bool(torch.isfinite(value))]
+            self._stop(trainer, bad[0] if bad else "loss")
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        norms = torch._foreach_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+        if not bool(torch.isfinite(torch.stack(norms)).all()):
+            self._stop(trainer, "the gradient")
+
+    def _stop(self, trainer: pl.Trainer, what: str) -> None:
+        rows = ", ".join(map(str, self.trajectories))
+        raise UpsError(f"step {trainer.global_step}: {what} is not finite (trajectories {rows}); stopped before it was used")

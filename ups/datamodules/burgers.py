@@ -202,9 +202,11 @@ def _starts(parts: list[Tensor]) -> list[int]:
 
 def _nu_of(path: Path, nu: float | None) -> float:
     """PDEBench says nu in the file's name only."""
+    found = re.search(r"Nu(\d+(?:\.\d+)?(?:[eE]-?\d+)?)", path.name)
     if nu is not None:
+        if found is not None and float(found.group(1)) != nu:
+            raise UpsError(f"{path}: the file's name says nu {found.group(1)}, data.nu {nu:g}; data.nu=null takes the file's")
         return nu
-    found = re.search(r"Nu(\d+\.?\d*)", path.name)
     if found is None:
         raise UpsError(f"{path}: the file's name doesn't say nu as in '1D_Burgers_Sols_Nu0.001.hdf5'; give data.nu=...")
     return float(found.group(1))

@@ -33,6 +33,11 @@ class TrajectoryFile:
             raise UpsError(
                 f"{self.path}: 't-coordinate' has {len(t)} entries, 'tensor' {frames} frames; {frames} or {frames + 1} are allowed"
             )
+        if points % space_stride or points // space_stride < 2 or (frames - 1) // time_stride < 1:
+            raise UpsError(
+                f"{self.path}: space_stride={space_stride} must divide its {points} points, and at least 2 points and 2 of its "
+                f"{frames} frames must be left at time_stride={time_stride}"
+            )
         self.trajectories = trajectories
         self.x, self.t = x[::space_stride], t[:frames:time_stride]
         self.frames, self.points = len(self.t), len(self.x)

@@ -34,6 +34,8 @@ class MixerBlock(nn.Module):
         c, n, b = h.shape
         neighbours = torch.cat((h.roll(self.distance, 1), h, h.roll(-self.distance, 1)))
         y = F.silu(torch.addmm(self.b1, self.w1, neighbours.view(3 * c, n * b)))
+        if torch.is_autocast_enabled(h.device.type):
+            return h + (self.w2 @ y).view(c, n, b)  # products in low precision, the running sum not
         return torch.addmm(h.reshape(c, n * b), self.w2, y).view(c, n, b)
 
 
@@ -117,7 +119,7 @@ class UPT(nn.Module):
         h = self.decoder(z)
         patches = (self.patches_out @ h.view(h.shape[0], -1)).view(self.patch, self.per_token, self.tokens, -1)
         u = torch.stack([part.roll(k, 1) for part, k in zip(patches, self._offsets(), strict=True)]).sum(0)
-        u = u.permute(2, 1, 0).reshape(u.shape[2], -1, self.fields)
+        u = u.permute(2, 1, 0).reshape(u.shape[2], -1, self.fields).to(z.dtype)
         return u - u.mean(1, keepdim=True) + z[-self.fields :].mean(1).T[:, None] if self.conserve else u
 
     def _keep(self, z: Tensor, mean: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ class OperatorModule(pl.LightningModule):
             terms = sharded_loss(self.loss_terms, batch.shards(shards), list(self.parameters()))
         else:
             terms = self.loss_terms(batch)
-        values = {f"training/{self.stage}/{name}": value.detach() for name, value in terms.items()}
+        self.terms = {name: value.detach() for name, value in terms.items()}
+        values = {f"training/{self.stage}/{name}": value for name, value in self.terms.items()}
         self.log_dict(values, batch_size=len(batch))
         return terms
 

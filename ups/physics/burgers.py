@@ -26,10 +26,11 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Ten
     Each is a sum over the wave numbers k = 1..4 of a sin(2 pi k c x / L + phi), where c counts how often k came up in two
     draws with replacement, a is uniform in [0, 1) and phi in [0, 2 pi). With probability 0.1 the absolute value is
     taken; the sign is flipped at random; with probability 0.1 a smooth window is multiplied on. A wave number that
-    was not drawn is absent. (``init_multi`` in PDEBench's generator.)
+    was not drawn is absent. (PDEBench's published ``init_multi`` leaves the constant a sin(phi) of such a number in, which gives most
+    fields a mean; files made by it are read as they are.)
     """
     rng = np.random.default_rng(seed)
-    position = x.double().numpy() / length
+    position = torch.as_tensor(x, dtype=torch.float64).cpu().numpy() / length
     k = np.arange(1, 5)
     count = (rng.integers(1, 5, size=(n, 2))[:, :, None] == k).sum(1)  # (n, 4)
     amplitude = rng.uniform(0, 1, (n, 4))
