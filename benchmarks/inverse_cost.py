@@ -32,9 +32,9 @@ def main() -> None:
     x = burgers.grid(cfg.data.points)
     window = cfg.data.window
     u = burgers.solve(burgers.initial_conditions(cfg.data.batch_size, x, 0), [cfg.data.dt * k for k in range(window + 1)], cfg.data.nu)
-    batch = Batch(u, torch.full((len(u),), cfg.data.nu), torch.arange(len(u)))
+    batch = Batch(u, torch.full((len(u),), cfg.data.nu), torch.arange(len(u)), torch.arange(len(u)))
     torch.manual_seed(0)
-    module = OperatorModule(Simulator(build(cfg.model, len(x)), x, cfg.data.dt), threads=cfg.stage.module.threads)
+    module = OperatorModule(Simulator(build(cfg.model, len(x)), x, cfg.data.dt), threads=cfg.stage.operator.module.threads)
     matrices = module.simulator.model.matrices()
     optimizer = Muon(matrices, [p for p in module.parameters() if all(p is not m for m in matrices)], lr=1e-4)
 
@@ -42,7 +42,7 @@ def main() -> None:
         start = time.perf_counter()
         for i in range(STEPS):
             module.inverse_now = every > 0 and i % every == 0
-            terms = sharded_loss(module.loss_terms, batch.shards(cfg.stage.module.threads), list(module.parameters()))
+            terms = sharded_loss(module.loss_terms, batch.shards(cfg.stage.operator.module.threads), list(module.parameters()))
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()

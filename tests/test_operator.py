@@ -14,7 +14,7 @@ from ups.errors import UpsError
 from ups.losses import operator_losses, relative_l2_squared
 from ups.metrics import pdebench_metrics
 from ups.modules import OperatorModule
-from ups.modules.operator import warmup_cosine
+from ups.modules.stage import warmup_cosine
 from ups.parallel import sharded_loss
 from ups.physics import burgers
 
@@ -162,7 +162,7 @@ def test_accumulation_makes_the_same_step_as_one_large_batch():
 
 def test_shards_in_threads_give_the_gradients_of_the_whole_batch():
     u, nu = windows(8)
-    batch = Batch(u, nu, torch.arange(8))
+    batch = Batch(u, nu, torch.arange(8), torch.arange(8))
     gradients = []
     for threads in (1, 2):
         module = OperatorModule(make_simulator(), threads=threads)

@@ -88,7 +88,7 @@ def test_interpolation_is_periodic_and_exact_for_lines():
         ({"nu": 0.0}, "positive"),
         ({"x": torch.linspace(0, 1, 32)}, r"\[0, 1\)"),
         ({"x_out": torch.tensor([-0.1])}, r"\[0, 1\)"),
-        ({"correct": "diffusion"}, "an operator alone"),
+        ({"correct": "diffusion"}, "no such corrector, its stage has not been trained; allowed are none"),
     ],
 )
 def test_refusals_are_sentences(simulator, change, words):

@@ -81,7 +81,7 @@ def test_log_lines_and_series(finished):
     log = (folder / "outputs/one/run.log").read_text()
     lines = [line for line in log.splitlines() if re.search(r"Epoch|L_inv|loss:", line)]
     assert len(lines) == 3
-    assert re.search(r"Epoch 1/3  loss: \d+\.\d+  L_forward \d+\.\d+  L_inv_enc \d+\.\d+  L_inv_dec \d+\.\d+", lines[0])
+    assert re.search(r"operator  Epoch 1/3  loss: \d+\.\d+  L_forward \d+\.\d+  L_inv_enc \d+\.\d+  L_inv_dec \d+\.\d+", lines[0])
     assert "nRMSE" in printed
     (metrics,) = (folder / "outputs/one/logs").rglob("metrics.csv")
     header = metrics.read_text().splitlines()[0].split(",")
@@ -189,9 +189,53 @@ def test_sweep(ups_run, tmp_path):
     assert names == {"baseline", *(run.name for run in runs)}
 
 
+def test_a_sweep_goes_on_where_a_job_fails_and_redoes_only_what_is_left(ups_run, tmp_path):
+    sweep = ["-m", "name=sweep", "lambda_inv=0.5,-1,0", *TINY, "trainer.max_epochs=1"]
+    done = ups_run(*sweep, check=False, timeout=400)
+    text = done.stdout + done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in text
+    assert "lambda_inv=-1 is not allowed" in text
+    assert "1 of 3 jobs have not finished, the same command goes on with them: sweep-" in text
+    assert "sweep: rollout nRMSE on the test set" in done.stdout
+    before = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*.ckpt")}
+    assert len(before) == 4
+    again = ups_run(*sweep, check=False, timeout=400)
+    assert again.stdout.count("finished already") == 2
+    assert "Epoch" not in again.stdout
+    assert {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*.ckpt")} == before
+
+
+def test_a_run_returns_its_validation_error_for_sweepers(tmp_path, monkeypatch):
+    """Never the test error: a search that is driven by it would be tuned on the test set."""
+    import hydra
+    from hydra import compose, initialize_config_dir
+
+    from ups.run import CONF, run
+
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", [*TINY, "trainer.max_epochs=2", "name=one"])
+    value = run(cfg)
+    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    log = (tmp_path / "outputs/one/run.log").read_text()
+    assert min(float(found) for found in re.findall(r"validation nRMSE (\S+)", log)) == pytest.approx(value, abs=6e-5)
+    assert value != pytest.approx(
+        json.loads((tmp_path / "outputs/one/reports/eval_operator.json").read_text())["rows"][0]["nrmse"], rel=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_optuna_drives_a_search(ups_run, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    ups_run("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "name=search", *TINY, "trainer.max_epochs=1", timeout=400)
+    assert len([path for path in (tmp_path / "outputs").glob("search-*") if path.is_dir()]) == 2
+    assert "best_value" in (tmp_path / "outputs/optimization_results.yaml").read_text()
+
+
 def test_help_reads_like_a_manual_page(ups_run):
     text = ups_run("--help").stdout
-    for words in ("usage: python -m ups.run", "Groups", "lambda_inv", "Examples", "Exit codes", "stage: operator"):
+    for words in ("usage: python -m ups.run", "Groups", "lambda_inv", "Examples", "Exit codes", "stage: all, "):
         assert words in text, words
 
 
@@ -237,7 +281,7 @@ def test_compile_falls_back_to_eager_with_a_warning(tmp_path, monkeypatch, caplo
 
 @pytest.mark.slow
 def test_compile_trains(ups_run, tmp_path):
-    done = ups_run(*TINY, "trainer.max_epochs=1", "name=compiled", "compile=true", "stage.module.threads=1", timeout=900)
+    done = ups_run(*TINY, "trainer.max_epochs=1", "name=compiled", "compile=true", "stage.operator.module.threads=1", timeout=900)
     assert (tmp_path / "outputs/compiled/checkpoints/operator.ckpt").exists()
     assert "falling back" in done.stdout or (tmp_path / "outputs/compiled/compile_cache").is_dir()
 

@@ -1,7 +1,7 @@
 """What a configuration may hold, and the sentence when it doesn't. Unknown keys are refused by Hydra itself."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -60,6 +60,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.windows_per_trajectory": _whole(1),
     "data.batch_size": _whole(1),
     "data.eval_batch_size": _whole(1),
+    "data.repeat": _switch(),
+    "data.early": _real(0, above=True),
     "data.shift": _switch(),
     "data.mirror": _switch(),
     "data.in_memory": _switch(),
@@ -78,12 +80,40 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.width": _whole(2),
     "model.hidden": _real(0, above=True),
     "model.limit": _real(0, above=True),
-    "stage.module.momentum": _real(0, 1),
-    "stage.module.lr": _real(0, above=True),
-    "stage.module.weight_decay": _real(0),
-    "stage.module.warmup": _real(0, 1),
-    "stage.module.final_lr": _real(0, 1),
-    "stage.module.threads": _whole(1),
+    **{
+        f"stage.{stage}.{key}": rule
+        for stage in ("operator", "diffusion", "consistency")
+        for key, rule in {
+            "module.momentum": _real(0, 1),
+            "module.lr": _real(0, above=True),
+            "module.weight_decay": _real(0),
+            "module.warmup": _real(0, 1),
+            "module.final_lr": _real(0, 1),
+            "module.threads": _whole(1),
+            "trainer.max_epochs": _none_or(_whole(1)),
+            "data.window": _none_or(_whole(1)),
+            "data.batch_size": _none_or(_whole(1)),
+        }.items()
+    },
+    "stage.diffusion.module.level_std": _real(0, above=True),
+    "stage.diffusion.module.corrector.steps": _whole(1),
+    "stage.diffusion.module.corrector.sigma_min": _real(0, above=True),
+    "stage.diffusion.module.corrector.sigma_max": _real(0, above=True),
+    "stage.diffusion.module.corrector.temperature": _real(0),
+    "stage.consistency.module.steps": _whole(1),
+    "stage.consistency.module.levels": _whole(2),
+    "ttc.enabled": _switch(),
+    "ttc.candidates": _whole(1),
+    "ttc.beam": _whole(1),
+    "ttc.horizon": _whole(1),
+    "ttc.evaluations": _whole(1),
+    "ttc.tolerance": _real(0),
+    "ttc.guidance_steps": _whole(0),
+    "ttc.guidance_strength": _real(0, 1),
+    "ttc.refine": _whole(1),
+    "ttc.jump": _real(0, above=True),
+    "ttc.reach": _whole(0),
+    **{f"ttc.weights.{term}": _real(0) for term in ("residual", "mass", "maximum", "variation", "energy", "halving")},
 }
 
 
@@ -104,14 +134,12 @@ def check(cfg: DictConfig) -> None:
         raise UpsError(f"{', '.join(sorted(missing))} must be given")
 
 
-def differences(old: DictConfig, new: DictConfig) -> list[str]:
-    """What keeps two configurations from being the same run: "key: old -> new" for each key that decides a result."""
-    a, b = flat(old), flat(new)
-    return [
-        f"{key}: {a.get(key)} -> {b.get(key)}"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not decides_nothing(key)
-    ]
+def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
+    """What keeps two flat configurations from being the same: "key: old -> new" for each key; nothing where there is no old one."""
+    if old is None:
+        return []
+    keys = sorted(old.keys() | new.keys(), key=lambda key: (key.count("."), key))  # lambda_inv before what follows from it
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
 def flat(cfg: DictConfig) -> dict[str, Any]:
@@ -126,4 +154,4 @@ def flat(cfg: DictConfig) -> dict[str, Any]:
 
 
 def decides_nothing(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE) or key.endswith((".dirpath", ".save_dir"))
+    return any(key == free or key.startswith(f"{free}.") for free in FREE) or key.endswith((".dirpath", ".save_dir", ".threads"))

@@ -1,5 +1,6 @@
 """Files are whole or absent: written under a temporary name in the same folder, flushed to disk, then renamed."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -43,3 +44,8 @@ def require_space(path: Path, planned: int, what: str) -> None:
     free = stat.f_bavail * stat.f_frsize
     if planned > free:
         raise UpsError(f"{what} needs {planned / 1e6:.1f} MB at {path}, but only {free / 1e6:.1f} MB are free there")
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content, 64 hex digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,7 +1,8 @@
-"""outputs/leaderboard.csv: one row a result over all runs, written under a lock."""
+"""outputs/leaderboard.csv and .html: one row a result over all runs, written under a lock."""
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from filelock import FileLock
 
 from ups.files import write_text
 
+PAGE = Path(__file__).with_name("leaderboard.html")
 # a result is the same row again when these agree
-IDENTITY = ("name", "stage", "model", "mode", "correct", "ttc", "dataset.hash")
+IDENTITY = ("name", "model", "mode", "correct", "ttc", "dataset.hash")
 
 
 def record(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add ``rows`` to the table at ``path``; a row that stands there already (by ``IDENTITY``) is replaced, none is lost or torn.
+
+    The page beside it shows the same table, sortable, with a picture of error against cost, one test set at a time.
 
     Columns are the union of all rows' keys, in the order of their first appearance.
     """
@@ -29,6 +33,14 @@ def record(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(table.values())
         write_text(path, text.getvalue())
+        write_text(path.with_suffix(".html"), page([*table.values()]))
+
+
+def page(rows: Sequence[Mapping[str, str]]) -> str:
+    """The table as one self-contained html page."""
+    data = json.dumps(rows).replace("<", "\\u003c")  # nothing in a row can end the element that holds it
+    empty = '<script id="rows" type="application/json">[]'
+    return PAGE.read_text(encoding="utf-8").replace(empty, empty.removesuffix("[]") + data)
 
 
 def read(path: Path) -> list[dict[str, str]]:

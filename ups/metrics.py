@@ -1,7 +1,9 @@
-"""PDEBench's error metrics of rollouts, in physical space.
+"""Metrics of rollouts, in physical space: PDEBench's errors, physics checks, and how well samples know their own error.
 
-Source: Takamoto et al., NeurIPS 2022 Datasets and Benchmarks (``metric_func`` of its reference code).
+Source of the errors: Takamoto et al., NeurIPS 2022 Datasets and Benchmarks (``metric_func`` of its reference code).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,3 +75,68 @@ def pdebench_metrics(pred: Tensor, target: Tensor, length: float = 1.0) -> dict[
     metrics.update(pred, target)
     values = metrics.compute()
     return {name: values[name] for name in NAMES}
+
+
+class PhysicsChecks(Metric):
+    """Accumulates, over batches of (B, T, X) rollouts from ``u0`` (B, X), what a solution of the equation must not do.
+
+    ``compute`` gives a dict of floats: ``mass_gap``, the mean over frames of |mass - initial mass|; ``periodic_gap``, the mean error of the
+    jump from the last point to the first; ``maximum_violation``, the mean over frames of how far the field lies beyond the initial range;
+    ``variation_growth`` and ``energy_growth``, the mean over steps of the relative growth of the total variation and the energy, where they
+    grew; ``correlation_time``, the mean time for which the correlation with the target stays above ``threshold``.
+
+    Args:
+        physics: the equation's module, with ``mass``, ``energy`` and ``total_variation``.
+        dt: the time between frames.
+    """
+
+    full_state_update = False
+    samples: Tensor
+    sums: Tensor
+    NAMES = ("mass_gap", "periodic_gap", "maximum_violation", "variation_growth", "energy_growth", "correlation_time")
+
+    def __init__(self, physics: Any, dt: float, length: float = 1.0, threshold: float = 0.8) -> None:
+        super().__init__()
+        self.physics, self.dt, self.length, self.threshold = physics, dt, length, threshold
+        self.add_state("samples", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(self.NAMES), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, u0: Tensor, pred: Tensor, target: Tensor) -> None:
+        u0, pred, target = u0.double()[:, None], pred.double(), target.double()
+        frames = torch.cat((u0, pred), 1)
+        beyond = (pred.amax(-1) - u0.amax(-1)).clamp_min(0) + (u0.amin(-1) - pred.amin(-1)).clamp_min(0)
+        jumps = pred[..., 0] - pred[..., -1] - (target[..., 0] - target[..., -1])
+        high = (_correlation(pred, target) > self.threshold).cumprod(1).sum(1) * self.dt
+        checks = (
+            (self.physics.mass(pred, self.length) - self.physics.mass(u0, self.length)).abs(),
+            jumps.abs(),
+            beyond,
+            _growth(self.physics.total_variation(frames)),
+            _growth(self.physics.energy(frames, self.length)),
+            high[:, None],
+        )
+        self.samples += len(pred)
+        self.sums += torch.stack([check.mean(1).sum() for check in checks])
+
+    def compute(self) -> dict[str, float]:
+        return dict(zip(self.NAMES, (self.sums / self.samples).tolist(), strict=True))
+
+
+def _growth(values: Tensor) -> Tensor:
+    return (values[:, 1:] / values[:, :-1] - 1).clamp_min(0)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp_min(1e-30)
+
+
+def spread_over_error(samples: Tensor, target: Tensor) -> Tensor:
+    """How well samples know their error: (M, ..., X) draws and the truth (..., X) -> (..., 2), squared spread and error, to be summed.
+
+    The root of the ratio of the sums is 1 for calibrated draws (Fortin et al., J. Hydrometeorology 2014): the spread is the unbiased
+    variance over the M draws times (M + 1)/M, the error that of their mean; both are relative to the truth's mean square.
+    """
+    m, size = len(samples), target.square().mean(-1).clamp_min(1e-12)
+    spread = samples.var(0).mean(-1) * (m + 1) / m
+    return torch.stack((spread, (samples.mean(0) - target).square().mean(-1)), -1) / size[..., None]

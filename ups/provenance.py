@@ -15,12 +15,14 @@ import torch
 from omegaconf import DictConfig
 
 from ups.config import decides_nothing, flat
+from ups.files import sha256
+from ups.stages import FILES, weights
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "h5py", "numpy", "torchmetrics")
 
 
-def provenance(cfg: DictConfig, data_hash: str) -> dict[str, Any]:
-    """A flat description of this run that goes into provenance.json, every report and every leaderboard row."""
+def provenance(cfg: DictConfig, data_hash: str, folder: Path) -> dict[str, Any]:
+    """A description of this run that goes into provenance.json, every report and, where it is flat, every leaderboard row."""
     commit, dirty = _git()
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -29,16 +31,30 @@ def provenance(cfg: DictConfig, data_hash: str) -> dict[str, Any]:
         "dirty": dirty,
         "config_hash": config_hash(cfg),
         "data_hash": data_hash,
+        "evaluated": evaluated(cfg, folder),
         "seed": cfg.seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("ups", *PACKAGES)}},
         "hardware": hardware(),
     }
 
 
+def evaluated(cfg: DictConfig, folder: Path) -> dict[str, str]:
+    """What decides an evaluation: the hash of each file of weights in the run's folder, and that of the settings."""
+    groups = ("data.", "ttc.", "stage.evaluate", "model.name")
+    deciding = {key: value for key, value in flat(cfg).items() if key.startswith(groups) and not decides_nothing(key)}
+    files = {stage: weights(folder, stage) for stage in FILES}
+    hashes = {path.name: sha256(path)[:12] for path in files.values() if path.exists()}
+    return {**hashes, "settings": _hash(deciding)}
+
+
 def config_hash(cfg: DictConfig) -> str:
     """Hash of every key that decides a result."""
     deciding = {key: value for key, value in flat(cfg).items() if not decides_nothing(key)}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return _hash(deciding)
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def hardware() -> str:

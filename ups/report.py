@@ -1,28 +1,59 @@
 """What a person sees after a run: the table in the terminal, the evaluation JSON, the picture."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ups import leaderboard
+from ups.datamodules import BurgersDataModule
 from ups.files import whole_or_absent, write_text
+from ups.modules import EvaluateModule
+from ups.provenance import evaluated, provenance
 
 Row = Mapping[str, Any]
+log = logging.getLogger(__name__)
 
 
-def write_evaluation(path: Path, dataset: Mapping[str, Any], rows: Sequence[Row], provenance: Mapping[str, Any]) -> None:
-    """Write {"dataset", "rows", "provenance"} as JSON."""
-    write_json(path, {"dataset": dict(dataset), "rows": [dict(row) for row in rows], "provenance": dict(provenance)})
+def report(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, folder: Path) -> None:
+    """The table, the evaluation JSON, the picture, provenance.json and the leaderboard's rows."""
+    origin, paths = provenance(cfg, data.dataset["hash"], folder), report_paths(cfg, folder)
+    write_json(folder / "provenance.json", origin)
+    assert tested.example is not None
+    picture = paths[False].with_suffix(".png")
+    draw_rollout(picture, *tested.example, data.dt, data.length, f"{cfg.name}: the median test trajectory")
+    table = Path(cfg.output_dir) / "leaderboard.csv"
+    leaderboard.record(table, leaderboard_rows(cfg.name, cfg.stage.name, data.dataset, tested.rows, origin))
+    for ttc, path in paths.items():  # last: they say that the run is finished
+        rows = [row for row in tested.rows if row["ttc"] == ttc or row["model"] != cfg.model.name]  # the baselines stand in both
+        write_json(path, {"dataset": data.dataset, "rows": rows, "provenance": origin})
+    print_table(data.dataset, tested.rows)
+    log.info("report: %s; all runs: %s", ", ".join(map(str, [*paths.values(), picture])), table)
+    log.info("next: python -c 'import ups; sim = ups.load(\"%s\")'", folder)
 
 
-def finished_results(folder: Path, stage: str) -> dict[str, Any] | None:
-    """The evaluation that a run's folder holds for ``stage``, or None where there is none yet."""
-    path = folder / "reports" / f"eval_{stage}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def report_paths(cfg: DictConfig, folder: Path) -> dict[bool, Path]:
+    """The evaluations that this command writes: without test-time conditioning (False) and, where it is on, with it (True)."""
+    last = cfg.stage.name in ("evaluate", "all")
+    paths = {False: folder / "reports" / ("eval_baseline.json" if last else f"eval_{cfg.stage.name}.json")}
+    return paths | {True: folder / "reports" / "eval_ttc.json"} if last and cfg.ttc.enabled else paths
+
+
+def finished_results(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
+    """The evaluation that the folder holds of just these weights and settings, or None where one is missing or stale."""
+    results = [json.loads(path.read_text()) if path.exists() else None for path in report_paths(cfg, folder).values()]
+    now = evaluated(cfg, folder)
+    fresh = [result for result in results if result is not None and result["provenance"].get("evaluated") == now]
+    if len(fresh) < len(results):
+        return None
+    rows = {(r["model"], r["mode"], r["correct"], r["ttc"]): r for result in fresh for r in result["rows"]}  # baselines stand in both
+    return {"dataset": fresh[0]["dataset"], "rows": list(rows.values())}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -40,8 +71,9 @@ def print_table(dataset: Mapping[str, Any], rows: Sequence[Row], console: Consol
     for row in rows:
         values = (row["nrmse"], row["nrmse_over_time"][-1], row["one_step_nrmse"], row["rmse"], row["max_error"], row["crmse"])
         numbers = [f"{value:.4f}" for value in values]
-        table.add_row(row["model"], row["mode"], *numbers, f"{1e3 * row['seconds_per_trajectory']:.2f}")
-    (console or Console(width=120)).print(table)
+        name = row["model"] + (f" + {row['correct']}" if row["correct"] != "none" else "") + (" + ttc" if row["ttc"] else "")
+        table.add_row(name, row["mode"], *numbers, f"{1e3 * row['seconds_per_trajectory']:.2f}")
+    (console or Console(width=130)).print(table)
 
 
 def draw_rollout(path: Path, truth: Tensor, pred: Tensor, dt: float, length: float, title: str) -> None:

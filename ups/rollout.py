@@ -1,5 +1,6 @@
 """The simulator: a trained model in physical units, and rollouts with it."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -8,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ups.errors import UpsError
+from ups.files import sha256
 from ups.models import build
 from ups.models.geometry import interpolate
+from ups.physics import EQUATIONS
+from ups.sampling import Corrector
+from ups.ttc import TTC, Conditioner
 
 MODES = ("latent", "physical")
 CORRECTIONS = ("none", "diffusion", "consistency")
+# a run's files, each made by a stage that went on from the one before and holding the whole simulator so far
+CHAIN = ("operator", "diffusion_residual", "consistency")
+log = logging.getLogger(__name__)
 
 
 class Simulator(nn.Module):
@@ -24,6 +32,9 @@ class Simulator(nn.Module):
         dt: the time of one step.
         scale: what fields are divided by before the model sees them.
         spec: how ``ups.models.build`` makes the model; kept so that a checkpoint describes itself.
+        equation: whose physics test-time conditioning and reports use, one of ``ups.physics.EQUATIONS``.
+
+    ``correctors`` holds what later stages trained, by name; ``ttc`` the settings of test-time conditioning.
     """
 
     x: Tensor
@@ -37,9 +48,15 @@ class Simulator(nn.Module):
         length: float = 1.0,
         scale: float = 1.0,
         spec: Mapping[str, Any] | None = None,
+        equation: str = "burgers",
     ) -> None:
         super().__init__()
         self.model: Any = model
+        if equation not in EQUATIONS:
+            raise UpsError(f"equation={equation!r}: allowed are {', '.join(EQUATIONS)}")
+        self.equation = equation
+        self.correctors = nn.ModuleDict()
+        self.ttc = TTC()
         self.dt, self.length, self.spec = float(dt), float(length), dict(spec or {})
         self.register_buffer("x", torch.as_tensor(x, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(float(scale)))
@@ -48,13 +65,54 @@ class Simulator(nn.Module):
         """Fields (B, X) on the training grid -> tokens (B, N, C)."""
         return self.model.encode((u / self.scale).unsqueeze(-1))
 
-    def step(self, z: Tensor, nu: Tensor) -> Tensor:
-        """Tokens (B, N, C) one ``dt`` on, at ``nu`` (B,)."""
-        return self.model.step(z, torch.full_like(nu, self.dt), nu)
+    def step(self, z: Tensor, nu: Tensor, dt: float | None = None) -> Tensor:
+        """Tokens (B, N, C) one ``dt`` on, the simulator's own by default, at ``nu`` (B,)."""
+        return self.model.step(z, torch.full_like(nu, dt or self.dt), nu)
 
     def decode(self, z: Tensor) -> Tensor:
         """Tokens (B, N, C) -> fields (B, X) on the training grid."""
         return self.model.decode(z).squeeze(-1) * self.scale
+
+    def towards(self, z: Tensor, field: Tensor, steps: int, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
+        """Move tokens ``z`` (B, N, C), as little as that takes, so that they decode closer to ``field`` (B, X): (B, N, C), no gradient.
+
+        Steepest descent on |weight (D(z) - field)|^2, ``weight`` (B, X) or 1; each of the ``steps`` is as long as an exact line search
+        says, times ``strength``: the decoder is all but linear over such a distance. Channels that a step may not change stay.
+        """
+        free = torch.arange(z.shape[-1], device=z.device) < self.model.free
+        with torch.inference_mode(False):  # guidance works in validation and test too
+            z, field = z.detach().clone(), field.detach().clone()
+            weight = torch.ones_like(field) if weight is None else weight.clone()
+            for _ in range(steps):
+                with torch.enable_grad():
+                    at = z.requires_grad_(True)
+                    gap = weight * (self.decode(at) - field)
+                    direction = torch.autograd.grad(gap.square().sum(), at)[0] * free
+                with torch.no_grad():
+                    z, gap = z.detach(), gap.detach()
+                    # a derivative by a difference: forward-mode derivatives can't be taken in two threads at once
+                    size, own = (t.square().mean((1, 2), keepdim=True).sqrt() for t in (z, direction))
+                    direction = direction * (0.01 * size / own.clamp_min(1e-30))
+                    along = weight * (self.decode(z + direction) - field) - gap
+                    length = (gap * along).sum(-1) / along.square().sum(-1).clamp_min(1e-30)
+                    z = z - strength * length[:, None, None] * direction
+        return z
+
+    def add_corrector(self, name: str, spec: Mapping[str, Any]) -> Corrector:
+        """Make the corrector ``name`` from its ``spec``, the arguments of :class:`ups.sampling.Corrector` without the tokens' sizes."""
+        sizes = {"width": self.model.width, "free": self.model.free}
+        corrector = Corrector(**{**spec, **sizes})
+        self.correctors[name] = corrector
+        return corrector
+
+    def advance(self, z: Tensor, nu: Tensor, correct: str = "none", draws: int = 1) -> Tensor:
+        """``draws`` corrected steps from tokens ``z`` (B, N, C): (B, draws, N, C), by torch's random numbers."""
+        pred = self.step(z, nu)
+        if correct == "none":
+            return pred[:, None].expand(-1, draws, -1, -1)
+        corrector: Any = self.correctors[correct]
+        noise = torch.randn(len(z), draws, z.shape[1], corrector.free, device=z.device)
+        return corrector.sample(z, pred, torch.full_like(nu, self.dt), nu, noise)
 
     def rollout(
         self,
@@ -102,9 +160,10 @@ class Simulator(nn.Module):
         u0, nu = self._checked(u0, steps, nu, mode, correct, ttc, x, x_out)
         u = u0 if x is None else interpolate(u0, self._position(x, "x"), self.x, self.length)
         out = None if x_out is None else self._position(x_out, "x_out")
+        conditioner = Conditioner(self, nu, correct) if ttc else None
         z = self.encode(u)
         for _ in range(steps):
-            z = self.step(z, nu)
+            z = self.advance(z, nu, correct)[:, 0] if conditioner is None else conditioner(z)
             u = self.decode(z)
             yield u if out is None else interpolate(u, self.x, out, self.length)
             if mode == "physical":
@@ -127,8 +186,9 @@ class Simulator(nn.Module):
             raise UpsError(f"mode={mode!r}: allowed are {', '.join(MODES)}")
         if correct not in CORRECTIONS:
             raise UpsError(f"correct={correct!r}: allowed are {', '.join(CORRECTIONS)}")
-        if correct != "none" or ttc:
-            raise UpsError(f"correct={correct!r}, ttc={ttc}: this simulator holds an operator alone; allowed are correct='none', ttc=False")
+        if correct != "none" and correct not in self.correctors:
+            held = ", ".join(("none", *self.correctors))
+            raise UpsError(f"correct={correct!r}: this simulator has no such corrector, its stage has not been trained; allowed are {held}")
         nu = torch.as_tensor(nu, dtype=torch.float32, device=self.x.device).expand(len(u0))
         if not bool((nu > 0).all()):
             raise UpsError(f"nu={nu.min().item():g}: a positive viscosity is allowed")
@@ -142,40 +202,74 @@ class Simulator(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights to make this simulator again; plain values only."""
-        return {"model": self.spec, "x": self.x.tolist(), "dt": self.dt, "length": self.length}
+        correctors = {name: corrector.spec for name, corrector in self.correctors.items()}
+        return {
+            "model": self.spec,
+            "x": self.x.tolist(),
+            "dt": self.dt,
+            "length": self.length,
+            "equation": self.equation,
+            "correctors": correctors,
+        }
 
 
-def load(path: str | Path) -> Simulator:
-    """Load a trained simulator, in eval mode, from a run directory (its EMA weights) or a checkpoint file.
+def load(path: str | Path, data: Any = None) -> Simulator:
+    """Load a trained simulator, in eval mode, from a run directory (its EMA weights, all finished stages) or a checkpoint file.
+
+    ``data``, a datamodule, is compared with what the simulator was trained for.
 
     Only tensors and plain values are unpickled (``weights_only=True``), and only models of ``ups.models`` are built.
 
     Raises:
-        UpsError: nothing there, not a checkpoint of UPS, or weights of another architecture (says which keys differ).
+        UpsError: nothing there, not a checkpoint of UPS, weights of another architecture (says which keys differ), or other data.
     """
-    path = Path(path)
-    if path.is_dir():
-        names = ("operator_ema.ckpt", "operator.ckpt")
-        found = [path / "checkpoints" / name for name in names if (path / "checkpoints" / name).is_file()]
-        if not found:
-            raise UpsError(f"{path} holds no checkpoints/{' or checkpoints/'.join(names)}: its operator stage has not finished")
-        path = found[0]
+    path = newest(Path(path)) if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise UpsError(f"{path} is neither a run directory nor a checkpoint file")
+    checkpoint = read_checkpoint(path)
+    simulator = restore(checkpoint["simulator"], checkpoint["state_dict"], path)
+    if data is not None and (len(simulator.x), simulator.dt) != (data.points, data.dt):
+        raise UpsError(
+            f"{path} was trained at {len(simulator.x)} points and dt {simulator.dt:g}; {data.path} has {data.points} and {data.dt:g}"
+        )
+    return simulator
+
+
+def newest(folder: Path) -> Path:
+    """The checkpoint of a run directory that holds most: of the last stage that was trained on what now stands there."""
+    names = [folder / "checkpoints" / f"{stem}{suffix}.ckpt" for stem in CHAIN for suffix in ("_ema", "")]
+    found = [next((path for path in names[i : i + 2] if path.is_file()), None) for i in range(0, len(names), 2)]
+    best = found[0]
+    if best is None:
+        wanted = " or ".join(f"checkpoints/{path.name}" for path in names[:2])
+        raise UpsError(f"{folder} holds no {wanted}: its operator stage has not finished")
+    for path in filter(None, found[1:]):
+        if read_checkpoint(path)["made_from"] != sha256(best):
+            log.warning("%s was trained on another %s than the one beside it, and is left out", path, best.name)
+            break
+        best = path
+    return best
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint file of a finished stage, its weights under the simulator's own names; an UpsError where it isn't one."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        about, state = checkpoint["simulator"], checkpoint["state_dict"]
-        state = {k.removeprefix("simulator."): v for k, v in state.items() if k.startswith("simulator.")}
+        state = {k.removeprefix("simulator."): v for k, v in checkpoint["state_dict"].items() if k.startswith("simulator.")}
+        return {"made_from": None, **checkpoint, "simulator": dict(checkpoint["simulator"]), "state_dict": state}
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UpsError(f"{path} is not a checkpoint of UPS, or is damaged ({type(error).__name__}: {reason})") from None
-    return restore(about, state, path)
 
 
 def restore(about: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path) -> Simulator:
     """Make a simulator from its :meth:`Simulator.description` and its weights."""
     x = torch.tensor(about["x"])
-    simulator = Simulator(build(about["model"], points=len(x)), x, about["dt"], about["length"], spec=about["model"])
+    simulator = Simulator(
+        build(about["model"], points=len(x)), x, about["dt"], about["length"], spec=about["model"], equation=about["equation"]
+    )
+    for name, spec in about.get("correctors", {}).items():
+        simulator.add_corrector(name, spec)
     own = simulator.state_dict()
     differ = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
     if differ:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:  # imported where they are used, so that --help doesn't wait f
     from lightning.pytorch.loggers import Logger
 
     from ups.datamodules import BurgersDataModule
-    from ups.modules import EvaluateModule
-    from ups.rollout import Simulator
 
 CONF = next(str(p) for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 log = logging.getLogger("ups")
@@ -44,28 +42,30 @@ def main(cfg: DictConfig) -> float:
             raise
         log.error("%s", stop)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # Hydra goes on with the other jobs and says at the end which one failed
+            return float("nan")  # a sweep goes on with its other jobs and says at its end which have not finished
         sys.exit(3 if isinstance(stop, Unfinished) else 2)
 
 
 def run(cfg: DictConfig) -> float:
-    """Data, training, test, report. Returns the test nRMSE of the latent rollout, for sweepers."""
+    """Train the stages that are not finished, test, report. Returns the last stage's validation nRMSE, for sweepers."""
     from ups.config import check
     from ups.report import finished_results, print_table
+    from ups.stages import pending, validation_score
     from ups.training import open_logger
     from ups.workspace import open_folder
 
     check(cfg)
     folder = open_folder(cfg)
-    if results := finished_results(folder, cfg.stage.name):
+    todo = pending(cfg, folder)
+    if not todo and (results := finished_results(cfg, folder)):
         log.info("finished already, in %s; overwrite=true or another name begins anew", folder)
         print_table(results["dataset"], results["rows"])
-        return results["rows"][0]["nrmse"]
-    data = make_data(cfg)
-    with open_logger(cfg) as logger:
-        simulator = train_operator(cfg, data, folder, logger)
-        tested = test(cfg, simulator, data, logger)
-    return report(cfg, tested, data, folder)
+    else:
+        with open_logger(cfg) as logger:
+            for stage in todo:
+                train(cfg, stage, folder, logger)
+            test(cfg, folder, logger)
+    return validation_score(folder)
 
 
 def make_data(cfg: DictConfig) -> "BurgersDataModule":
@@ -74,62 +74,51 @@ def make_data(cfg: DictConfig) -> "BurgersDataModule":
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup()
-    log.info("data: %s, test set %s", data.path, data.dataset["hash"])
     return data
 
 
-def train_operator(cfg: DictConfig, data: "BurgersDataModule", folder: Path, logger: "Logger") -> "Simulator":
-    """Train the operator unless the folder holds a finished one; returns it with its averaged weights."""
+def train(cfg: DictConfig, stage: str, folder: Path, logger: "Logger") -> None:
+    """Train one stage on top of those before it, and write its weights."""
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
-    from ups.models import build
-    from ups.rollout import Simulator, load
-    from ups.training import finished, fit
+    from ups.rollout import load
+    from ups.stages import begin, parent, stage_config, weights
+    from ups.training import fit, new_simulator
 
-    if finished(folder, "operator"):  # a call that was stopped between training and test
-        return load(folder)
+    cfg = stage_config(cfg, stage)
+    begin(cfg, folder, stage)
+    data = make_data(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
-    spec: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    model = build(spec, points=data.points)
-    simulator = Simulator(model, data.x, data.dt, data.length, data.scale, spec=spec)
-    module = instantiate(cfg.stage.module, simulator, _convert_="all")
-    log.info("operator: %d parameters, %d windows a step", sum(p.numel() for p in model.parameters()), cfg.data.batch_size)
-    fit(cfg, module, data, folder, logger)
-    return load(folder)
+    before = parent(stage)
+    simulator = load(weights(folder, before), data) if before else new_simulator(cfg, data)
+    module = instantiate(cfg.stage[stage].module, simulator, _convert_="all")
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    log.info("%s: %d parameters to train, %d windows a step, data %s", stage, trained, cfg.data.batch_size, data.path)
+    fit(cfg, stage, module, data, folder, logger)
 
 
-def test(cfg: DictConfig, simulator: "Simulator", data: "BurgersDataModule", logger: "Logger") -> "EvaluateModule":
-    """Rollouts over the test split, and the baselines, by the same code."""
+def test(cfg: DictConfig, folder: Path, logger: "Logger") -> None:
+    """Rollouts over the test split with everything that the stage asks for, and the baselines, by the same code; then the reports."""
     import lightning.pytorch as pl
 
     from ups.modules import EvaluateModule
+    from ups.report import report, report_paths
+    from ups.rollout import load
+    from ups.ttc import TTC
 
-    module = EvaluateModule(simulator, model=cfg.model.name)
+    data = make_data(cfg)
+    simulator = load(folder, data)
+    options: Any = OmegaConf.to_container(cfg.ttc, resolve=True)
+    with_ttc = options.pop("enabled") and True in report_paths(cfg, folder)
+    simulator.ttc = TTC(**options)
+    module = EvaluateModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator, devices=1, logger=logger, enable_progress_bar=False, enable_model_summary=False
     )
+    log.info("testing %s: %d trajectories, test set %s", folder, data.dataset["trajectories"], data.dataset["hash"])
     trainer.test(module, datamodule=data, verbose=False)
-    return module
-
-
-def report(cfg: DictConfig, results: "EvaluateModule", data: "BurgersDataModule", folder: Path) -> float:
-    """The table, the evaluation JSON, the picture, provenance.json and the leaderboard's rows."""
-    from ups import leaderboard
-    from ups.provenance import provenance
-    from ups.report import draw_rollout, leaderboard_rows, print_table, write_evaluation, write_json
-
-    origin, rows, path = provenance(cfg, data.dataset["hash"]), results.rows, folder / "reports" / f"eval_{cfg.stage.name}.json"
-    write_json(folder / "provenance.json", origin)
-    assert results.example is not None
-    draw_rollout(path.with_suffix(".png"), *results.example, data.dt, data.length, f"{cfg.name}: the median test trajectory")
-    table = Path(cfg.output_dir) / "leaderboard.csv"
-    leaderboard.record(table, leaderboard_rows(cfg.name, cfg.stage.name, data.dataset, rows, origin))
-    write_evaluation(path, data.dataset, rows, origin)  # last: it says that the run is finished
-    print_table(data.dataset, rows)
-    log.info("report: %s, %s; all runs: %s", path, path.with_suffix(".png"), table)
-    log.info("next: python -c 'import ups; sim = ups.load(\"%s\")'", folder)
-    return rows[0]["nrmse"]
+    report(cfg, module, data, folder)
 
 
 if __name__ == "__main__":

@@ -12,26 +12,31 @@ import lightning.pytorch as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from ups.callbacks import AtomicCheckpointIO, TimeLimit
+from ups.datamodules import BurgersDataModule
 from ups.errors import Unfinished, UpsError
-from ups.modules import OperatorModule
+from ups.models import build
+from ups.modules import StageModule
 from ups.rollout import Simulator
+from ups.stages import parent_hash, weights
 
 log = logging.getLogger(__name__)
 
 
-def fit(cfg: DictConfig, module: OperatorModule, data: pl.LightningDataModule, folder: Path, logger: Logger) -> None:
-    """Train ``module``, or go on from the folder's last checkpoint, and write ``<stage>.ckpt`` and ``<stage>_ema.ckpt``.
+def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningDataModule, folder: Path, logger: Logger) -> None:
+    """Train ``module``, or go on from the folder's last checkpoint, and write the stage's two files of weights.
+
+    ``cfg`` is the stage's own configuration.
 
     Raises:
         Unfinished: stopped by the time limit or by a signal.
     """
-    stage, checkpoints = cfg.stage.name, folder / "checkpoints"
+    checkpoints = folder / "checkpoints"
     trainer = make_trainer(cfg, folder, logger)
     last = checkpoints / f"{stage}-last.ckpt"
     if last.exists():
@@ -43,9 +48,17 @@ def fit(cfg: DictConfig, module: OperatorModule, data: pl.LightningDataModule, f
     except SIGTERMException:
         raise Unfinished(f"stopped by a signal in epoch {trainer.current_epoch + 1}; the same command goes on") from None
     best = checkpoints / f"{stage}-best.ckpt"
-    export(best, checkpoints, stage, module.simulator)
+    monitor: Any = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
+    export(best, folder, stage, module.simulator, float(monitor.best_model_score))
     for path in (best, last):
         path.unlink(missing_ok=True)
+
+
+def new_simulator(cfg: DictConfig, data: BurgersDataModule) -> Simulator:
+    """An untrained simulator of the configured size."""
+    spec: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    model = build(spec, points=data.points)
+    return Simulator(model, data.x, data.dt, data.length, data.scale, spec=spec, equation=data.equation)
 
 
 def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Trainer:
@@ -73,17 +86,17 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Tra
     )
 
 
-def export(best: Path, folder: Path, stage: str, simulator: Simulator) -> None:
-    """Write the best checkpoint's raw and averaged weights as ``<stage>.ckpt`` and ``<stage>_ema.ckpt``; ``ups.load`` reads both."""
+def export(best: Path, folder: Path, stage: str, simulator: Simulator, score: float) -> None:
+    """Write the best checkpoint's raw and averaged weights, of the whole simulator so far; ``ups.load`` reads both."""
     checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(best)
     common: dict[str, Any] = {
         key: checkpoint[key] for key in ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters") if key in checkpoint
     }
-    common["simulator"] = simulator.description()
+    common |= {"simulator": simulator.description(), "made_from": parent_hash(folder, stage), "validation_nrmse": score}
     raw = checkpoint.get("current_model_state", checkpoint["state_dict"])
     # the averaged file comes first: the raw one says that the stage is finished
-    for name, state in ((f"{stage}_ema", checkpoint["state_dict"]), (stage, raw)):
-        AtomicCheckpointIO().save_checkpoint({**common, "state_dict": state}, folder / f"{name}.ckpt")
+    for path, state in ((weights(folder, stage), checkpoint["state_dict"]), (weights(folder, stage, raw=True), raw)):
+        AtomicCheckpointIO().save_checkpoint({**common, "state_dict": state}, path)
 
 
 def compile_simulator(simulator: Simulator, folder: Path) -> None:
@@ -101,10 +114,6 @@ def compile_simulator(simulator: Simulator, folder: Path) -> None:
         log.warning("compile=true: falling back to eager (%s)", str(error).strip().splitlines()[0])
         for name in eager:
             model.__dict__.pop(name, None)
-
-
-def finished(folder: Path, stage: str) -> bool:
-    return (folder / "checkpoints" / f"{stage}.ckpt").exists()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A run's folder: opened, or refused where it holds another run; its log."""
 
 import logging
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -9,8 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ups.config import differences
-from ups.errors import UpsError
+from ups import stages
 from ups.files import write_text
 
 
@@ -18,25 +16,17 @@ def open_folder(cfg: DictConfig) -> Path:
     """Open ``<output_dir>/<name>`` for this run, start its log and write its config.yaml; sets ``cfg.name`` to a sweep job's own name.
 
     Raises:
-        UpsError: the folder holds a run with other settings, and ``overwrite`` is off.
+        UpsError: the folder holds one of the stages to train with other settings, and ``overwrite`` is off.
     """
     if HydraConfig.initialized():
         cfg.name = Path(HydraConfig.get().runtime.output_dir).name
     folder = Path(cfg.output_dir) / cfg.name
-    kept = folder / "config.yaml"
-    if kept.exists() and any(folder.glob("checkpoints/*.ckpt")):
-        changed = differences(OmegaConf.create(kept.read_text()), cfg)
-        if changed and not cfg.overwrite:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise UpsError(
-                f"{folder} holds a run with other settings ({'; '.join(changed[:3])}{more}); "
-                "give another name=..., or overwrite=true to begin anew"
-            )
-        if cfg.overwrite:
-            for old in ("checkpoints", "reports"):
-                shutil.rmtree(folder / old, ignore_errors=True)
+    if cfg.overwrite:
+        for stage in cfg.stage.train:
+            stages.remove(folder, stage)
+    stages.refuse_other_settings(cfg, folder)
     _log_to(folder / "run.log")
-    write_text(kept, OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     return folder
 
 

@@ -28,8 +28,13 @@ class EpochLog(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
-        parts = [f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss: {means.pop('loss', float('nan')):.5f}"]
-        parts += [f"{name} {means.get(name, 0.0):.5f}" for name in ("L_forward", "L_inv_enc", "L_inv_dec")]
+        parts = [
+            str(pl_module.stage),
+            f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            f"loss: {means.pop('loss', float('nan')):.5f}",
+        ]
+        names: Any = ("L_forward", "L_inv_enc", "L_inv_dec") if pl_module.stage == "operator" else means
+        parts += [f"{name} {means.get(name, 0.0):.5f}" for name in names]
         score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/nrmse")
         parts += [f"validation nRMSE {float(score):.4f}"] if score is not None else []
         seconds = time.monotonic() - self.started

@@ -8,7 +8,7 @@ from ups.errors import UpsError
 
 
 class InverseLossFrequency(pl.Callback):
-    """Computes the inverse losses in every ``every``-th batch only; they cost an encoding and a decoding more.
+    """Computes the operator's inverse losses in every ``every``-th batch only; they cost an encoding and a decoding more.
 
     Raises:
         UpsError: the inverse losses are asked for, but absent or zero in the first batch that should have them.
@@ -21,7 +21,7 @@ class InverseLossFrequency(pl.Callback):
         pl_module.inverse_now = batch_idx % self.every == 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx > 0:
+        if batch_idx > 0 or pl_module.stage != "operator":
             return
         for name, weight in {
             "L_inv_enc": pl_module.hparams.lambda_inv_enc,

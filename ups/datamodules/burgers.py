@@ -43,6 +43,8 @@ class BurgersDataModule(pl.LightningDataModule):
         UpsError: a missing, corrupt or mis-shaped file; too few trajectories; too little disk.
     """
 
+    equation = "burgers"
+
     def __init__(
         self,
         path: str | None = None,
@@ -63,6 +65,8 @@ class BurgersDataModule(pl.LightningDataModule):
         eval_batch_size: int = 64,
         shift: bool = True,
         mirror: bool = True,
+        early: float = 2.0,
+        repeat: bool = False,
         in_memory: bool = True,
         num_workers: int = 0,
         seed: int = 0,
@@ -133,6 +137,8 @@ class BurgersDataModule(pl.LightningDataModule):
             batch_size=h.batch_size,
             shift=h.shift,
             mirror=h.mirror,
+            early=h.early,
+            repeat=h.repeat,
             seed=h.order_seed,
             position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
@@ -151,7 +157,7 @@ class BurgersDataModule(pl.LightningDataModule):
         rows, values = torch.arange(self.rows[split].start, self.rows[split].stop), self.values[split]
         size = self.hparams["eval_batch_size"]
         whole = zip(values.split(size), rows.split(size), strict=True)
-        batches = [Batch(u, torch.full((len(u),), self.nu), i) for u, i in whole]
+        batches = [Batch(u, torch.full((len(u),), self.nu), i, i) for u, i in whole]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
 
     def _recipe(self) -> dict:

@@ -13,30 +13,33 @@ from ups.datamodules.hdf5 import TrajectoryFile
 
 @dataclass
 class Batch:
-    """Windows ``u`` (B, K+1, X) of consecutive frames, their ``nu`` (B,), and the ``trajectory`` (B,) that each is from."""
+    """Windows ``u`` (B, K+1, X) of consecutive frames, their ``nu`` (B,), the ``trajectory`` (B,) that each is from, and its own number
+    ``window`` (B,) in the epoch.
+    """
 
     u: Tensor
     nu: Tensor
     trajectory: Tensor
+    window: Tensor
 
     def __post_init__(self) -> None:
-        if self.u.ndim != 3 or self.nu.shape != self.u.shape[:1] or self.trajectory.shape != self.u.shape[:1]:
-            shapes = tuple(self.u.shape), tuple(self.nu.shape), tuple(self.trajectory.shape)
-            raise ValueError(f"a batch is u (B, K+1, X), nu (B,), trajectory (B,), not {shapes}")
+        shapes = [tuple(t.shape) for t in vars(self).values()]
+        if self.u.ndim != 3 or any(shape != shapes[0][:1] for shape in shapes[1:]):
+            raise ValueError(f"a batch is u (B, K+1, X), nu (B,), trajectory (B,), window (B,), not {shapes}")
 
     def __len__(self) -> int:
         return len(self.u)
 
     def shards(self, n: int) -> "list[Batch]":
         """The batch in ``n`` equal parts."""
-        parts = zip(self.u.chunk(n), self.nu.chunk(n), self.trajectory.chunk(n), strict=True)
-        return [Batch(*part) for part in parts]
+        return [Batch(*part) for part in zip(*(t.chunk(n) for t in vars(self).values()), strict=True)]
 
 
 @dataclass
 class Windows:
-    """Which windows a batch holds, an integer array (B,) each: trajectory, first frame, shift in points, mirrored or not."""
+    """Which windows a batch holds, an integer array (B,) each: number in the epoch, trajectory, first frame, shift in points, mirrored."""
 
+    number: np.ndarray
     trajectory: np.ndarray
     start: np.ndarray
     shift: np.ndarray
@@ -62,14 +65,15 @@ class WindowDataset(Dataset[Batch]):
         sign = np.float32(1) - 2 * w.mirror[:, None, None].astype(np.float32)
         u = np.take_along_axis(u, points[:, None], -1) * sign
         trajectory = torch.from_numpy(w.trajectory + self.trajectories.start)
-        return Batch(torch.from_numpy(u), torch.full((len(u),), self.nu), trajectory)
+        return Batch(torch.from_numpy(u), torch.full((len(u),), self.nu), trajectory, torch.from_numpy(w.number))
 
 
 class WindowSampler(Sampler[Windows]):
     """Draws batches of windows; batch number n of a run is a function of ``seed`` and n alone.
 
     An epoch takes ``windows_per_trajectory`` random windows of every trajectory, each with a random shift and mirroring where
-    those are on. ``position`` tells how many batches the run has taken so far: an interrupted run goes on with the very next one.
+    those are on; with ``repeat`` every epoch takes the same ones, in the same order. ``early`` above 1 draws first frames more often.
+    ``position`` tells how many batches the run has taken so far: an interrupted run goes on with the very next one.
     With several processes each takes its share of every global batch.
     """
 
@@ -83,6 +87,8 @@ class WindowSampler(Sampler[Windows]):
         batch_size: int,
         shift: bool,
         mirror: bool,
+        early: float = 1.0,
+        repeat: bool = False,
         seed: int,
         position: Callable[[], int] = lambda: 0,
         rank: int = 0,
@@ -90,7 +96,7 @@ class WindowSampler(Sampler[Windows]):
     ) -> None:
         self.trajectories, self.starts, self.points = trajectories, starts, points
         self.windows_per_trajectory, self.batch_size = windows_per_trajectory, batch_size
-        self.shift, self.mirror, self.seed = shift, mirror, seed
+        self.shift, self.mirror, self.early, self.repeat, self.seed = shift, mirror, early, repeat, seed
         self.position, self.rank, self.world = position, rank, world
 
     def __len__(self) -> int:
@@ -98,13 +104,24 @@ class WindowSampler(Sampler[Windows]):
 
     def __iter__(self) -> Iterator[Windows]:
         epoch, first = divmod(self.position(), len(self))
+        yield from self._epoch(0 if self.repeat else epoch, first)
+
+    @property
+    def windows(self) -> int:
+        return self.trajectories * self.windows_per_trajectory
+
+    def first_epoch(self, dataset: WindowDataset) -> Iterator[Batch]:
+        """All batches of the first epoch, which with ``repeat`` is every epoch, whatever the position."""
+        return (dataset[windows] for windows in self._epoch(0, 0))
+
+    def _epoch(self, epoch: int, first: int) -> Iterator[Windows]:
         rng = np.random.default_rng((self.seed, epoch))
-        n = self.trajectories * self.windows_per_trajectory
+        n = self.windows
         trajectory = rng.permutation(n) % self.trajectories
-        start = rng.integers(self.starts, size=n)
+        start = (self.starts * rng.random(n) ** self.early).astype(np.int64)  # early frames more often: see docs/method.md
         shift = rng.integers(self.points, size=n) * self.shift
         mirror = rng.integers(2, size=n) * self.mirror
         for b in range(first, len(self)):
             rows = np.arange(self.batch_size) + (b * self.world + self.rank) * self.batch_size
             rows = rows % n  # only a data set smaller than one batch comes round again
-            yield Windows(trajectory[rows], start[rows], shift[rows], mirror[rows])
+            yield Windows(rows, trajectory[rows], start[rows], shift[rows], mirror[rows])

@@ -85,7 +85,8 @@ class UPT(nn.Module):
             raise UpsError(
                 f"model.tokens={tokens}, model.patch={patch}: the {points} points must be a multiple of tokens; patch odd, at most tokens"
             )
-        self.tokens, self.patch, self.limit = tokens, patch, limit
+        self.tokens, self.width, self.patch, self.limit = tokens, width, patch, limit
+        self.free = width - fields if conserve else width  # channels that a step may change
         self.fields, self.per_token, self.conserve = fields, points // tokens * fields, conserve
         inner = round(hidden * width)
 

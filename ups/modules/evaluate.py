@@ -1,6 +1,5 @@
 """The last stage: measure rollouts from t = 0 on the test split, in physical space, beside the baselines."""
 
-import statistics
 import time
 from typing import Any, Protocol
 
@@ -11,8 +10,12 @@ from torch import Tensor
 from ups.baselines import Persistence, Solver
 from ups.datamodules.windows import Batch
 from ups.losses import relative_l2_squared
-from ups.metrics import RolloutMetrics
+from ups.metrics import PhysicsChecks, RolloutMetrics, spread_over_error
+from ups.physics import EQUATIONS
 from ups.rollout import Simulator
+
+DRAWS = 5  # rollouts of a sampler from which its spread is taken
+SPARSE = 3  # single steps are costly under conditioning and in many draws: from every third frame there
 
 
 class Predictor(Protocol):
@@ -30,20 +33,24 @@ class _Fixed:
 
 
 class EvaluateModule(pl.LightningModule):
-    """Tests a simulator in each mode, and the baselines, by the same code; ``rows`` holds the results.
+    """Tests a simulator with the correctors ``correct`` that it has, and the baselines, by the same code; ``rows`` holds the results.
 
-    A row has the settings, PDEBench's metrics over the whole rollout, ``one_step_nrmse`` and ``one_step_squared`` (the mean of
-    |error|^2/|u|^2) of single steps from the truth, ``seconds_per_trajectory`` (the median of three timed rollouts, after a first one,
-    of the first batch) and ``nrmse_over_time``. ``example`` holds truth and latent prediction (T, X) of the median trajectory.
+    A row has the settings ("mode", "correct", "ttc"), PDEBench's metrics over the whole rollout, the physics checks, ``one_step_nrmse`` and
+    ``one_step_squared`` (the mean of |error|^2/|u|^2) of single steps from true frames, ``seconds_per_trajectory`` and
+    ``nrmse_over_time``; with a corrector and without conditioning also ``spread_over_error`` and ``one_step_spread_over_error`` (1 is
+    calibrated). ``example`` holds truth and first prediction (T, X) of the median trajectory.
     """
 
-    def __init__(self, simulator: Simulator, model: str, solver_points: tuple[int, ...] = (64, 128, 256)) -> None:
+    def __init__(
+        self, simulator: Simulator, model: str, correct: list[str], with_ttc: bool = False, solver_points: tuple[int, ...] = (64, 128, 256)
+    ) -> None:
         super().__init__()
         self.simulator = simulator
-        self.predictors: list[tuple[dict[str, Any], Predictor]] = [
-            ({"model": model, "mode": mode, "correct": "none", "ttc": False}, _Fixed(simulator, mode=mode))
-            for mode in ("latent", "physical")
-        ]
+        held = [name for name in correct if name == "none" or name in simulator.correctors]
+        settings: list[dict[str, Any]] = [{"mode": mode, "correct": "none", "ttc": False} for mode in ("latent", "physical")]
+        settings += [{"mode": "latent", "correct": name, "ttc": False} for name in held if name != "none"]
+        settings += [{"mode": "latent", "correct": name, "ttc": True} for name in held if with_ttc]
+        self.predictors: list[tuple[dict[str, Any], Predictor]] = [({"model": model, **s}, _Fixed(simulator, **s)) for s in settings]
         solvers = [Solver(n, simulator.dt, simulator.length) for n in solver_points if len(simulator.x) % n == 0]
         baselines: list[Persistence | Solver] = [Persistence(), *solvers]
         for baseline in baselines:
@@ -53,48 +60,69 @@ class EvaluateModule(pl.LightningModule):
 
     def on_test_start(self) -> None:
         self.rollouts: list[RolloutMetrics] = []
+        self.checks: list[PhysicsChecks] = []
         self.one_step: list[list[Tensor]] = [[] for _ in self.predictors]
-        self.seconds: list[float] = []
-        self.latent: list[tuple[Tensor, Tensor]] = []
+        self.spreads: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.predictors]
+        self.seconds = [0.0] * len(self.predictors)
+        self.first: list[tuple[Tensor, Tensor]] = []
+        self.samples = 0
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        u0, target = batch.u[:, 0], batch.u[:, 1:]
-        frames, points = target.shape[1:]
-        for row, (_, predictor) in enumerate(self.predictors):
+        u0, target, frames = batch.u[:, 0], batch.u[:, 1:], batch.u.shape[1] - 1
+        starts, nus = batch.u[:, :-1].flatten(0, 1), batch.nu.repeat_interleave(frames)
+        self.samples += len(u0)
+        for row, (settings, predictor) in enumerate(self.predictors):
             if batch_idx == 0:
-                self.rollouts.append(RolloutMetrics(frames, points, self.simulator.length).to(self.device))
-                self.seconds.append(self._seconds(predictor, u0, frames, batch.nu))
-            pred = predictor.rollout(u0, frames, nu=batch.nu)
+                self.rollouts.append(RolloutMetrics(frames, target.shape[2], self.simulator.length).to(self.device))
+                physics = EQUATIONS[self.simulator.equation]
+                self.checks.append(PhysicsChecks(physics, self.simulator.dt, self.simulator.length).to(self.device))
+                predictor.rollout(u0, 1, nu=batch.nu)  # the first call is slower
+            torch.manual_seed(batch_idx)  # the same draws for all settings and in every evaluation
+            pred, seconds = _timed(predictor, u0, frames, batch.nu)
+            self.seconds[row] += seconds
             self.rollouts[row].update(pred, target)
-            starts = batch.u[:, :-1].flatten(0, 1)
-            step = predictor.rollout(starts, 1, nu=batch.nu.repeat_interleave(frames))[:, 0]
-            self.one_step[row].append(relative_l2_squared(step.double(), target.flatten(0, 1).double()))
+            self.checks[row].update(u0, pred, target)
+            every = slice(None, None, SPARSE if settings["ttc"] else 1)
+            step = predictor.rollout(starts[every], 1, nu=nus[every])[:, 0]
+            self.one_step[row].append(relative_l2_squared(step.double(), target.flatten(0, 1)[every].double()))
+            if settings["correct"] != "none" and not settings["ttc"]:
+                draws = torch.stack([pred] + [predictor.rollout(u0, frames, nu=batch.nu) for _ in range(DRAWS - 1)])
+                some = starts[::SPARSE], nus[::SPARSE]
+                steps = torch.stack([predictor.rollout(some[0], 1, nu=some[1])[:, 0] for _ in range(DRAWS)])
+                whole, single = spread_over_error(draws, target), spread_over_error(steps, target.flatten(0, 1)[::SPARSE])
+                self.spreads[row].append((whole.sum((0, 1)), single.sum(0)))
             if row == 0:
-                self.latent.append((target, pred))
+                self.first.append((target, pred))
 
     def on_test_epoch_end(self) -> None:
         self.rows = []
-        for (settings, _), rollout, steps, seconds in zip(self.predictors, self.rollouts, self.one_step, self.seconds, strict=True):
-            values = rollout.compute()
-            squared = torch.cat(steps)
+        for row, (settings, _) in enumerate(self.predictors):
+            values = self.rollouts[row].compute()
             over_time = values.pop("nrmse_over_time")
-            single = {"one_step_nrmse": squared.sqrt().mean().item(), "one_step_squared": squared.mean().item()}
-            self.rows.append({**settings, **values, **single, "seconds_per_trajectory": seconds, "nrmse_over_time": over_time})
-        for row in self.rows[:2]:
-            self.log_dict({f"test/{row['mode']}/{name}": value for name, value in row.items() if type(value) is float})
-        target, pred = (torch.cat(parts) for parts in zip(*self.latent, strict=True))
+            squared = torch.cat(self.one_step[row])
+            values |= {
+                **self.checks[row].compute(),
+                "one_step_nrmse": squared.sqrt().mean().item(),
+                "one_step_squared": squared.mean().item(),
+            }
+            both = zip(*self.spreads[row], strict=True)
+            for name, parts in zip(("spread_over_error", "one_step_spread_over_error"), both, strict=False):
+                spread, error = torch.stack(parts).sum(0).tolist()
+                values[name] = (spread / error) ** 0.5
+            seconds = self.seconds[row] / self.samples
+            self.rows.append({**settings, **values, "seconds_per_trajectory": seconds, "nrmse_over_time": over_time})
+            if isinstance(self.predictors[row][1], _Fixed):
+                label = "_".join(["ttc"] * settings["ttc"] + [settings["correct"]] * (settings["correct"] != "none") + [settings["mode"]])
+                self.log_dict({f"test/{label}/{name}": value for name, value in values.items()})
+        target, pred = (torch.cat(parts) for parts in zip(*self.first, strict=True))
         error = relative_l2_squared(pred, target).mean(1)
         middle = int(error.argsort()[len(error) // 2])
         self.example = target[middle].cpu(), pred[middle].cpu()
 
-    @staticmethod
-    def _seconds(predictor: Predictor, u0: Tensor, frames: int, nu: Tensor) -> float:
-        def once() -> float:
-            start = time.perf_counter()
-            predictor.rollout(u0, frames, nu=nu)
-            if u0.is_cuda:
-                torch.cuda.synchronize()
-            return time.perf_counter() - start
 
-        once()
-        return statistics.median(once() for _ in range(3)) / len(u0)
+def _timed(predictor: Predictor, u0: Tensor, frames: int, nu: Tensor) -> tuple[Tensor, float]:
+    start = time.perf_counter()
+    pred = predictor.rollout(u0, frames, nu=nu)
+    if u0.is_cuda:
+        torch.cuda.synchronize()
+    return pred, time.perf_counter() - start

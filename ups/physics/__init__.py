@@ -1,5 +1,9 @@
-"""The equations: initial conditions, reference solvers, exact solutions. Knows nothing of models."""
+"""The equations: initial conditions, reference solvers, exact solutions, invariants. Knows nothing of models."""
+
+from types import ModuleType
 
 from ups.physics import burgers
 
-__all__ = ["burgers"]
+EQUATIONS: dict[str, ModuleType] = {"burgers": burgers}
+
+__all__ = ["EQUATIONS", "burgers"]

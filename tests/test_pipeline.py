@@ -1,0 +1,152 @@
+"""stage=all as a user calls it: files, skipping, what is trained anew when what it was made from has changed, resume in a later stage."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import ups
+
+SMALL = [
+    "experiment=smoke", "data.points=32", "data.solver_points=64", "data.train=24", "data.validation=4", "data.test=4", "data.frames=11",
+    "data.batch_size=8", "model.tokens=8", "trainer.max_epochs=2", "stage.diffusion.trainer.max_epochs=2", "ttc.candidates=3",
+    "stage.diffusion.module.corrector.steps=2",
+]  # fmt: skip
+
+
+def call(folder, *args, code=0):
+    done = subprocess.run([sys.executable, "-m", "ups.run", *SMALL, *args], cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, call(folder, "name=one")
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    shutil.copytree(whole[0] / "outputs", tmp_path / "outputs")
+    return tmp_path
+
+
+def rows(folder, report, name="one"):
+    return json.loads((folder / f"outputs/{name}/reports/{report}.json").read_text())["rows"]
+
+
+def content(folder, name="one"):
+    return {path.name: path.read_bytes() for path in (folder / f"outputs/{name}/checkpoints").glob("*.ckpt")}
+
+
+def test_files_and_rows(whole):
+    folder, printed = whole
+    names = {f"{stem}{suffix}.ckpt" for stem in ("operator", "diffusion_residual", "consistency") for suffix in ("", "_ema")}
+    assert content(folder).keys() == names
+    assert not list((folder / "outputs/one").rglob("*.latents"))
+    own = [(row["mode"], row["correct"], row["ttc"]) for row in rows(folder, "eval_baseline") if row["model"] == "upt-tiny"]
+    assert own == [("latent", "none", False), ("physical", "none", False), ("latent", "diffusion", False), ("latent", "consistency", False)]
+    own = [(row["mode"], row["correct"], row["ttc"]) for row in rows(folder, "eval_ttc") if row["model"] == "upt-tiny"]
+    assert own == [("latent", name, True) for name in ("none", "diffusion", "consistency")]
+    for row in rows(folder, "eval_baseline") + rows(folder, "eval_ttc"):
+        assert {*ups.metrics.NAMES, *ups.metrics.PhysicsChecks.NAMES, "one_step_nrmse", "seconds_per_trajectory"} <= row.keys()
+        assert row["mass_gap"] < 1e-2
+    assert all(row["spread_over_error"] > 0 for row in rows(folder, "eval_baseline") if row["correct"] != "none")
+    assert "upt-tiny + diffusion + ttc" in printed
+    page = (folder / "outputs/leaderboard.html").read_text()
+    assert page.count('"name": "one"') == 7
+    assert "persistence" in page
+
+
+def test_the_loaded_run_has_all_that_was_trained(whole):
+    folder, _ = whole
+    sim = ups.load(folder / "outputs/one")
+    assert set(sim.correctors) == {"diffusion", "consistency"}
+    assert set(ups.load(folder / "outputs/one/checkpoints/diffusion_residual.ckpt").correctors) == {"diffusion"}
+    u0 = ups.physics.burgers.initial_conditions(3, sim.x, 0)
+    for correct in ("none", "diffusion", "consistency"):
+        for ttc in (False, True):
+            assert sim.rollout(u0, 3, nu=0.001, correct=correct, ttc=ttc).shape == (3, 3, 32)
+
+
+def test_the_second_call_trains_and_tests_nothing(copied):
+    before = content(copied)
+    printed = call(copied, "name=one")
+    assert "finished already" in printed
+    assert "upt-tiny + consistency + ttc" in printed
+    assert content(copied) == before
+
+
+def test_a_lost_report_is_made_again_without_training(copied):
+    before = content(copied)
+    (copied / "outputs/one/reports/eval_ttc.json").unlink()
+    assert "Epoch" not in call(copied, "name=one")
+    assert content(copied) == before
+    assert len(rows(copied, "eval_ttc")) == 4
+
+
+def test_what_was_made_from_changed_weights_is_made_anew(copied):
+    before = content(copied)
+    call(copied, "name=one", "stage=operator", "seed=1", "overwrite=true")
+    changed = content(copied)
+    assert {name for name in before if before[name] != changed[name]} == {"operator.ckpt", "operator_ema.ckpt"}
+    assert set(ups.load(copied / "outputs/one").correctors) == set()  # they belong to another operator
+    printed = call(copied, "name=one", "seed=1")
+    assert "diffusion: the weights that it was made from have changed; it is trained anew" in printed
+    assert "operator  Epoch" not in printed
+    after = content(copied)
+    assert {name for name in after if after[name] != changed[name]} == {name for name in after if not name.startswith("operator")}
+    assert set(ups.load(copied / "outputs/one").correctors) == {"diffusion", "consistency"}
+
+
+def test_other_settings_are_refused_and_only_their_stage_is_trained_anew(copied):
+    before = content(copied)
+    other = "stage.diffusion.module.lr=0.001"
+    assert "holds stage diffusion with other settings (stage.diffusion.module.lr: 0.003 -> 0.001)" in call(
+        copied, "name=one", other, code=2
+    )
+    assert content(copied) == before
+    call(copied, "name=one", "stage=diffusion", other, "overwrite=true")
+    assert all(content(copied)[name] == before[name] for name in ("operator.ckpt", "operator_ema.ckpt"))
+    assert content(copied)["diffusion_residual.ckpt"] != before["diffusion_residual.ckpt"]
+
+
+def test_a_stage_without_the_one_before_it_is_refused(tmp_path):
+    printed = call(tmp_path, "name=alone", "stage=consistency", code=2)
+    assert "stage consistency goes on from stage diffusion, which has not finished" in printed
+    assert "Traceback" not in printed
+    printed = call(tmp_path, "name=alone", "stage=evaluate", code=2)
+    assert "its operator stage has not finished" in printed
+
+
+def test_other_data_than_the_simulator_was_trained_for_is_refused(copied):
+    printed = call(copied, "name=one", "stage=evaluate", "data.points=16", code=2)
+    assert "was trained at 32 points" in printed
+
+
+def test_a_killed_later_stage_goes_on_to_the_same_weights(whole, tmp_path):
+    longer = ["stage.diffusion.trainer.max_epochs=25", "callbacks.last.every_n_train_steps=5", "callbacks.ema.decay=0.9", "stage=diffusion"]
+    ends = []
+    for name in ("calm", "killed"):
+        shutil.copytree(whole[0] / "outputs/one", tmp_path / f"outputs/{name}")
+        for path in (tmp_path / f"outputs/{name}/checkpoints").glob("[dc]*"):
+            path.unlink()
+        if name == "killed":
+            command = [sys.executable, "-m", "ups.run", *SMALL, *longer, f"name={name}"]
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while not (tmp_path / "outputs/killed/checkpoints/diffusion-last.ckpt").exists() and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(0.5)
+            assert process.poll() is None, "the run was over before it could be killed"
+            process.send_signal(signal.SIGKILL)
+            process.wait(60)
+        printed = call(tmp_path, *longer, f"name={name}")
+        assert ("resuming from" in printed) == (name == "killed")
+        ends.append(ups.load(tmp_path / f"outputs/{name}").state_dict())
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
