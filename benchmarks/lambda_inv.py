@@ -19,7 +19,7 @@ WEIGHTS = ("0", "1.0")
 
 def main(epochs: int) -> None:
     command = [sys.executable, "-m", "ups.run", "-m", f"output_dir={OUT}", "data.directory=outputs/data", f"name=e{epochs}",
-               "seed=0,1,2", f"trainer.max_epochs={epochs}", "stage.operator.module.threads=1"]  # fmt: skip
+               "seed=0,1,2", "data.early=1", f"trainer.max_epochs={epochs}", "stage.operator.module.threads=1"]  # fmt: skip
     # one core for each of the two, side by side
     sweeps = [subprocess.Popen([*command, f"lambda_inv={weight}"], env={**os.environ, "OMP_NUM_THREADS": "1"}) for weight in WEIGHTS]
     codes = [sweep.wait() for sweep in sweeps]

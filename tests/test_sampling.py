@@ -12,9 +12,10 @@ from ups.datamodules.windows import Batch
 from ups.errors import UpsError
 from ups.latents import LatentCache, assimilated
 from ups.modules import ConsistencyModule, DiffusionModule
+from ups.modules.consistency import distance
 from ups.optim import Muon
 from ups.physics import burgers
-from ups.sampling import SIGMA_DATA, Corrector, consistency, heun, heun_step
+from ups.sampling import SIGMA_DATA, Corrector, heun, heun_step, jump
 
 NETS = {"mean": {"width": 16, "depth": 1}, "noise": {"width": 32, "depth": 2}}
 LEVELS = [float(level) for level in (10.0 ** torch.linspace(1, -1.7, 24))] + [0.0]
@@ -27,17 +28,17 @@ def gaussian(mean, std):
 
 def test_the_sampler_draws_the_law_that_the_denoiser_knows():
     torch.manual_seed(0)
-    draws = heun(gaussian(0.3, 0.5), torch.randn(4000, 1, 1), LEVELS)
+    draws = heun(gaussian(0.3, 0.5), LEVELS[0] * torch.randn(4000, 1, 1), LEVELS)
     assert draws.mean().item() == pytest.approx(0.3, abs=0.06)
     assert draws.std().item() == pytest.approx(0.5, rel=0.05)
 
 
 def test_one_jump_of_the_exact_consistency_function_ends_where_the_sampler_does():
-    def jump(x, s):  # the end of the path through (x, s), for normal data
+    def end(x, s):  # the end of the path through (x, s), for normal data
         return 0.3 + (x - 0.3) * 0.5 / (0.25 + s[:, None, None] ** 2).sqrt()
 
-    noise = torch.randn(50, 2, 3)
-    assert torch.allclose(consistency(jump, noise, [10.0, 0.0]), heun(gaussian(0.3, 0.5), noise, LEVELS), atol=0.02)
+    x = 10 * torch.randn(50, 2, 3)
+    assert torch.allclose(jump(end, x, [10.0, 0.0]), heun(gaussian(0.3, 0.5), x, LEVELS), atol=0.02)
 
 
 def toy(steps=400):
@@ -107,7 +108,7 @@ def test_both_stages_train_their_corrector_and_nothing_else(tmp_path):
     for network in (corrector.mean_network, corrector.noise_network):
         assert network.tokens_out.abs().max() > 0  # it began at zero
     diffusion_weights = copy.deepcopy(simulator.correctors["diffusion"].state_dict())
-    fit(ConsistencyModule(simulator, gradient_steps=1, levels=4), tmp_path)
+    fit(ConsistencyModule(simulator, gradient_steps=1), tmp_path)
     assert all(torch.equal(before[key], value) for key, value in simulator.model.state_dict().items())
     assert all(torch.equal(diffusion_weights[key], value) for key, value in simulator.correctors["diffusion"].state_dict().items())
     student, teacher = simulator.correctors["consistency"].state_dict(), diffusion_weights
@@ -124,14 +125,11 @@ def test_distillation_keeps_the_draws_of_the_sampler():
     teacher, z, about = toy()
     torch.manual_seed(1)
     student = copy.deepcopy(teacher)
-    levels = torch.tensor(teacher.levels(12))
     optimizer = torch.optim.Adam(student.noise_network.parameters(), lr=2e-3)
-    for _ in range(400):
+    for step in range(200):
         y = torch.where(torch.rand(64, 1, 1) < 0.5, 1.0, -1.0).expand(64, 4, 3)
-        i = torch.randint(12, (64,))
-        high, low, mean = levels[i], levels[i + 1], torch.zeros(64, 4, 3)
-        x = y + high[:, None, None] * torch.randn(64, 4, 3)
-        loss = ConsistencyModule.distance(student, teacher, x, high, low, (mean, z, z, *about))
+        level = 0 if step % 2 else int(torch.randint(12, ()))
+        loss = distance(student, teacher, y, torch.randn(64, 4, 3), level, (torch.zeros(64, 4, 3), z, z, *about))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -100,8 +100,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stage.diffusion.module.corrector.sigma_min": _real(0, above=True),
     "stage.diffusion.module.corrector.sigma_max": _real(0, above=True),
     "stage.diffusion.module.corrector.temperature": _real(0),
-    "stage.consistency.module.steps": _whole(1),
-    "stage.consistency.module.levels": _whole(2),
     "ttc.enabled": _switch(),
     "ttc.candidates": _whole(1),
     "ttc.beam": _whole(1),

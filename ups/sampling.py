@@ -27,7 +27,7 @@ class Corrector(nn.Module):
         free: how many of them, from the first on, may be corrected; the others (a carried mean, say) stay as predicted.
         mean, noise: sizes of the two networks, see :class:`ups.models.denoiser.Denoiser`.
         sampler: "heun" integrates the probability-flow ODE in ``steps`` steps of Heun's method, 2 steps - 1 network calls;
-            "consistency" jumps to its end ``steps`` times, one call each.
+            "consistency" jumps to its end, in one call.
         sigma_min, sigma_max: noise levels between which the sampler works, in units of the residual's standard deviation.
         rho: how strongly the levels gather at the small end.
         temperature: of the draws; 0 leaves their mean, 1 is the law that was learnt. It may be set on a trained corrector.
@@ -76,9 +76,9 @@ class Corrector(nn.Module):
         answer = self.noise_network((z, pred - z, mean, x / size), sigma.log(), dt, nu)
         return x * (SIGMA_DATA / size) ** 2 + answer * (s * SIGMA_DATA / size)
 
-    def levels(self, steps: int | None = None) -> list[float]:
-        """The noise levels of ``steps`` steps (EDM eq. 5), with the 0 at their end."""
-        n = steps or self.steps
+    def levels(self) -> list[float]:
+        """The noise levels of the steps (EDM eq. 5), with the 0 at their end."""
+        n = self.steps
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return [(high + i / max(1, n - 1) * (low - high)) ** self.rho for i in range(n)] + [0.0]
 
@@ -86,7 +86,7 @@ class Corrector(nn.Module):
         """Corrected states (B, M, N, C): ``pred`` plus draws of its residual, each made from white ``noise`` (B, M, N, free)."""
         draws = noise.shape[1]
         about = [t.repeat_interleave(draws, 0) for t in (self.mean(z, pred, dt, nu), z, pred, dt, nu)]
-        rest = SAMPLERS[self.sampler](lambda x, sigma: self.denoise(x, sigma, *about), noise.flatten(0, 1), self.levels())
+        rest = SAMPLERS[self.sampler](lambda x, sigma: self.denoise(x, sigma, *about), self.sigma_max * noise.flatten(0, 1), self.levels())
         return self.add(about[2], about[0] + self.temperature * rest).unflatten(0, (-1, draws))
 
     def add(self, pred: Tensor, residual: Tensor) -> Tensor:
@@ -99,9 +99,8 @@ class Corrector(nn.Module):
         return (target - pred)[..., : self.free] / self.scale
 
 
-def heun(denoise: Denoise, noise: Tensor, levels: list[float]) -> Tensor:
-    """EDM's deterministic sampler (its algorithm 1), from white ``noise`` (B, N, C) at the first level to the last, 0."""
-    x = noise * levels[0]
+def heun(denoise: Denoise, x: Tensor, levels: list[float]) -> Tensor:
+    """EDM's deterministic sampler (its algorithm 1), from ``x`` (B, N, C) at the first level to the last, 0."""
     for high, low in pairwise(levels):
         x = heun_step(denoise, x, x.new_full(x.shape[:1], high), x.new_full(x.shape[:1], low))
     return x
@@ -119,12 +118,9 @@ def heun_step(denoise: Denoise, x: Tensor, high: Tensor, low: Tensor) -> Tensor:
     return torch.where(positive, x + step * (slope + second) / 2, end)
 
 
-def consistency(denoise: Denoise, noise: Tensor, levels: list[float]) -> Tensor:
-    """Multistep consistency sampling (Song et al., "Consistency models", ICML 2023, algorithm 1), with the same noise put back in."""
-    x = noise * levels[0]
-    for high, low in pairwise(levels):
-        x = denoise(x, x.new_full(x.shape[:1], high)) + low * noise
-    return x
+def jump(denoise: Denoise, x: Tensor, levels: list[float]) -> Tensor:
+    """A consistency model's sampler (Song et al., "Consistency models", ICML 2023): from ``x`` at the first level to the end at once."""
+    return denoise(x, x.new_full(x.shape[:1], levels[0]))
 
 
-SAMPLERS: dict[str, Callable[[Denoise, Tensor, list[float]], Tensor]] = {"heun": heun, "consistency": consistency}
+SAMPLERS: dict[str, Callable[[Denoise, Tensor, list[float]], Tensor]] = {"heun": heun, "consistency": jump}

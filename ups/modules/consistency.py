@@ -7,20 +7,16 @@ from ups.datamodules.windows import Batch
 from ups.errors import UpsError
 from ups.modules.residual import ResidualModule
 from ups.rollout import Simulator
-from ups.sampling import Corrector, heun_step
+from ups.sampling import Corrector, heun
 
 
 class ConsistencyModule(ResidualModule):
     """Distils ``simulator.correctors["diffusion"]`` into ``simulator.correctors["consistency"]``; everything else is frozen.
 
-    Consistency distillation (Song et al., ICML 2023, algorithm 2): f(x, sigma), which jumps from anywhere on a path of the sampler to the
-    path's end, is drawn towards its own value one step of the frozen sampler further on; with the student itself as target, without an
-    average of its own, as in "Improved techniques for training consistency models" (Song and Dhariwal, ICLR 2024). The network begins as
-    the sampler's.
-
-    Args:
-        steps: jumps that the distilled sampler makes, one network call each.
-        levels: noise levels of the frozen sampler's steps.
+    The student learns the consistency function of the sampler's paths (Song et al., "Consistency models", ICML 2023): from anywhere on a
+    path it jumps to the path's end. The paths are short and their network small, so the end is computed, by the sampler itself, and not
+    taken from the student's own next jump (Luhman and Luhman, "Knowledge distillation in iterative generative models", 2021): nothing
+    is bootstrapped. Half of the batches begin at the highest level, where sampling does. The network begins as the sampler's.
     """
 
     stage = "consistency"
@@ -30,10 +26,8 @@ class ConsistencyModule(ResidualModule):
         self,
         simulator: Simulator,
         *,
-        steps: int = 1,
         gradient_steps: int = 3,
         latent_cache: str | None = None,
-        levels: int = 16,
         optimizer: str = "muon",
         lr: float = 1e-3,
         weight_decay: float = 0.0,
@@ -49,7 +43,7 @@ class ConsistencyModule(ResidualModule):
             raise UpsError("stage consistency distils a diffusion corrector, and the simulator has none; stage diffusion trains one")
         simulator.requires_grad_(False)
         self.teacher: Corrector = simulator.correctors["diffusion"]  # type: ignore[assignment]
-        self.corrector = simulator.add_corrector("consistency", {**self.teacher.spec, "sampler": "consistency", "steps": steps})
+        self.corrector = simulator.add_corrector("consistency", {**self.teacher.spec, "sampler": "consistency", "steps": 1})
         self.corrector.load_state_dict(self.teacher.state_dict())
         self.corrector.mean_network.requires_grad_(False)
         self.simulator = simulator
@@ -59,26 +53,27 @@ class ConsistencyModule(ResidualModule):
 
     def draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         noise = self.noise(batch, generator)
-        return torch.randint(self.hparams["levels"], noise.shape[:2], generator=generator, device=self.device), noise
+        top = torch.rand((), generator=generator, device=self.device) < 0.5
+        level = torch.randint(self.teacher.steps, (), generator=generator, device=self.device) * ~top
+        return level.expand(len(batch)), noise  # one level for the whole batch
 
     def loss_terms(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
-        level, noise = (d.flatten(0, 1) for d in drawn)
+        level, noise = int(drawn[0][0]), drawn[1].flatten(0, 1)
         with torch.no_grad():
             steps = self.steps(batch)
             about = steps.state, steps.pred, torch.full_like(steps.nu, self.simulator.dt), steps.nu
             mean = self.teacher.mean(*about)
-            levels = noise.new_tensor(self.teacher.levels(self.hparams["levels"]))
-            high, low = levels[level], levels[level + 1]
-            x = self.teacher.residual(steps.pred, steps.target) - mean + high[:, None, None] * noise
-        return {"loss": self.distance(self.corrector, self.teacher, x, high, low, (mean, *about))}
+            rest = self.teacher.residual(steps.pred, steps.target) - mean
+        return {"loss": distance(self.corrector, self.teacher, rest, noise, level, (mean, *about))}
 
-    @staticmethod
-    def distance(student: Corrector, teacher: Corrector, x: Tensor, high: Tensor, low: Tensor, about: tuple[Tensor, ...]) -> Tensor:
-        """Mean squared distance of the student's jump from ``x`` (S, N, free) at level ``high`` (S,), and its jump from where one step of
-        the teacher leads, at level ``low``; a jump from level 0 stays where it is. ``about``: what the networks are told.
-        """
-        with torch.no_grad():
-            further = heun_step(lambda x, sigma: teacher.denoise(x, sigma, *about), x, high, low)
-            end = student.denoise(further, low.clamp_min(teacher.sigma_min), *about)
-            end = torch.where(low[:, None, None] > 0, end, further)
-        return (student.denoise(x, high, *about) - end).square().mean()
+
+def distance(student: Corrector, teacher: Corrector, rest: Tensor, noise: Tensor, level: int, about: tuple[Tensor, ...]) -> Tensor:
+    """Mean squared distance of two ends of a path from ``rest`` (S, N, free) under ``noise`` of the teacher's ``level``-th level: where the
+    student jumps to, and where the teacher's sampler leads. From the highest level paths begin as in sampling, at noise alone. ``about``:
+    what the networks are told.
+    """
+    levels = teacher.levels()[level:]
+    x = levels[0] * noise + (rest if level > 0 else 0)
+    with torch.no_grad():
+        end = heun(lambda x, sigma: teacher.denoise(x, sigma, *about), x, levels)
+    return (student.denoise(x, x.new_full(x.shape[:1], levels[0]), *about) - end).square().mean()
