@@ -2,18 +2,22 @@
 
     python benchmarks/stages.py [OUTPUT_DIR]      writes benchmarks/results/stages.json and prints the table of docs/stages.md
 
-Runs that are finished in OUTPUT_DIR (outputs/stages) are not repeated. A control that isn't there is trained last; `--no-control` leaves it out.
+The first seed has the machine for itself and is timed; the others run side by side, each on one core. What is finished in OUTPUT_DIR
+(outputs/stages) is not repeated.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from ups.provenance import hardware
 
 SEEDS = (0, 1, 2)
+STAGES = ("operator", "diffusion", "consistency")
 CONTROL_EPOCHS = 38  # of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
 
 
@@ -30,24 +34,47 @@ def rows(folder: Path) -> dict[str, dict]:
 
 
 def spread(values: list[float]) -> dict:
-    return {"mean": statistics.mean(values), "stdev": statistics.stdev(values) if len(values) > 1 else None, "seeds": values}
+    return {"mean": statistics.mean(values), "stdev": statistics.stdev(values), "seeds": values}
 
 
-def main(out: Path, control: bool) -> None:
-    call = [sys.executable, "-m", "ups.run", f"output_dir={out}", "data.directory=outputs/data"]
-    runs: dict[str, dict[int, dict]] = {"all": {}, "control": {}}
-    for seed in SEEDS:
-        if not (out / f"all-{seed}/reports/eval_ttc.json").exists():
-            subprocess.run([*call, "stage=all", f"name=all-{seed}", f"seed={seed}"], check=True)
-        runs["all"][seed] = rows(out / f"all-{seed}")
-    for seed in SEEDS:
-        folder = out / f"control-{seed}"
-        if control and not (folder / "reports/eval_operator.json").exists():
-            subprocess.run([*call, f"name=control-{seed}", f"seed={seed}", f"trainer.max_epochs={CONTROL_EPOCHS}"], check=True)
-        if (folder / "reports/eval_operator.json").exists():
-            runs["control"][seed] = rows(folder)
-    result: dict = {"hardware": hardware(), "rows": {}}
-    labels = [("all", label) for label in runs["all"][SEEDS[0]]] + ([("control", "latent")] if runs["control"] else [])
+def train(out: Path, names: list[str], *settings: str) -> None:
+    """Runs ``names``, which end in their seeds: one with the whole machine, several side by side with a core each."""
+    calls = []
+    for name in names:
+        call = [
+            sys.executable,
+            "-m",
+            "ups.run",
+            f"output_dir={out}",
+            "data.directory=outputs/data",
+            f"name={name}",
+            f"seed={name[-1]}",
+            *settings,
+        ]
+        one_core = [
+            f"stage.{stage}.module.threads=1" for stage in STAGES if len(names) > 1 and (stage == "operator" or "stage=all" in settings)
+        ]
+        calls.append(call + one_core)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if len(names) > 1 else None
+    codes = [process.wait() for process in [subprocess.Popen(call, env=environment) for call in calls]]
+    if any(codes):
+        raise SystemExit(f"runs {names} ended with {codes}")
+
+
+def main(out: Path) -> None:
+    done = out / "all-0/reports/eval_ttc.json"
+    if not done.exists():
+        started = time.time()
+        train(out, ["all-0"], "stage=all")
+        (out / "all-0/wall_seconds").write_text(f"{time.time() - started:.0f}")
+    control = [f"trainer.max_epochs={CONTROL_EPOCHS}"]
+    for kind, settings, report in (("all", ["stage=all"], "eval_ttc"), ("control", control, "eval_operator")):
+        left = [f"{kind}-{seed}" for seed in SEEDS if not (out / f"{kind}-{seed}/reports/{report}.json").exists()]
+        for names in (left[i : i + 2] for i in range(0, len(left), 2)):
+            train(out, names, *settings)
+    runs = {kind: {seed: rows(out / f"{kind}-{seed}") for seed in SEEDS} for kind in ("all", "control")}
+    result: dict = {"hardware": hardware(), "stage_all_seconds": int((out / "all-0/wall_seconds").read_text()), "rows": {}}
+    labels = [("all", label) for label in runs["all"][SEEDS[0]]] + [("control", "latent")]
     print("| | rollout nRMSE | of the operator's | one step | spread / error, rollout | one step | ms a trajectory |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for kind, label in labels:
@@ -64,7 +91,7 @@ def main(out: Path, control: bool) -> None:
             if key not in entry:
                 return ""
             value = entry[key]
-            return f"{value['mean']:.{digits}f}" + (f" ± {value['stdev']:.{digits}f}" if value["stdev"] is not None else " (one seed)")
+            return f"{value['mean']:.{digits}f}" + f" ± {value['stdev']:.{digits}f}"
 
         ms = f"{1e3 * entry['seconds_per_trajectory']['mean']:.0f}"
         cells = [cell("nrmse", 4), cell("ratio", 2), cell("one_step_nrmse", 4), cell("spread_over_error", 2)]
@@ -73,5 +100,4 @@ def main(out: Path, control: bool) -> None:
 
 
 if __name__ == "__main__":
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
-    main(Path(arguments[0] if arguments else "outputs/stages"), "--no-control" not in sys.argv)
+    main(Path(sys.argv[1] if sys.argv[1:] else "outputs/stages"))
