@@ -5,13 +5,12 @@
 The three are run in turn, block by block, in one process, so that the machine's drift meets all alike; the ratios are medians over blocks.
 """
 
-import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from runs import save
 
 from ups.datamodules.windows import Batch
 from ups.models import build
@@ -19,7 +18,6 @@ from ups.modules import OperatorModule
 from ups.optim import Muon
 from ups.parallel import sharded_loss
 from ups.physics import burgers
-from ups.provenance import hardware
 from ups.rollout import Simulator
 from ups.run import CONF
 
@@ -58,10 +56,10 @@ def main() -> None:
     result = {
         "milliseconds_a_step": {str(n): round(1e3 * statistics.median(seconds), 2) for n, seconds in times.items()},
         "ratio_to_lambda_0": {str(n): round(ratio, 3) for n, ratio in ratios.items()},
-        "blocks": BLOCKS, "steps_a_block": STEPS, "hardware": hardware(), "torch": torch.__version__,
-    }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    (Path(__file__).parent / "results" / "inverse_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+        "blocks": BLOCKS,
+        "steps_a_block": STEPS,
+    }
+    save("inverse_cost", result)
 
 
 if __name__ == "__main__":

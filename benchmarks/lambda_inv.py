@@ -3,40 +3,31 @@
 python benchmarks/lambda_inv.py [epochs]     writes benchmarks/results/lambda_inv.json; runs that are finished are not repeated
 """
 
-import json
-import os
-import statistics
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from runs import save, spread, ups_runs
 
 from ups import leaderboard
-from ups.provenance import hardware
 
 OUT = Path("outputs/lambda_inv")
 WEIGHTS = ("0", "1.0")
 
 
 def main(epochs: int) -> None:
-    command = [sys.executable, "-m", "ups.run", "-m", f"output_dir={OUT}", "data.directory=outputs/data", f"name=e{epochs}",
-               "seed=0,1,2", "data.early=1", f"trainer.max_epochs={epochs}", "stage.operator.module.threads=1"]  # fmt: skip
-    # one core for each of the two, side by side
-    sweeps = [subprocess.Popen([*command, f"lambda_inv={weight}"], env={**os.environ, "OMP_NUM_THREADS": "1"}) for weight in WEIGHTS]
-    codes = [sweep.wait() for sweep in sweeps]
-    if any(codes):
-        sys.exit("a sweep failed; the same command goes on with what is left")
-    result = {"epochs": epochs, "hardware": hardware(), "command": " ".join(command[1:])}
+    common = ["-m", f"output_dir={OUT}", f"name=e{epochs}", "seed=0,1,2", "data.early=1", f"trainer.max_epochs={epochs}"]
+    ups_runs(*([*common, "stage.operator.module.threads=1", f"lambda_inv={weight}"] for weight in WEIGHTS))
+    result: dict[str, Any] = {"epochs": epochs}
     rows = [row for row in leaderboard.read(OUT / "leaderboard.csv") if row["name"].startswith(f"e{epochs}-")]
     for mode in ("latent", "physical"):
         for weight in WEIGHTS:
             values = [float(row["nrmse"]) for row in rows if row["mode"] == mode and f"lambda_inv_{weight}-" in row["name"]]
-            spread = {"mean": statistics.mean(values), "stdev": statistics.stdev(values), "seeds": values}
-            result.setdefault(mode, {})[f"lambda_inv={weight}"] = spread
-    latent = result["latent"]
-    result["latent_error_lower_by"] = 1 - latent["lambda_inv=1.0"]["mean"] / latent["lambda_inv=0"]["mean"]
-    result["latent_error_lower_by_at_worst"] = 1 - max(latent["lambda_inv=1.0"]["seeds"]) / min(latent["lambda_inv=0"]["seeds"])
-    print(json.dumps(result, indent=1))
-    (Path(__file__).parent / "results" / "lambda_inv.json").write_text(json.dumps(result, indent=1) + "\n")
+            result.setdefault(mode, {})[f"lambda_inv={weight}"] = spread(values)
+    without, with_them = (result["latent"][f"lambda_inv={weight}"] for weight in WEIGHTS)
+    result["latent_error_lower_by"] = 1 - with_them["mean"] / without["mean"]
+    result["latent_error_lower_by_at_worst"] = 1 - max(with_them["seeds"]) / min(without["seeds"])
+    save("lambda_inv", result)
 
 
 if __name__ == "__main__":

@@ -2,30 +2,31 @@
 
     python benchmarks/ranking.py RUN [RUN ...]       writes benchmarks/results/ranking.json; RUN: folders with all stages, one a seed
 
-At every step of rollouts over the test set 16 candidates are drawn from the diffusion corrector, and each term of the reward is set
-against the candidates' true error by Spearman's rank correlation, averaged over steps and trajectories. Then the same rollouts are made
-with the best candidate by the reward, with a random one (the control), and with guidance.
+At every step of rollouts of 32 test trajectories there are 16 candidates of the diffusion corrector, its mean and 15 draws, and each term
+of the reward is set against the candidates' true error by Spearman's rank correlation, averaged over steps and trajectories. Then the same
+rollouts are made with the best candidate by the reward, with a random one (the control), and with guidance; and, beside a draw, with the
+corrector's mean at every step and as the mean of eight drawn rollouts.
 """
 
-import dataclasses
-import json
-import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from runs import save, spread
 from torch import Tensor
 
 import ups
 from ups.datamodules import BurgersDataModule
 from ups.losses import relative_l2_squared
 from ups.metrics import pdebench_metrics
-from ups.provenance import hardware
 from ups.rollout import Simulator
 from ups.ttc import TERMS, TTC, Conditioner, reward
 
-CANDIDATES = 16
+CANDIDATES, ENSEMBLE, TRAJECTORIES = 16, 8, 32
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -55,43 +56,63 @@ def correlations(sim: Simulator, u: Tensor, nu: Tensor) -> dict[str, float]:
             weight, term = (torch.ones_like(certainty), "residual") if name not in TERMS else (certainty, name)
             score = reward(conditioner.physics, sim.decode(z), fields, expected, weight, {term: 1.0}, halves)
             found[name].append(spearman(score, -error))
-        z = candidates[:, 0]
+        z = candidates[:, 1]  # a draw
     return {term: torch.cat(values).mean().item() for term, values in found.items()}
 
 
+@torch.no_grad()
+def chosen(sim: Simulator, u: Tensor, nu: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """Rollouts (B, T, X) in which ``choose`` tells, from the candidates' rewards (B, M), which one is taken at each step."""
+    sim.ttc = TTC(candidates=CANDIDATES, guidance_steps=0)
+    conditioner, z, frames = Conditioner(sim, nu, "diffusion"), sim.encode(u[:, 0]), []
+    for _ in range(u.shape[1] - 1):
+        candidates, scores, _ = conditioner.expand(z, nu)
+        z = candidates[torch.arange(len(z)), choose(scores)]
+        frames.append(sim.decode(z))
+    return torch.stack(frames, 1)
+
+
+def at_random(scores: Tensor) -> Tensor:
+    return torch.randint(scores.shape[1], scores.shape[:1])
+
+
 def main(runs: list[str]) -> None:
-    result: dict = {"hardware": hardware(), "candidates": CANDIDATES, "runs": {}}
+    result: dict = {"candidates": CANDIDATES, "runs": {}}
     for run in runs:
         cfg = yaml.safe_load((Path(run) / "config.yaml").read_text())["data"]
         data = BurgersDataModule(**{key: value for key, value in cfg.items() if key != "_target_"})
         data.prepare_data()
         data.setup()
         sim = ups.load(run, data)
-        u = data.values["test"]
+        u = data.values["test"][:TRAJECTORIES]
         nu = torch.full((len(u),), data.nu)
         torch.manual_seed(0)
         row: dict = {"spearman": correlations(sim, u, nu)}
-        base = TTC(candidates=CANDIDATES)
-        ways = {
-            "one draw": None,
-            "a random one of 16": dataclasses.replace(base, weights={}, guidance_steps=0),  # all score alike: the first draw is taken
-            "the best of 16": dataclasses.replace(base, guidance_steps=0),
-            "one draw, guided": dataclasses.replace(base, candidates=1),
-            "the best of 16, guided": base,
-        }
-        for name, settings in ways.items():
+
+        def rolled(sim: Simulator = sim, u: Tensor = u, nu: float = data.nu, **how: Any) -> Tensor:
+            return sim.rollout(u[:, 0], u.shape[1] - 1, nu=nu, **{"correct": "diffusion", **how})
+
+        preds = {"the operator alone": rolled(correct="none")}
+        torch.manual_seed(1)
+        draws = [rolled(temperature=1.0) for _ in range(ENSEMBLE)]
+        preds |= {"a draw at temperature 1": draws[0], f"the mean of {ENSEMBLE} such": torch.stack(draws).mean(0)}
+        preds |= {"a draw, as by default": rolled(), "the corrector's mean at every step": rolled(temperature=0.0)}
+        for name, choose in {"a random one of 16": at_random, "the best of 16": partial(torch.argmax, dim=1)}.items():
             torch.manual_seed(1)
-            sim.ttc = settings or base
-            pred = sim.rollout(u[:, 0], u.shape[1] - 1, nu=data.nu, correct="diffusion", ttc=settings is not None)
+            preds[name] = chosen(sim, u, nu, choose)
+        for name, candidates in {"the mean, guided": 1, "the best of 16, guided": CANDIDATES}.items():
+            torch.manual_seed(1)
+            sim.ttc = TTC(candidates=candidates)
+            preds[name] = rolled(ttc=True)
+        for name, pred in preds.items():
             row[name] = pdebench_metrics(pred, u[:, 1:])["nrmse"]
             print(run, name, row[name], flush=True)
         result["runs"][run] = row
     for key in next(iter(result["runs"].values())):
-        values = [row[key]["residual"] if key == "spearman" else row[key] for row in result["runs"].values()]
-        result[f"{key}, mean"] = statistics.mean(values)
-        result[f"{key}, stdev"] = statistics.stdev(values) if len(values) > 1 else None
-    print(json.dumps(result, indent=1))
-    (Path(__file__).parent / "results" / "ranking.json").write_text(json.dumps(result, indent=1) + "\n")
+        rows = [row[key] for row in result["runs"].values()]
+        result[key] = {term: spread([row[term] for row in rows]) for term in rows[0]} if key == "spearman" else spread(rows)
+        print(key, result[key])
+    save("ranking", result)
 
 
 if __name__ == "__main__":

@@ -6,97 +6,61 @@ The first seed has the machine for itself and is timed; the others run side by s
 (outputs/stages) is not repeated.
 """
 
-import json
-import os
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from ups.provenance import hardware
+from runs import SEEDS, own_rows, save, spread, ups_runs
 
-SEEDS = (0, 1, 2)
 STAGES = ("operator", "diffusion", "consistency")
 CONTROL_EPOCHS = 38  # of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
 
 
-def rows(folder: Path) -> dict[str, dict]:
-    """The own rows of a run, by what corrects them."""
-    found = {}
-    for name in ("eval_operator", "eval_baseline", "eval_ttc"):
-        path = folder / "reports" / f"{name}.json"
-        for row in json.loads(path.read_text())["rows"] if path.exists() else []:
-            if row["model"].startswith("upt"):
-                label = [row["mode"]] + [row["correct"]] * (row["correct"] != "none") + ["ttc"] * row["ttc"]
-                found[" + ".join(label)] = row
-    return found
+def by_correction(folder: Path, *reports: str) -> dict[str, dict[str, Any]]:
+    """A run's own rows, by what corrects them."""
+    rows = [row for report in reports for row in own_rows(folder, report)]
+    return {" + ".join([r["mode"]] + [r["correct"]] * (r["correct"] != "none") + ["ttc"] * r["ttc"]): r for r in rows}
 
 
-def spread(values: list[float]) -> dict:
-    return {"mean": statistics.mean(values), "stdev": statistics.stdev(values), "seeds": values}
-
-
-def train(out: Path, names: list[str], *settings: str) -> None:
-    """Runs ``names``, which end in their seeds: one with the whole machine, several side by side with a core each."""
-    calls = []
-    for name in names:
-        call = [
-            sys.executable,
-            "-m",
-            "ups.run",
-            f"output_dir={out}",
-            "data.directory=outputs/data",
-            f"name={name}",
-            f"seed={name[-1]}",
-            *settings,
-        ]
-        one_core = [
-            f"stage.{stage}.module.threads=1" for stage in STAGES if len(names) > 1 and (stage == "operator" or "stage=all" in settings)
-        ]
-        calls.append(call + one_core)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if len(names) > 1 else None
-    codes = [process.wait() for process in [subprocess.Popen(call, env=environment) for call in calls]]
-    if any(codes):
-        raise SystemExit(f"runs {names} ended with {codes}")
+def train(out: Path, kind: str, report: str, *settings: str) -> None:
+    """All seeds that are not finished yet."""
+    stages = STAGES if "stage=all" in settings else STAGES[:1]
+    one_core = [f"stage.{stage}.module.threads=1" for stage in stages]
+    left = [seed for seed in SEEDS if not (out / f"{kind}-{seed}/reports/{report}.json").exists()]
+    jobs = [[f"output_dir={out}", f"name={kind}-{seed}", f"seed={seed}", *settings] for seed in left]
+    if kind == "all" and left[:1] == [0]:
+        started = time.time()
+        ups_runs(jobs.pop(0))
+        (out / "all-0/wall_seconds").write_text(f"{time.time() - started:.0f}")
+    for i in range(0, len(jobs), 2):
+        pair = jobs[i : i + 2]
+        ups_runs(*([*job, *one_core] for job in pair) if len(pair) > 1 else pair)
 
 
 def main(out: Path) -> None:
-    done = out / "all-0/reports/eval_ttc.json"
-    if not done.exists():
-        started = time.time()
-        train(out, ["all-0"], "stage=all")
-        (out / "all-0/wall_seconds").write_text(f"{time.time() - started:.0f}")
-    control = [f"trainer.max_epochs={CONTROL_EPOCHS}"]
-    for kind, settings, report in (("all", ["stage=all"], "eval_ttc"), ("control", control, "eval_operator")):
-        left = [f"{kind}-{seed}" for seed in SEEDS if not (out / f"{kind}-{seed}/reports/{report}.json").exists()]
-        for names in (left[i : i + 2] for i in range(0, len(left), 2)):
-            train(out, names, *settings)
-    runs = {kind: {seed: rows(out / f"{kind}-{seed}") for seed in SEEDS} for kind in ("all", "control")}
-    result: dict = {"hardware": hardware(), "stage_all_seconds": int((out / "all-0/wall_seconds").read_text()), "rows": {}}
-    labels = [("all", label) for label in runs["all"][SEEDS[0]]] + [("control", "latent")]
+    train(out, "all", "eval_ttc", "stage=all")
+    train(out, "control", "eval_operator", f"trainer.max_epochs={CONTROL_EPOCHS}")
+    runs = [by_correction(out / f"all-{seed}", "eval_baseline", "eval_ttc") for seed in SEEDS]
+    controls = [by_correction(out / f"control-{seed}", "eval_operator") for seed in SEEDS]
+    table = {label: [run[label] for run in runs] for label in runs[0]}
+    table[f"control: operator, {CONTROL_EPOCHS} epochs"] = [control["latent"] for control in controls]
+    result: dict[str, Any] = {"stage_all_seconds": int((out / "all-0/wall_seconds").read_text()), "rows": {}}
     print("| | rollout nRMSE | of the operator's | one step | spread / error, rollout | one step | ms a trajectory |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for kind, label in labels:
-        own = {seed: found[label] for seed, found in runs[kind].items()}
-        entry = {key: spread([row[key] for row in own.values()]) for key in ("nrmse", "one_step_nrmse", "seconds_per_trajectory")}
-        entry["ratio"] = spread([row["nrmse"] / runs["all"][seed]["latent"]["nrmse"] for seed, row in own.items()])
-        for key in ("spread_over_error", "one_step_spread_over_error"):
-            if key in next(iter(own.values())):
-                entry[key] = spread([row[key] for row in own.values()])
-        name = f"control: operator, {CONTROL_EPOCHS} epochs" if kind == "control" else label
-        result["rows"][name] = entry
+    for label, rows in table.items():
+        entry = {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse", "seconds_per_trajectory")}
+        entry["ratio"] = spread([row["nrmse"] / run["latent"]["nrmse"] for row, run in zip(rows, runs, strict=True)])
+        entry |= {key: spread([row[key] for row in rows]) for key in ("spread_over_error", "one_step_spread_over_error") if key in rows[0]}
+        result["rows"][label] = entry
 
-        def cell(key: str, digits: int, entry: dict = entry) -> str:
-            if key not in entry:
-                return ""
-            value = entry[key]
-            return f"{value['mean']:.{digits}f}" + f" ± {value['stdev']:.{digits}f}"
+        def cell(key: str, digits: int, entry: dict[str, Any] = entry) -> str:
+            return f"{entry[key]['mean']:.{digits}f} ± {entry[key]['stdev']:.{digits}f}" if key in entry else ""
 
-        ms = f"{1e3 * entry['seconds_per_trajectory']['mean']:.0f}"
         cells = [cell("nrmse", 4), cell("ratio", 2), cell("one_step_nrmse", 4), cell("spread_over_error", 2)]
-        print(f"| {name} | {' | '.join(cells)} | {cell('one_step_spread_over_error', 2)} | {ms} |")
-    (Path(__file__).parent / "results" / "stages.json").write_text(json.dumps(result, indent=1) + "\n")
+        seconds = min(entry["seconds_per_trajectory"]["seeds"])  # seeds that ran side by side are slower
+        print(f"| {label} | {' | '.join(cells)} | {cell('one_step_spread_over_error', 2)} | {1e3 * seconds:.0f} |")
+    save("stages", result)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,37 @@ def test_streamed_and_loaded_batches_are_the_same(tmp_path):
     assert torch.equal(batches[0].u, batches[1].u)
 
 
+def test_several_viscosities_are_one_data_set(tmp_path):
+    nus = [0.001, 0.01]
+    both, one = small(tmp_path, nu=nus, eval_batch_size=3), small(tmp_path, nu=0.001)
+    assert both.path == one.path  # the first part is the data set of that viscosity alone
+    n, tests = one.hparams["train"], one.hparams["test"]
+    assert torch.equal(both.values["test"][:tests], one.values["test"])
+    assert not torch.equal(both.values["test"][tests:, 0], one.values["test"][:, 0])  # other initial conditions
+    assert (both.dataset["name"], both.dataset["nu"], both.dataset["trajectories"]) == ("burgers-nu0.001,0.01", nus, 2 * tests)
+    seen = torch.cat([torch.stack((batch.trajectory.float(), batch.nu), 1) for batch in both.train_dataloader()])
+    assert all(nu == pytest.approx(nus[int(i) // n]) for i, nu in seen.tolist())
+    assert seen[:, 1].unique().numel() == 2
+    assert all(batch.nu.unique().numel() == 1 for batch in both.test_dataloader())  # the solver beside it takes one
+    streamed = small(tmp_path, nu=nus, in_memory=False)
+    for a, b in zip(both.train_dataloader(), streamed.train_dataloader(), strict=True):
+        assert torch.equal(a.u, b.u)
+        assert torch.equal(a.nu, b.nu)
+
+
+def test_files_of_one_data_set_must_agree(tmp_path):
+    paths = [str(pdebench_file(tmp_path / f"1D_Burgers_Sols_Nu{nu}.hdf5")) for nu in (0.1, 0.2)]
+    arguments = {"train": 5, "validation": 1, "test": 2, "window": 2}
+    data = BurgersDataModule(path=paths, nu=None, **arguments)
+    data.setup()
+    assert data.nu == [0.1, 0.2]
+    with pytest.raises(UpsError, match=r"names 2 files and data\.nu 3"):
+        BurgersDataModule(path=paths, nu=[0.1, 0.2, 0.4], **arguments)
+    finer = str(pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.4.hdf5", points=128))
+    with pytest.raises(UpsError, match="files of one data set must agree"):
+        BurgersDataModule(path=[*paths, finer], nu=None, **arguments).setup()
+
+
 def test_augmentation_uses_the_symmetries_of_the_equation(tmp_path):
     data = small(tmp_path)
     loader = data.train_dataloader()

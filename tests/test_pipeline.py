@@ -57,7 +57,9 @@ def test_files_and_rows(whole):
     for row in rows(folder, "eval_baseline") + rows(folder, "eval_ttc"):
         assert {*ups.metrics.NAMES, *ups.metrics.PhysicsChecks.NAMES, "one_step_nrmse", "seconds_per_trajectory"} <= row.keys()
         assert row["mass_gap"] < 1e-2
-    assert all(row["spread_over_error"] > 0 for row in rows(folder, "eval_baseline") if row["correct"] != "none")
+    drawn = [row for row in rows(folder, "eval_baseline") if row["correct"] != "none"]
+    names = [f"{when}spread_over_error{how}" for when in ("", "one_step_") for how in ("", "_rms")]
+    assert all(row[name] > 0 for row in drawn for name in [*names, "ensemble_nrmse"])
     assert "upt-tiny + diffusion + ttc" in printed
     page = (folder / "outputs/leaderboard.html").read_text()
     assert page.count('"name": "one"') == 7

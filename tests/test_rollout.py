@@ -69,12 +69,22 @@ def test_any_points_in_any_order(simulator):
     assert simulator.rollout(u0[:, :1], 2, nu=NU, x=torch.tensor([0.3]), x_out=torch.tensor([0.0])).shape == (3, 2, 1)
 
 
-def test_interpolation_is_periodic_and_exact_for_lines():
-    x = torch.tensor([0.1, 0.9, 0.5])
-    u = torch.tensor([[1.0, 3.0, 2.0]])
-    query = torch.tensor([0.1, 0.3, 0.7, 0.9, 0.95, 0.0, 0.05])
-    expected = torch.tensor([[1.0, 1.5, 2.5, 3.0, 2.5, 2.0, 1.5]])
-    assert torch.allclose(interpolate(u, x, query, 1.0), expected, atol=1e-6)
+def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
+    def error(points):  # of a sine at uneven points
+        torch.manual_seed(0)
+        x = ((torch.arange(points) + 0.6 * torch.rand(points)) / points).double()[torch.randperm(points)]
+        query = torch.rand(500, dtype=torch.float64)
+        return (interpolate((2 * torch.pi * x).sin()[None], x, query, 1.0) - (2 * torch.pi * query).sin()).abs().max()
+
+    assert error(64) < 2e-3
+    assert error(64) / error(256) > 4**1.8
+    x = (torch.arange(16) + 0.5) / 16
+    step = (x > 0.5).float()[None]
+    between = interpolate(step, x, torch.rand(500), 1.0)
+    assert between.min() >= 0
+    assert between.max() <= 1 + 1e-6
+    one = interpolate(torch.tensor([[2.0]]), torch.tensor([0.3]), torch.tensor([0.0, 0.3, 0.9]), 1.0)
+    assert torch.equal(one, torch.full((1, 3), 2.0))
 
 
 @pytest.mark.parametrize(

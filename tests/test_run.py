@@ -263,6 +263,15 @@ def test_a_pdebench_file_trains_from_the_command_line(ups_run, tmp_path):
     assert (report["dataset"]["frames"], report["dataset"]["points"]) == (7, 32)
 
 
+def test_one_model_over_several_viscosities_is_tested_on_another(ups_run, tmp_path):
+    ups_run(*TINY, "name=many", "data.nu=[0.001,0.01]")
+    ups_run("stage=evaluate", *TINY, "name=many", "data.nu=0.004", "ttc.enabled=false")
+    reports = tmp_path / "outputs/many/reports"
+    trained, other = (json.loads((reports / f"{name}.json").read_text()) for name in ("eval_operator", "eval_baseline"))
+    assert (trained["dataset"]["nu"], other["dataset"]["nu"]) == ([0.001, 0.01], 0.004)
+    assert trained["dataset"]["hash"] != other["dataset"]["hash"]
+
+
 def test_compile_falls_back_to_eager_with_a_warning(tmp_path, monkeypatch, caplog):
     from conftest import make_simulator
 

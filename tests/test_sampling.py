@@ -44,7 +44,7 @@ def test_one_jump_of_the_exact_consistency_function_ends_where_the_sampler_does(
 def toy(steps=400):
     """A corrector trained on a residual that is +1 or -1 in all channels of a sample, whatever the state: its mean says nothing."""
     torch.manual_seed(0)
-    corrector = Corrector(width=4, free=3, **NETS, steps=12, sigma_max=5.0)
+    corrector = Corrector(width=4, free=3, **NETS, steps=12, sigma_max=5.0, temperature=1.0)
     mats = corrector.noise_network.matrices()
     others = [p for p in corrector.noise_network.parameters() if all(p is not m for m in mats)]
     optimizer = Muon(mats, others, lr=5e-3)
@@ -113,6 +113,29 @@ def test_both_stages_train_their_corrector_and_nothing_else(tmp_path):
     assert all(torch.equal(diffusion_weights[key], value) for key, value in simulator.correctors["diffusion"].state_dict().items())
     student, teacher = simulator.correctors["consistency"].state_dict(), diffusion_weights
     assert all(torch.equal(student[key], teacher[key]) == (not key.startswith("noise_network")) for key in student)
+
+
+def test_temperature_scales_the_draws_about_the_mean():
+    simulator, u0 = make_simulator().eval(), torch.randn(2, 32)
+    corrector = simulator.add_corrector("diffusion", {**NETS, "steps": 2})
+    for network in (corrector.mean_network, corrector.noise_network):
+        torch.nn.init.normal_(network.tokens_out, std=0.3)
+
+    def step(temperature, seed=0):
+        torch.manual_seed(seed)
+        return simulator.rollout(u0, 1, nu=0.001, correct="diffusion", temperature=temperature)
+
+    assert torch.equal(step(0.0), step(0.0, seed=1))
+    assert torch.equal(step(1.0), step(1.0))
+    assert not torch.allclose(step(1.0), step(1.0, seed=1), atol=1e-3)
+    assert torch.equal(step(None), step(corrector.temperature))
+    assert not torch.allclose(step(0.0), simulator.rollout(u0, 1, nu=0.001), atol=1e-3)  # the mean corrects
+    z, nu = simulator.encode(u0), torch.full((2,), 0.001)
+    states = simulator.advance(z, nu, "diffusion", draws=3, mean_first=True)
+    assert states.shape[:2] == (2, 3)
+    assert torch.allclose(simulator.decode(states[:, 0]), step(0.0)[:, 0], atol=1e-5)
+    with pytest.raises(UpsError, match="temperature=-1"):
+        step(-1)
 
 
 def test_the_consistency_stage_needs_a_sampler_to_distil():

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ups.errors import UpsError
 
@@ -29,6 +29,10 @@ def _none_or(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], b
     return lambda v: v is None or rule[0](v), f"{rule[1]}, or null"
 
 
+def _one_or_more(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: len(v) > 0 and all(map(rule[0], v)) if isinstance(v, ListConfig) else rule[0](v), f"{rule[1]}, or a list of such"
+
+
 def _switch() -> tuple[Callable[[Any], bool], str]:
     return lambda v: type(v) is bool, "true or false"
 
@@ -46,7 +50,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.lambda_inv_enc": _real(0),
     "loss.lambda_inv_dec": _real(0),
     "loss.inverse_loss_frequency": _whole(1),
-    "data.nu": _none_or(_real(0, above=True)),
+    "data.nu": _none_or(_one_or_more(_real(0, above=True))),
     "data.points": _whole(2),
     "data.solver_points": _whole(4),
     "data.dt": _real(0, above=True),
@@ -122,9 +126,11 @@ def check(cfg: DictConfig) -> None:
         UpsError: the first such value.
     """
     for key, (test, allowed) in RULES.items():
+        group, _, leaf = key.rpartition(".")
+        within = OmegaConf.select(cfg, group) if group else cfg
+        if within is None or leaf not in within:
+            continue  # a group that was left out, callbacks.ema=null say, or a model without such a key
         value = OmegaConf.select(cfg, key, default=None, throw_on_missing=False)
-        if OmegaConf.select(cfg, key.rpartition(".")[0] or "seed") is None:
-            continue  # a group that was left out, callbacks.ema=null say
         if not test(value):
             raise UpsError(f"{key}={value!r} is not allowed: {allowed} is")
     missing = OmegaConf.missing_keys(cfg)

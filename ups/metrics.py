@@ -131,10 +131,10 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp_min(1e-30)
 
 
-def spread_over_error(samples: Tensor, target: Tensor) -> Tensor:
-    """How well samples know their error: (M, ..., X) draws and the truth (..., X) -> (..., 2), squared spread and error, to be summed.
+def spread_and_error(samples: Tensor, target: Tensor) -> Tensor:
+    """How well samples know their error: (M, ..., X) draws and the truth (..., X) -> (..., 2), squared spread and error.
 
-    The root of the ratio of the sums is 1 for calibrated draws (Fortin et al., J. Hydrometeorology 2014): the spread is the unbiased
+    Calibrated draws have as much of one as of the other, on average (Fortin et al., J. Hydrometeorology 2014): the spread is the unbiased
     variance over the M draws times (M + 1)/M, the error that of their mean; both are relative to the truth's mean square.
     """
     m, size = len(samples), target.square().mean(-1).clamp_min(1e-12)

@@ -23,7 +23,7 @@ PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "h5py", "numpy", "t
 
 def provenance(cfg: DictConfig, data_hash: str, folder: Path) -> dict[str, Any]:
     """A description of this run that goes into provenance.json, every report and, where it is flat, every leaderboard row."""
-    commit, dirty = _git()
+    commit, dirty = git_state()
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
@@ -68,8 +68,9 @@ def hardware() -> str:
     return f"{os.cpu_count()} x {model or platform.machine()}"
 
 
-def _git() -> tuple[str | None, bool | None]:
-    folder = Path(__file__).parent
+def git_state() -> tuple[str | None, bool | None]:
+    """The commit that this code is of, and whether it has been changed since; nothing where it is installed without its repository."""
+    folder = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

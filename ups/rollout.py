@@ -105,14 +105,19 @@ class Simulator(nn.Module):
         self.correctors[name] = corrector
         return corrector
 
-    def advance(self, z: Tensor, nu: Tensor, correct: str = "none", draws: int = 1) -> Tensor:
-        """``draws`` corrected steps from tokens ``z`` (B, N, C): (B, draws, N, C), by torch's random numbers."""
+    def advance(
+        self, z: Tensor, nu: Tensor, correct: str = "none", draws: int = 1, temperature: float | None = None, mean_first: bool = False
+    ) -> Tensor:
+        """``draws`` corrected steps from tokens ``z`` (B, N, C): (B, draws, N, C), by torch's random numbers.
+
+        See :meth:`stream` for ``temperature``; with ``mean_first`` the first of the steps is by the corrector's mean.
+        """
         pred = self.step(z, nu)
         if correct == "none":
             return pred[:, None].expand(-1, draws, -1, -1)
         corrector: Any = self.correctors[correct]
-        noise = torch.randn(len(z), draws, z.shape[1], corrector.free, device=z.device)
-        return corrector.sample(z, pred, torch.full_like(nu, self.dt), nu, noise)
+        noise = torch.randn(len(z), draws - mean_first, z.shape[1], corrector.free, device=z.device)
+        return corrector.sample(z, pred, torch.full_like(nu, self.dt), nu, noise, temperature, mean_first)
 
     def rollout(
         self,
@@ -125,9 +130,11 @@ class Simulator(nn.Module):
         ttc: bool = False,
         x: Tensor | None = None,
         x_out: Tensor | None = None,
+        temperature: float | None = None,
     ) -> Tensor:
         """Roll out ``u0`` for ``steps`` times ``dt``: (B, steps, X_out), without the initial frame. Arguments as in :meth:`stream`."""
-        return torch.stack(list(self.stream(u0, steps, nu=nu, mode=mode, correct=correct, ttc=ttc, x=x, x_out=x_out)), 1)
+        frames = self.stream(u0, steps, nu=nu, mode=mode, correct=correct, ttc=ttc, x=x, x_out=x_out, temperature=temperature)
+        return torch.stack(list(frames), 1)
 
     @torch.no_grad()
     def stream(
@@ -141,6 +148,7 @@ class Simulator(nn.Module):
         ttc: bool = False,
         x: Tensor | None = None,
         x_out: Tensor | None = None,
+        temperature: float | None = None,
     ) -> Iterator[Tensor]:
         """Yield the frames (B, X_out) of a rollout one at a time.
 
@@ -153,24 +161,26 @@ class Simulator(nn.Module):
             ttc: whether to choose among corrected candidates by physics at every step.
             x, x_out: positions (X,) and (X_out,) of ``u0`` and of the answer in [0, length), any number in any order;
                 default: the training grid.
+            temperature: of a corrector's draws: 1 draws from the law that it has learnt, as ensembles need, 0 takes its mean, the best
+                single guess; default: what it was trained with. Draws come from torch's random numbers.
 
         Raises:
             UpsError: an argument out of its range, or a corrector that this simulator doesn't have.
         """
-        u0, nu = self._checked(u0, steps, nu, mode, correct, ttc, x, x_out)
+        u0, nu = self._checked(u0, steps, nu, mode, correct, x, temperature)
         u = u0 if x is None else interpolate(u0, self._position(x, "x"), self.x, self.length)
         out = None if x_out is None else self._position(x_out, "x_out")
         conditioner = Conditioner(self, nu, correct) if ttc else None
         z = self.encode(u)
         for _ in range(steps):
-            z = self.advance(z, nu, correct)[:, 0] if conditioner is None else conditioner(z)
+            z = self.advance(z, nu, correct, temperature=temperature)[:, 0] if conditioner is None else conditioner(z)
             u = self.decode(z)
             yield u if out is None else interpolate(u, self.x, out, self.length)
             if mode == "physical":
                 z = self.encode(u)
 
     def _checked(
-        self, u0: Any, steps: int, nu: Any, mode: str, correct: str, ttc: bool, x: Tensor | None, x_out: Tensor | None
+        self, u0: Any, steps: int, nu: Any, mode: str, correct: str, x: Tensor | None, temperature: float | None
     ) -> tuple[Tensor, Tensor]:
         u0 = torch.as_tensor(u0, dtype=torch.float32, device=self.x.device)
         u0 = u0[None] if u0.ndim == 1 else u0
@@ -189,6 +199,8 @@ class Simulator(nn.Module):
         if correct != "none" and correct not in self.correctors:
             held = ", ".join(("none", *self.correctors))
             raise UpsError(f"correct={correct!r}: this simulator has no such corrector, its stage has not been trained; allowed are {held}")
+        if temperature is not None and not temperature >= 0:
+            raise UpsError(f"temperature={temperature}: a number of at least 0 is allowed")
         nu = torch.as_tensor(nu, dtype=torch.float32, device=self.x.device).expand(len(u0))
         if not bool((nu > 0).all()):
             raise UpsError(f"nu={nu.min().item():g}: a positive viscosity is allowed")

@@ -30,7 +30,7 @@ class Corrector(nn.Module):
             "consistency" jumps to its end, in one call.
         sigma_min, sigma_max: noise levels between which the sampler works, in units of the residual's standard deviation.
         rho: how strongly the levels gather at the small end.
-        temperature: of the draws; 0 leaves their mean, 1 is the law that was learnt. It may be set on a trained corrector.
+        temperature: of the draws where none is given; 0 leaves their mean, 1 is the law that was learnt.
     """
 
     scale: Tensor
@@ -46,7 +46,7 @@ class Corrector(nn.Module):
         sigma_min: float = 0.02,
         sigma_max: float = 10.0,
         rho: float = 7.0,
-        temperature: float = 1.0,
+        temperature: float = 0.5,
     ) -> None:
         super().__init__()
         if sampler not in SAMPLERS:
@@ -82,12 +82,23 @@ class Corrector(nn.Module):
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return [(high + i / max(1, n - 1) * (low - high)) ** self.rho for i in range(n)] + [0.0]
 
-    def sample(self, z: Tensor, pred: Tensor, dt: Tensor, nu: Tensor, noise: Tensor) -> Tensor:
-        """Corrected states (B, M, N, C): ``pred`` plus draws of its residual, each made from white ``noise`` (B, M, N, free)."""
-        draws = noise.shape[1]
-        about = [t.repeat_interleave(draws, 0) for t in (self.mean(z, pred, dt, nu), z, pred, dt, nu)]
-        rest = SAMPLERS[self.sampler](lambda x, sigma: self.denoise(x, sigma, *about), self.sigma_max * noise.flatten(0, 1), self.levels())
-        return self.add(about[2], about[0] + self.temperature * rest).unflatten(0, (-1, draws))
+    def sample(
+        self, z: Tensor, pred: Tensor, dt: Tensor, nu: Tensor, noise: Tensor, temperature: float | None = None, mean_first: bool = False
+    ) -> Tensor:
+        """Corrected states (B, M, N, C): ``pred`` plus draws of its residual, each made from white ``noise`` (B, M, N, free).
+
+        ``temperature`` is the corrector's own where none is given. With ``mean_first`` there is one state more, (B, M + 1, N, C): before
+        the draws ``pred`` plus the residual's mean.
+        """
+        temperature = self.temperature if temperature is None else temperature
+        draws, mean = noise.shape[1], self.mean(z, pred, dt, nu)
+        states = [self.add(pred, mean)[:, None]] if mean_first else []
+        if draws:
+            about = [t.repeat_interleave(draws, 0) for t in (mean, z, pred, dt, nu)]
+            start = self.sigma_max * noise.flatten(0, 1)
+            rest = SAMPLERS[self.sampler](lambda x, sigma: self.denoise(x, sigma, *about), start, self.levels())
+            states.append(self.add(about[2], about[0] + temperature * rest).unflatten(0, (-1, draws)))
+        return torch.cat(states, 1)
 
     def add(self, pred: Tensor, residual: Tensor) -> Tensor:
         """``pred`` (B, N, C) plus a ``residual`` (B, N, free) in units of ``scale``."""

@@ -26,7 +26,7 @@ class TTC:
     """Settings of test-time conditioning; conf/ttc holds the same names.
 
     Args:
-        candidates: drawn from each state; 1 without a corrector, whose step has one outcome.
+        candidates: from each state, the corrector's mean and draws; 1 without a corrector, whose step has one outcome.
         beam: states kept at each depth of the search.
         horizon: steps that the search looks ahead before it commits itself to one; 1 scores the candidates alone.
         evaluations: rewards computed a step and trajectory at most; the search goes no deeper than they allow.
@@ -38,7 +38,7 @@ class TTC:
         weights: of the terms of the reward, see :func:`reward`.
     """
 
-    candidates: int = 4
+    candidates: int = 1
     beam: int = 5
     horizon: int = 1
     evaluations: int = 200
@@ -80,7 +80,7 @@ class Conditioner:
     def expand(self, z: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates (B, M, N, C) from states ``z`` (B, N, C), their rewards (B, M), and the fields (B, X) that the equation expects."""
         m = self.settings.candidates if self.correct != "none" else 1
-        candidates = self.simulator.advance(z, nu, self.correct, draws=m)
+        candidates = self.simulator.advance(z, nu, self.correct, draws=m, mean_first=True)
         u = self.simulator.decode(z)
         expected = self.physics.advance(u, self.simulator.dt, nu, self.simulator.length, self.settings.refine)
         fields = self.simulator.decode(candidates.flatten(0, 1)).unflatten(0, (len(z), m))
@@ -124,9 +124,9 @@ def reward(
     """Minus the weighted sum of what is wrong with the step from ``u`` (B, X) to each of ``candidates`` (B, M, X): (B, M), at most 0.
 
     residual: the squared distance from ``expected`` (B, X), where the equation, integrated over the step, leads, weighted by its
-    ``certainty`` (B, X); mass: of the change of the
-    mean; maximum: of what lies beyond the range of ``u``; halving: of the distance from ``halves`` (B, X), two steps of dt/2; each
-    relative to the mean square of ``expected``. variation, energy: by how much each grew, relative to that of ``u``.
+    ``certainty`` (B, X); mass: of the change of the mean; maximum: of what lies beyond the range of ``u``; halving: of the distance from
+    ``halves`` (B, X), two steps of dt/2; each relative to the mean square of ``expected``. variation, energy: by how much each grew,
+    relative to that of ``u``.
     """
     before = u[:, None]
     size = expected.square().mean(-1)[:, None].clamp_min(1e-12)

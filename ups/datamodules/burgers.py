@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,13 @@ class BurgersDataModule(pl.LightningDataModule):
     frames. With ``path`` any PDEBench 1D Burgers file is read, thinned by ``time_stride`` and ``space_stride``; it stays on disk
     unless ``in_memory``. The first ``train`` trajectories train; the last ``test`` ones test; ``validation`` stand before those.
 
-    Training batches are windows of ``window`` + 1 frames; validation and test batches whole trajectories.
+    ``nu``, and with it ``path``, may be lists: one model over several viscosities. Each has a file of its own with as many trajectories,
+    and the splits hold them one viscosity after the other.
 
-    After ``setup``: ``dt``, ``length``, ``frames``, ``points``, ``x`` (X,), ``scale`` (the training data's standard deviation) and
-    ``dataset`` (a dict that identifies the test set).
+    Training batches are windows of ``window`` + 1 frames; validation and test batches whole trajectories of one viscosity.
+
+    After ``setup``: ``dt``, ``length``, ``frames``, ``points``, ``x`` (X,), ``scale`` (the training data's standard deviation), ``values``
+    (N, T, X) and ``nus`` (N,) of the validation and test splits, and ``dataset`` (a dict that identifies the test set).
 
     Raises:
         UpsError: a missing, corrupt or mis-shaped file; too few trajectories; too little disk.
@@ -47,9 +51,9 @@ class BurgersDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        path: str | None = None,
+        path: str | Sequence[str] | None = None,
         directory: str = "outputs/data",
-        nu: float | None = 0.001,
+        nu: float | Sequence[float] | None = 0.001,
         points: int = 256,
         solver_points: int = 1024,
         dt: float = 0.05,
@@ -74,63 +78,75 @@ class BurgersDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        h: Any = self.hparams
         if path is None and nu is None:
             raise UpsError("data.path must be given, a PDEBench file to read; or data.nu, a number, to make data")
         if path is None and solver_points % points:
             raise UpsError(f"data.points={points} is not allowed: a divisor of data.solver_points={solver_points} is")
-        self.nu = h.nu if path is None else _nu_of(Path(path), h.nu)
-        self.path = Path(path) if path else Path(directory) / f"burgers-nu{self.nu:g}-{_key(self._recipe())}.hdf5"
-        self.file: TrajectoryFile | None = None
+        self.parts = self._parts(path, Path(directory), nu)  # (nu, its file) each
+        self.nu = self.parts[0][0] if len(self.parts) == 1 else [value for value, _ in self.parts]
+        self.path = self.parts[0][1]
+        self.ready = False
 
     def prepare_data(self) -> None:
         if self.hparams["path"] is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock"):  # parallel sweep jobs make it once
-                if not self.path.exists():
-                    self._make()
+            for i, (nu, path) in enumerate(self.parts):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{path}.lock"):  # parallel sweep jobs make it once
+                    if not path.exists():
+                        self._make(i, nu, path)
 
     def setup(self, stage: str | None = None) -> None:
-        if self.file is not None:
+        if self.ready:
             return
         h: Any = self.hparams
-        file = TrajectoryFile(self.path, h.time_stride, h.space_stride)
-        if h.train + h.validation + h.test > file.trajectories:
-            raise UpsError(
-                f"{self.path} holds {file.trajectories} trajectories, but data.train={h.train}, "
-                f"data.validation={h.validation} and data.test={h.test} ask for {h.train + h.validation + h.test}"
-            )
-        if h.window >= file.frames:
-            raise UpsError(f"data.window={h.window}: {self.path} has {file.frames} frames, so at most {file.frames - 1} is allowed")
-        n = file.trajectories
-        self.rows = {
-            "train": range(h.train),
-            "validation": range(n - h.test - h.validation, n - h.test),
-            "test": range(n - h.test, n),
-        }
-        self.dt, self.length, self.frames, self.points = file.dt, file.length, file.frames, file.points
-        self.x = torch.from_numpy(file.x)
-        self.train_values = file.read(self.rows["train"]) if h.in_memory else None
-        known = self.train_values if self.train_values is not None else file.read(self.rows["train"][:: max(1, h.train // 500)])
+        files = [self._open(path) for _, path in self.parts]
+        first = files[0]
+        for file in files[1:]:
+            if (file.points, file.frames, file.dt) != (first.points, first.frames, first.dt):
+                raise UpsError(
+                    f"{file.path} has {file.points} points, {file.frames} frames and dt {file.dt:g}, but {first.path} {first.points}, "
+                    f"{first.frames} and {first.dt:g}; files of one data set must agree"
+                )
+        if h.window >= first.frames:
+            raise UpsError(f"data.window={h.window}: {first.path} has {first.frames} frames, so at most {first.frames - 1} is allowed")
+        n = first.trajectories
+        rows = {"train": range(h.train), "validation": range(n - h.test - h.validation, n - h.test), "test": range(n - h.test, n)}
+        self.dt, self.length, self.frames, self.points = first.dt, first.length, first.frames, first.points
+        self.x = torch.from_numpy(first.x)
+        self.train_sources = [(file, row) for file in files for row in rows["train"]]
+        self.train_values = _joined([file.read(rows["train"]) for file in files]) if h.in_memory else None
+        known = self.train_values
+        if known is None:
+            known = _joined([file.read(rows["train"][:: max(1, h.train // 500)]) for file in files])
         self.scale = float(np.std(known, dtype=np.float64))  # the mean stays: removing it would break u -> -u
-        self.values = {split: torch.from_numpy(file.read(self.rows[split])) for split in SPLITS[1:]}
-        self.dataset = {
-            "name": f"burgers-nu{self.nu:g}",
+        self.values = {split: torch.from_numpy(_joined([file.read(rows[split]) for file in files])) for split in SPLITS[1:]}
+        self.nus = {split: torch.tensor([nu for nu, _ in self.parts]).repeat_interleave(h[split]) for split in SPLITS}
+        self.dataset: dict[str, Any] = {
+            "name": "burgers-nu" + ",".join(f"{nu:g}" for nu, _ in self.parts),
             "hash": digest(self.values["test"].numpy()),
             "split": "test",
-            "trajectories": h.test,
+            "trajectories": len(self.values["test"]),
             "points": self.points,
             "frames": self.frames,
             "nu": self.nu,
         }
-        self.file = file
+        self.ready = True
+
+    def _open(self, path: Path) -> TrajectoryFile:
+        h: Any = self.hparams
+        file = TrajectoryFile(path, h.time_stride, h.space_stride)
+        if h.train + h.validation + h.test > file.trajectories:
+            raise UpsError(
+                f"{path} holds {file.trajectories} trajectories, but data.train={h.train}, "
+                f"data.validation={h.validation} and data.test={h.test} ask for {h.train + h.validation + h.test}"
+            )
+        return file
 
     def train_dataloader(self) -> DataLoader[Batch]:
         h: Any = self.hparams
         trainer = self.trainer
-        assert self.file is not None
         sampler = WindowSampler(
-            h.train,
+            len(self.train_sources),
             self.frames - h.window,
             self.points,
             windows_per_trajectory=h.windows_per_trajectory,
@@ -144,7 +160,7 @@ class BurgersDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
-        dataset = WindowDataset(self.file, self.rows["train"], self.train_values, h.window, self.nu)
+        dataset = WindowDataset(self.train_sources, self.train_values, h.window, self.nus["train"].numpy())
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=h.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -154,28 +170,41 @@ class BurgersDataModule(pl.LightningDataModule):
         return self._whole("test")
 
     def _whole(self, split: str) -> DataLoader[Batch]:
-        rows, values = torch.arange(self.rows[split].start, self.rows[split].stop), self.values[split]
-        size = self.hparams["eval_batch_size"]
-        whole = zip(values.split(size), rows.split(size), strict=True)
-        batches = [Batch(u, torch.full((len(u),), self.nu), i, i) for u, i in whole]
+        size, each = self.hparams["eval_batch_size"], self.hparams[split]
+        batches = []
+        for part in torch.arange(len(self.values[split])).split(each):  # one viscosity each
+            batches += [Batch(self.values[split][i], self.nus[split][i], i, i) for i in part.split(size)]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
 
-    def _recipe(self) -> dict:
-        names = ("nu", "points", "solver_points", "dt", "frames", *SPLITS, "seed")
-        return {"equation": "burgers", "version": 1, **{name: self.hparams[name] for name in names}}
+    def _parts(self, path: str | Sequence[str] | None, directory: Path, nu: float | Sequence[float] | None) -> list[tuple[float, Path]]:
+        paths = [path] if path is None or isinstance(path, str | Path) else list(path)
+        nus = [nu] if nu is None or isinstance(nu, float | int) else list(nu)
+        if path is None:
+            return [(float(n), directory / f"burgers-nu{n:g}-{_key(self._recipe(i, n))}.hdf5") for i, n in enumerate(nus) if n is not None]
+        nus = nus * len(paths) if nus == [None] else nus
+        if len(nus) != len(paths):
+            raise UpsError(
+                f"data.path names {len(paths)} files and data.nu {len(nus)} viscosities; one for each, or data.nu=null, is allowed"
+            )
+        return [(_nu_of(Path(p), n), Path(p)) for p, n in zip(paths, nus, strict=True) if p is not None]
 
-    def _make(self) -> None:
-        """Make the file: each split from its own seed, so that the test set doesn't depend on the other splits' sizes."""
+    def _recipe(self, part: int, nu: float) -> dict:
+        names = ("points", "solver_points", "dt", "frames", *SPLITS)
+        seed = self.hparams["seed"] + part  # other initial conditions for every viscosity
+        return {"equation": "burgers", "version": 1, "nu": nu, "seed": seed, **{name: self.hparams[name] for name in names}}
+
+    def _make(self, part: int, nu: float, path: Path) -> None:
+        """Make a file: each split from its own seed, so that the test set doesn't depend on the other splits' sizes."""
         h: Any = self.hparams
-        require_space(self.path, (h.train + h.validation + h.test) * h.frames * h.points * 4, "the generated data set")
-        x = burgers.grid(h.solver_points)
-        u0 = [burgers.initial_conditions(h[split], x, 3 * h.seed + i) for i, split in enumerate(SPLITS)]
-        values = _solve_all(u0, np.arange(h.frames) * h.dt, self.nu, keep=h.solver_points // h.points)
-        with whole_or_absent(self.path) as temporary, h5py.File(temporary, "w") as file:
+        require_space(path, (h.train + h.validation + h.test) * h.frames * h.points * 4, "the generated data set")
+        x, recipe = burgers.grid(h.solver_points), self._recipe(part, nu)
+        u0 = [burgers.initial_conditions(h[split], x, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
+        values = _solve_all(u0, np.arange(h.frames) * h.dt, nu, keep=h.solver_points // h.points)
+        with whole_or_absent(path) as temporary, h5py.File(temporary, "w") as file:
             file["tensor"] = values.numpy()
             file["x-coordinate"] = x[:: h.solver_points // h.points].numpy()
             file["t-coordinate"] = (np.arange(h.frames + 1) * h.dt).astype(np.float32)
-            file.attrs["recipe"] = json.dumps(self._recipe())
+            file.attrs["recipe"] = json.dumps(recipe)
             file.attrs["hash"] = digest(values.numpy())
 
 
@@ -200,6 +229,10 @@ def _solve_all(u0: list[Tensor], t: np.ndarray, nu: float, keep: int) -> Tensor:
     out = torch.empty(len(order), *done[0].shape[1:])
     out[order] = torch.cat(done)
     return out
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)  # which would copy a single one
 
 
 def _starts(parts: list[Tensor]) -> list[int]:

@@ -1,6 +1,6 @@
 """Training windows: one batch type, one way to make a batch, and an order that is a function of seed and position alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,25 +47,28 @@ class Windows:
 
 
 class WindowDataset(Dataset[Batch]):
-    """Makes batches from trajectories in memory (N, T, X) or, where ``values`` is None, straight from the file."""
+    """Makes batches from trajectories in memory (N, T, X) or, where ``values`` is None, straight from their files.
 
-    def __init__(self, file: TrajectoryFile, trajectories: range, values: np.ndarray | None, window: int, nu: float) -> None:
-        self.file, self.trajectories, self.values, self.window, self.nu = file, trajectories, values, window, nu
+    ``sources`` tells each trajectory's file and place in it, ``nu`` (N,) its viscosity.
+    """
+
+    def __init__(self, sources: Sequence[tuple[TrajectoryFile, int]], values: np.ndarray | None, window: int, nu: np.ndarray) -> None:
+        self.sources, self.values, self.window, self.nu = sources, values, window, nu.astype(np.float32)
 
     def __getitem__(self, w: Windows) -> Batch:
         frames = self.window + 1
         if self.values is not None:
             u = self.values[w.trajectory[:, None], w.start[:, None] + np.arange(frames)]
         else:
-            rows = zip(w.trajectory, w.start, strict=True)
-            u = np.concatenate([self.file.read(self.trajectories[i : i + 1], start, frames) for i, start in rows])
+            rows = ((*self.sources[i], start) for i, start in zip(w.trajectory, w.start, strict=True))
+            u = np.concatenate([file.read(range(row, row + 1), start, frames) for file, row, start in rows])
         points = np.arange(u.shape[-1]) + w.shift[:, None]
         # the symmetries of the equation: x -> x + s; and x -> -x with u -> -u
         points = np.where(w.mirror[:, None] == 1, -1 - points, points) % u.shape[-1]
         sign = np.float32(1) - 2 * w.mirror[:, None, None].astype(np.float32)
         u = np.take_along_axis(u, points[:, None], -1) * sign
-        trajectory = torch.from_numpy(w.trajectory + self.trajectories.start)
-        return Batch(torch.from_numpy(u), torch.full((len(u),), self.nu), trajectory, torch.from_numpy(w.number))
+        trajectory, number = torch.from_numpy(w.trajectory), torch.from_numpy(w.number)
+        return Batch(torch.from_numpy(u), torch.from_numpy(self.nu[w.trajectory]), trajectory, number)
 
 
 class WindowSampler(Sampler[Windows]):

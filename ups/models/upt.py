@@ -39,15 +39,6 @@ class MixerBlock(nn.Module):
         return torch.addmm(h.reshape(c, n * b), self.w2, y).view(c, n, b)
 
 
-def bound(z: Tensor, limit: float) -> Tensor:
-    """z / sqrt(1 + |z|^2 / limit^2), |z|^2 the mean over a token's channels: the identity for small tokens, bounded for large ones.
-
-    LayerNorm, which bounds latent rollouts too, throws a token's size away, and with it the precision of small differences: see
-    docs/method.md for both measured.
-    """
-    return z * torch.rsqrt(1 + z.square().mean(0, keepdim=True) / limit**2)
-
-
 class UPT(nn.Module):
     """Encoder, approximator, decoder over ``tokens`` latent tokens of ``width`` channels.
 
@@ -60,7 +51,7 @@ class UPT(nn.Module):
         encoder, approximator, decoder: blocks in each part.
         patch: patches of points/tokens points that a token sees, and writes to, around its own place; odd.
         fields: components F of the field.
-        limit: where the size of a token saturates; see :func:`bound`.
+        limit: where the size of a token saturates; see :meth:`bound`.
         conserve: for equations that keep the mean of each field: the last F channels of every token carry it through all steps
             untouched, and the decoder sets it, so that mass is kept to round-off.
     """
@@ -105,14 +96,14 @@ class UPT(nn.Module):
         own = u.permute(1, 2, 0).reshape(self.tokens, self.per_token, len(u))  # (N, P F, B)
         patches = torch.cat([own.roll(-k, 0) for k in self._offsets()], 1)
         h = torch.einsum("cp,npb->cnb", self.patches_in, patches) + self.constant
-        z = bound(self.encoder(h), self.limit)
+        z = self.bound(self.encoder(h))
         return _outside(self._keep(z, u.mean(1).T[:, None].expand(-1, self.tokens, -1)))
 
     def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
         """Tokens (B, N, C) -> tokens ``dt`` (B,) later, at viscosity ``nu`` (B,)."""
         about = self.condition(torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1))  # (B, C)
         z = _inside(z)
-        return _outside(self._keep(bound(self.approximator(z + about.T[:, None]), self.limit), z[-self.fields :]))
+        return _outside(self._keep(self.bound(self.approximator(z + about.T[:, None])), z[-self.fields :]))
 
     def decode(self, z: Tensor) -> Tensor:
         """Tokens (B, N, C) -> fields (B, X, F) on the training grid."""
@@ -122,6 +113,15 @@ class UPT(nn.Module):
         u = torch.stack([part.roll(k, 1) for part, k in zip(patches, self._offsets(), strict=True)]).sum(0)
         u = u.permute(2, 1, 0).reshape(u.shape[2], -1, self.fields).to(z.dtype)
         return u - u.mean(1, keepdim=True) + z[-self.fields :].mean(1).T[:, None] if self.conserve else u
+
+    def bound(self, z: Tensor) -> Tensor:
+        """z / sqrt(1 + |z|^2 / limit^2), |z|^2 the mean over a token's channels, for (C, N, B): the identity for small tokens, bounded for
+        large ones.
+
+        LayerNorm, which bounds latent rollouts too, throws a token's size away, and with it the precision of small differences: see
+        docs/method.md for both measured.
+        """
+        return z * torch.rsqrt(1 + z.square().mean(0, keepdim=True) / self.limit**2)
 
     def _keep(self, z: Tensor, mean: Tensor) -> Tensor:
         return torch.cat((z[: -self.fields], mean)) if self.conserve else z

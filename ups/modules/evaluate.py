@@ -10,12 +10,12 @@ from torch import Tensor
 from ups.baselines import Persistence, Solver
 from ups.datamodules.windows import Batch
 from ups.losses import relative_l2_squared
-from ups.metrics import PhysicsChecks, RolloutMetrics, spread_over_error
+from ups.metrics import PhysicsChecks, RolloutMetrics, spread_and_error
 from ups.physics import EQUATIONS
 from ups.rollout import Simulator
 
-DRAWS = 5  # rollouts of a sampler from which its spread is taken
-SPARSE = 3  # single steps are costly under conditioning and in many draws: from every third frame there
+DRAWS = 4  # rollouts of a sampler from which its spread is taken
+SPARSE = 8  # single steps are costly under conditioning and in many draws: from every eighth frame there
 
 
 class Predictor(Protocol):
@@ -31,14 +31,20 @@ class _Fixed:
     def rollout(self, u0: Tensor, steps: int, *, nu: Tensor) -> Tensor:
         return self.simulator.rollout(u0, steps, nu=nu, **self.options)
 
+    def draws(self, u0: Tensor, steps: int, nu: Tensor) -> Tensor:
+        """(DRAWS, B, steps, X) from the law that the corrector has learnt."""
+        return torch.stack([self.simulator.rollout(u0, steps, nu=nu, **self.options, temperature=1.0) for _ in range(DRAWS)])
+
 
 class EvaluateModule(pl.LightningModule):
     """Tests a simulator with the correctors ``correct`` that it has, and the baselines, by the same code; ``rows`` holds the results.
 
     A row has the settings ("mode", "correct", "ttc"), PDEBench's metrics over the whole rollout, the physics checks, ``one_step_nrmse`` and
     ``one_step_squared`` (the mean of |error|^2/|u|^2) of single steps from true frames, ``seconds_per_trajectory`` and
-    ``nrmse_over_time``; with a corrector and without conditioning also ``spread_over_error`` and ``one_step_spread_over_error`` (1 is
-    calibrated). ``example`` holds truth and first prediction (T, X) of the median trajectory.
+    ``nrmse_over_time``. With a corrector and without conditioning also, of ``DRAWS`` rollouts at temperature 1: ``ensemble_nrmse``, of
+    their mean, and ``spread_over_error`` and ``one_step_spread_over_error`` (1 is calibrated), averaged like the nRMSE: mean relative
+    spread over mean relative error; with ``_rms`` the roots of the mean squares, which a single trajectory may decide. ``example`` holds
+    truth and first prediction (T, X) of the median trajectory.
     """
 
     def __init__(
@@ -62,7 +68,7 @@ class EvaluateModule(pl.LightningModule):
         self.rollouts: list[RolloutMetrics] = []
         self.checks: list[PhysicsChecks] = []
         self.one_step: list[list[Tensor]] = [[] for _ in self.predictors]
-        self.spreads: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.predictors]
+        self.spreads: list[dict[str, list[Tensor]]] = [{"": [], "one_step_": []} for _ in self.predictors]
         self.seconds = [0.0] * len(self.predictors)
         self.first: list[tuple[Tensor, Tensor]] = []
         self.samples = 0
@@ -85,12 +91,11 @@ class EvaluateModule(pl.LightningModule):
             every = slice(None, None, SPARSE if settings["ttc"] else 1)
             step = predictor.rollout(starts[every], 1, nu=nus[every])[:, 0]
             self.one_step[row].append(relative_l2_squared(step.double(), target.flatten(0, 1)[every].double()))
-            if settings["correct"] != "none" and not settings["ttc"]:
-                draws = torch.stack([pred] + [predictor.rollout(u0, frames, nu=batch.nu) for _ in range(DRAWS - 1)])
-                some = starts[::SPARSE], nus[::SPARSE]
-                steps = torch.stack([predictor.rollout(some[0], 1, nu=some[1])[:, 0] for _ in range(DRAWS)])
-                whole, single = spread_over_error(draws, target), spread_over_error(steps, target.flatten(0, 1)[::SPARSE])
-                self.spreads[row].append((whole.sum((0, 1)), single.sum(0)))
+            if isinstance(predictor, _Fixed) and settings["correct"] != "none" and not settings["ttc"]:
+                draws = predictor.draws(u0, frames, batch.nu)
+                steps = predictor.draws(starts[::SPARSE], 1, nus[::SPARSE])[:, :, 0]
+                self.spreads[row][""].append(spread_and_error(draws, target).flatten(0, 1))
+                self.spreads[row]["one_step_"].append(spread_and_error(steps, target.flatten(0, 1)[::SPARSE]))
             if row == 0:
                 self.first.append((target, pred))
 
@@ -105,10 +110,14 @@ class EvaluateModule(pl.LightningModule):
                 "one_step_nrmse": squared.sqrt().mean().item(),
                 "one_step_squared": squared.mean().item(),
             }
-            both = zip(*self.spreads[row], strict=True)
-            for name, parts in zip(("spread_over_error", "one_step_spread_over_error"), both, strict=False):
-                spread, error = torch.stack(parts).sum(0).tolist()
-                values[name] = (spread / error) ** 0.5
+            for name, parts in self.spreads[row].items():
+                if parts:
+                    squared = torch.cat(parts).double()
+                    (spread, error), (spread2, error2) = squared.sqrt().mean(0).tolist(), squared.mean(0).tolist()
+                    values[f"{name}spread_over_error"] = spread / error
+                    values[f"{name}spread_over_error_rms"] = (spread2 / error2) ** 0.5
+                    if not name:
+                        values["ensemble_nrmse"] = error
             seconds = self.seconds[row] / self.samples
             self.rows.append({**settings, **values, "seconds_per_trajectory": seconds, "nrmse_over_time": over_time})
             if isinstance(self.predictors[row][1], _Fixed):

@@ -83,9 +83,13 @@ class StageModule(pl.LightningModule):
         parameters = [p for p in self.parameters() if p.requires_grad]
         if h.optimizer not in ("muon", "adamw"):
             raise UpsError(f"optimizer={h.optimizer!r}: allowed are muon, adamw")
-        matrices = list(self.trained().matrices()) if h.optimizer == "muon" else []  # type: ignore[operator]
-        known = {id(p) for p in matrices}
-        optimizer = Muon(matrices, [p for p in parameters if id(p) not in known], h.lr, h.weight_decay, tuple(h.betas), h.momentum)
+        optimizer: torch.optim.Optimizer
+        if h.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(parameters, h.lr, tuple(h.betas), weight_decay=h.weight_decay)
+        else:
+            matrices = list(self.trained().matrices())  # type: ignore[operator]
+            known = {id(p) for p in matrices}
+            optimizer = Muon(matrices, [p for p in parameters if id(p) not in known], h.lr, h.weight_decay, tuple(h.betas), h.momentum)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total, h.warmup, h.final_lr))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

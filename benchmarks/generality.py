@@ -1,0 +1,106 @@
+"""How far one model reaches within the equation: viscosities it has not seen, finer and irregular points, longer times.
+
+    python benchmarks/generality.py RUN [RUN ...]     writes benchmarks/results/generality.json
+
+RUN: runs of one model, one a seed, on the default data; the points and times are read off them. For the viscosities one model a seed is
+trained here (in outputs/generality) on nu 0.001, 0.004, 0.01 and 0.04, 500 trajectories each, for as many steps as the default, and
+tested on each of these and on 0.002 and 0.02, which it has not seen.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from runs import SEEDS, own_rows, save, spread, ups_runs
+
+import ups
+from ups.datamodules import BurgersDataModule
+from ups.metrics import pdebench_metrics
+from ups.models.geometry import interpolate
+from ups.physics import burgers
+
+OUT = Path("outputs/generality")
+SEEN, UNSEEN = (0.001, 0.004, 0.01, 0.04), (0.002, 0.02)
+COMMON = ["data.train=500", "data.window=3"]
+
+
+def viscosities() -> dict[str, Any]:
+    settings = [*COMMON, f"output_dir={OUT}", f"data.nu=[{','.join(map(str, SEEN))}]", "trainer.max_epochs=11"]
+    jobs = [[*settings, f"name=nus-{seed}", f"seed={seed}", "stage.operator.module.threads=1"] for seed in SEEDS]
+    for i in range(0, len(jobs), 2):
+        ups_runs(*jobs[i : i + 2])
+    found: dict[str, Any] = {}
+    for nu in (*SEEN, *UNSEEN):
+        errors = []
+        for seed in SEEDS:
+            ups_runs(
+                [*COMMON, f"output_dir={OUT}", "stage=evaluate", f"name=nus-{seed}", f"seed={seed}", f"data.nu={nu}", "ttc.enabled=false"]
+            )
+            errors.append(next(r["nrmse"] for r in own_rows(OUT / f"nus-{seed}", "eval_baseline") if r["mode"] == "latent"))
+        found[f"{nu:g}"] = {"seen": nu in SEEN, **spread(errors)}
+    ordered = sorted((*SEEN, *UNSEEN))
+    for nu in UNSEEN:
+        i = ordered.index(nu)
+        beside = [found[f"{ordered[i + k]:g}"]["mean"] for k in (-1, 1)]
+        found[f"{nu:g}"]["of_the_neighbours_mean"] = found[f"{nu:g}"]["mean"] / (sum(beside) / 2)
+    return found
+
+
+@torch.no_grad()
+def points_and_times(run: Path) -> dict[str, float]:
+    """Errors of one run's latent rollouts on the test set's initial conditions, given and asked for in other ways."""
+    cfg = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    data = BurgersDataModule(**{key: value for key, value in cfg.items() if key != "_target_"})
+    data.prepare_data()
+    data.setup()
+    sim, frames = ups.load(run, data), data.frames - 1
+    fine_x = burgers.grid(cfg["solver_points"])
+    u0 = burgers.initial_conditions(cfg["test"], fine_x, 3 * cfg["seed"] + 2)  # those of the test set, at all the solver's points
+    t = [data.dt * k for k in range(1, 2 * frames + 1)]
+    fine = torch.cat([burgers.solve(part, t, data.nu) for part in u0.split(16)])
+    every = len(fine_x) // data.points
+    coarse0, coarse = u0[:, ::every], fine[:, :, ::every]
+
+    def error(pred: torch.Tensor, target: torch.Tensor) -> float:
+        return pdebench_metrics(pred, target)["nrmse"]
+
+    generator = torch.Generator().manual_seed(0)
+    some = torch.rand(data.points, generator=generator) < 0.8  # a fifth of the points is missing
+    anywhere = torch.rand(len(fine_x), generator=generator).argsort()[: data.points]  # as many points as the grid has, at random
+    whole = sim.rollout(coarse0, 2 * frames, nu=data.nu)
+    after = pdebench_metrics(whole[:, frames:], coarse[:, frames:])["nrmse"]
+    at_fine = sim.rollout(coarse0, frames, nu=data.nu, x_out=fine_x)
+    read = interpolate(coarse[:, :frames].flatten(0, 1), data.x, fine_x, data.length).unflatten(0, (len(u0), frames))
+    return {
+        "training grid": error(whole[:, :frames], coarse[:, :frames]),
+        f"asked for at {len(fine_x)} points": error(at_fine, fine[:, :frames]),
+        f"the true fields, read at {len(fine_x)} points": error(read, fine[:, :frames]),
+        "a fifth of the points missing": error(sim.rollout(coarse0[:, some], frames, nu=data.nu, x=data.x[some]), coarse[:, :frames]),
+        "given at random points": error(sim.rollout(u0[:, anywhere], frames, nu=data.nu, x=fine_x[anywhere]), coarse[:, :frames]),
+        "twice the trained horizon": error(whole, coarse),
+        "its second half": after,
+    }
+
+
+def main(runs: list[Path]) -> None:
+    each = [points_and_times(run) for run in runs]
+    result: dict[str, Any] = {"points and times": {name: spread([found[name] for found in each]) for name in each[0]}}
+    base = result["points and times"]["training grid"]["mean"]
+    for name, found in result["points and times"].items():
+        found["of_the_training_grid"] = found["mean"] / base
+        print(f"{name}: {found['mean']:.4f}, {found['of_the_training_grid']:.2f} of the training grid's", flush=True)
+    save("generality", result)
+    result["viscosities"] = viscosities()
+    for nu, found in result["viscosities"].items():
+        print(
+            f"nu {nu}: {found['mean']:.4f}", "" if found["seen"] else f"(unseen, {found['of_the_neighbours_mean']:.2f} of its neighbours')"
+        )
+    save("generality", result)
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
+    main([Path(run) for run in sys.argv[1:]])

@@ -1,0 +1,152 @@
+"""Error against cost: the reference solver at 32 to 1024 points, and trained models in every mode that they have.
+
+    python benchmarks/pareto.py RUN [RUN ...]     writes benchmarks/results/pareto.json and pareto.png
+
+RUN: folders of runs on the same data. The error is the rollout nRMSE over the test set. The cost is seconds a trajectory of all its
+frames on this machine, for trajectories one at a time (what somebody waits who needs one) and 64 at once (throughput); the smallest of
+three timings. The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of the smallest.
+Break-even is the number of trajectories after which training has paid, against the solver at equal error.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from runs import save, training_seconds
+from torch import Tensor
+
+import ups
+from ups.baselines import limited_lines
+from ups.datamodules import BurgersDataModule
+from ups.metrics import pdebench_metrics
+from ups.physics import burgers
+
+POINTS = (32, 64, 128, 256, 512, 1024)
+CFLS = (0.4, 0.6, 0.8, 1.0)
+BATCHES = (1, 64)
+Rollout = Callable[[Tensor], Tensor]
+
+
+def solver(points: int, cfl: float, data: BurgersDataModule, frames: int) -> Rollout:
+    """The solver on a grid coarser or finer than the data's, which gives and takes fields on the data's."""
+    t = [data.dt * k for k in range(1, frames + 1)]
+
+    def rollout(u0: Tensor) -> Tensor:
+        own = u0.shape[-1]
+        start = u0.unflatten(-1, (points, -1)).mean(-1) if points <= own else limited_lines(u0, points // own)
+        u = burgers.solve(start, t, data.nu, data.length, dtype=torch.float32, cfl=cfl)
+        return limited_lines(u, own // points) if points <= own else u.unflatten(-1, (own, -1)).mean(-1)
+
+    return rollout
+
+
+def error(rollout: Rollout, u: Tensor) -> float:
+    torch.manual_seed(0)
+    pred = torch.cat([rollout(part[:, 0]) for part in u.split(64)])
+    return pdebench_metrics(pred, u[:, 1:])["nrmse"]
+
+
+def cost(rollout: Rollout, u0: Tensor, batch: int) -> float:
+    """Seconds a trajectory; of trajectories that come one at a time the mean over eight."""
+    parts = u0[: max(8, batch)].split(batch)
+    times = []
+    for _ in range(4):  # the first is a warm-up
+        start = time.perf_counter()
+        for part in parts:
+            rollout(part)
+        times.append((time.perf_counter() - start) / (len(parts) * batch))
+    return min(times[1:])
+
+
+def costs(rollout: Rollout, u0: Tensor) -> dict[str, float]:
+    return {str(batch): cost(rollout, u0, batch) for batch in BATCHES}
+
+
+def solver_rows(data: BurgersDataModule, u: Tensor) -> list[dict[str, Any]]:
+    rows = []
+    for points in POINTS:
+        errors = {cfl: error(solver(points, cfl, data, u.shape[1] - 1), u) for cfl in CFLS}
+        cfl = max(c for c in CFLS if errors[c] <= 1.02 * min(errors.values()))
+        rollout = solver(points, cfl, data, u.shape[1] - 1)
+        rows.append({"name": f"solver-{points}", "cfl": cfl, "nrmse": errors[cfl], "seconds": costs(rollout, u[:, 0])})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def model_rows(run: Path, data: BurgersDataModule, u: Tensor) -> list[dict[str, Any]]:
+    sim, frames = ups.load(run, data), u.shape[1] - 1
+    ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *sim.correctors)]
+    ways += [{"correct": name, "ttc": True} for name in ("none", *sim.correctors) if sim.correctors]
+    rows = []
+    for way in ways:
+        label = " + ".join([sim.spec["name"]] + [way["correct"]] * (way["correct"] != "none") + ["ttc"] * way.get("ttc", False))
+
+        def rollout(u0: Tensor, way: dict[str, Any] = way) -> Tensor:
+            return sim.rollout(u0, frames, nu=data.nu, **way)
+
+        rows.append({"name": label, "run": str(run), **way, "nrmse": error(rollout, u), "seconds": costs(rollout, u[:, 0])})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def at_equal_error(nrmse: float, solvers: list[dict[str, Any]], batch: str) -> float | None:
+    """What the solver costs, in seconds, at an error of ``nrmse``: between two of its grids on straight lines in logarithms."""
+    ordered = sorted(solvers, key=lambda row: row["nrmse"])
+    for better, worse in pairwise(ordered):
+        if better["nrmse"] <= nrmse <= worse["nrmse"]:
+            share = math.log(nrmse / better["nrmse"]) / math.log(worse["nrmse"] / better["nrmse"])
+            return better["seconds"][batch] ** (1 - share) * worse["seconds"][batch] ** share
+    return None
+
+
+def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, batch in zip(axes, map(str, BATCHES), strict=True):
+        solvers = [row for row in rows if row["name"].startswith("solver")]
+        axis.loglog([r["seconds"][batch] for r in solvers], [r["nrmse"] for r in solvers], "o-", color="0.5", label="reference solver")
+        for row in solvers:
+            axis.annotate(row["name"][7:], (row["seconds"][batch], row["nrmse"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        for i, row in enumerate(r for r in rows if r not in solvers):
+            axis.loglog(
+                row["seconds"][batch], row["nrmse"], "*" if "upt-small" in row["name"] else "s", color=f"C{i}", ms=9, label=row["name"]
+            )
+        axis.set(xlabel="seconds a trajectory", title=f"{batch} at a time")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set(ylabel="rollout nRMSE")
+    axes[1].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def main(runs: list[Path]) -> None:
+    cfg = yaml.safe_load((runs[0] / "config.yaml").read_text())["data"]
+    data = BurgersDataModule(**{key: value for key, value in cfg.items() if key != "_target_"})
+    data.prepare_data()
+    data.setup()
+    u = data.values["test"]
+    with torch.inference_mode():
+        solvers = solver_rows(data, u)
+        models = [row for run in runs for row in model_rows(run, data, u)]
+    for row in models:
+        equal = {batch: at_equal_error(row["nrmse"], solvers, batch) for batch in row["seconds"]}
+        row["solver_seconds_at_equal_error"] = equal
+        row["times_faster_than_solver"] = {b: None if s is None else s / row["seconds"][b] for b, s in equal.items()}
+        gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
+        seconds = row["training_seconds"] = training_seconds(Path(row["run"]))
+        row["break_even_trajectories"] = {b: math.ceil(seconds / g) if g is not None and g > 0 else None for b, g in gain.items()}
+    save("pareto", {"dataset": data.dataset, "rows": solvers + models})
+    draw(Path(__file__).parent / "results/pareto.png", solvers + models)
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
+    main([Path(run) for run in sys.argv[1:]])

@@ -1,0 +1,169 @@
+"""Speed and memory: training steps, rollouts, and how both grow with points, tokens and batch; data generation.
+
+    python benchmarks/throughput.py         writes benchmarks/results/throughput.json
+
+Untrained weights: what is computed does not depend on them. Models are timed in turn, block by block, so that the machine's drift meets
+all alike; ratios are medians over blocks. Peak memory is that of a process of its own, which takes a few training steps.
+"""
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from runs import save
+
+from ups.datamodules.windows import Batch
+from ups.models import build
+from ups.modules import OperatorModule
+from ups.optim import Muon
+from ups.parallel import sharded_loss
+from ups.physics import burgers
+from ups.rollout import Simulator
+from ups.run import CONF
+
+BLOCKS = 7
+
+
+def configuration(*settings: str) -> Any:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", list(settings))
+
+
+def simulator(cfg: Any, points: int | None = None) -> Simulator:
+    x = burgers.grid(points or cfg.data.points)
+    return Simulator(build(cfg.model, len(x)), x, cfg.data.dt, spec=dict(cfg.model)).eval()
+
+
+def fields(batch: int, points: int, frames: int = 1) -> torch.Tensor:
+    """Smooth fields (B, frames, X)."""
+    x = burgers.grid(points)
+    return burgers.initial_conditions(batch, x, 0)[:, None] * torch.linspace(1, 0.9, frames)[:, None]
+
+
+def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
+    """One training step of ``cfg``'s model on a batch that is at hand already."""
+    torch.manual_seed(0)
+    sim = simulator(cfg, points)
+    size, options = cfg.data.batch_size, cfg.stage.operator.module
+    module = OperatorModule(sim, lambda_inv_enc=cfg.loss.lambda_inv_enc, lambda_inv_dec=cfg.loss.lambda_inv_dec, threads=options.threads)
+    matrices = sim.model.matrices() if options.optimizer == "muon" else []
+    rest = [p for p in module.parameters() if all(p is not m for m in matrices)]
+    optimizer = Muon(matrices, rest, lr=1e-4) if options.optimizer == "muon" else torch.optim.AdamW(rest, lr=1e-4)
+    batch = Batch(fields(size, len(sim.x), cfg.data.window + 1), torch.full((size,), 1e-3), *(torch.arange(size) for _ in range(2)))
+
+    def step() -> None:
+        terms = sharded_loss(module.loss_terms, batch.shards(options.threads), list(module.parameters()))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+
+    return step
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds a call, one figure a block."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for block in range(BLOCKS + 1):  # the first is a warm-up
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            if block:
+                times[name].append((time.perf_counter() - start) / repeats)
+    return times
+
+
+def compared(calls: dict[str, Callable[[], Any]], repeats: int, to: str) -> dict[str, Any]:
+    """Median milliseconds a call, and the median over blocks of each one's ratio to the one called ``to``."""
+    times = in_turn(calls, repeats)
+    ratios = {name: statistics.median(a / b for a, b in zip(seconds, times[to], strict=True)) for name, seconds in times.items()}
+    found = {name: {"milliseconds": 1e3 * statistics.median(seconds), f"of_{to}": ratios[name]} for name, seconds in times.items()}
+    for name, values in found.items():
+        print(f"  {name}: {values['milliseconds']:.2f} ms, {ratios[name]:.2f} of {to}", flush=True)
+    return found
+
+
+def peak(settings: list[str], answer: Any) -> None:
+    step = trainer(configuration(*settings))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(5):
+        step()
+    answer.put((before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def peak_megabytes(*settings: str) -> dict[str, float]:
+    """Of a process that takes training steps: before the first, and at its peak."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=peak, args=(list(settings), answer))
+    process.start()
+    before, most = answer.get()
+    process.join()
+    return {"before": round(before), "peak": round(most)}
+
+
+def rollout(sim: Simulator, batch: int, frames: int = 40, **way: Any) -> Callable[[], Any]:
+    u0 = fields(batch, len(sim.x))[:, 0]
+
+    def all_frames() -> None:
+        for _ in sim.stream(u0, frames, nu=1e-3, **way):
+            pass
+
+    return all_frames
+
+
+@torch.no_grad()
+def last_frame(sim: Simulator, u0: torch.Tensor, frames: int = 40) -> torch.Tensor:
+    nu = torch.full((len(u0),), 1e-3)
+    z = sim.encode(u0)
+    for _ in range(frames):
+        z = sim.step(z, nu)
+    return sim.decode(z)
+
+
+def main() -> None:
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "blocks": BLOCKS}
+    same = configuration("model=small")
+    # equal tokens, width, depth, batch, window and losses; and each by its own recipe
+    alike = [f"data.batch_size={same.data.batch_size}", f"data.window={same.data.window}"]
+    inverse = [f"lambda_inv={same.lambda_inv}"]
+    print("training steps, the same batch and window")
+    models = {"small": same, "upt_absolute": configuration("model=upt_absolute", *alike, *inverse)}
+    models |= {name: configuration(f"model={name}", *alike) for name in ("fno", "resnet", "unet")}
+    result["training_step"] = compared({name: trainer(cfg) for name, cfg in models.items()}, 5, "small")
+    print("peak memory of training, MB")
+    result["training_memory"] = {name: peak_megabytes(f"model={name}", *alike, *(inverse if "upt" in name else [])) for name in models}
+    result["training_memory"]["burgers_upt, one batch of 12"] = peak_megabytes("experiment=burgers_upt", "data.path=none")
+    print(result["training_memory"], flush=True)
+    for batch in (1, 64):
+        print(f"rollouts of 40 frames, batch {batch}")
+        sims = {name: simulator(cfg) for name, cfg in models.items()}
+        calls = {name: rollout(sim, batch) for name, sim in sims.items()}
+        calls["small, physical"] = rollout(sims["small"], batch, mode="physical")
+        result[f"rollout, batch {batch}"] = compared(calls, 1, "small")
+    print("with points: training step, latent rollout that decodes the last frame alone, and all frames; batch 16")
+    sizes = (256, 1024, 4096, 16384)
+    result["points, training step"] = compared({str(n): trainer(same, n) for n in sizes}, 2, "256")
+    sims_at = {n: simulator(same, n) for n in sizes}
+    ends = {str(n): partial(last_frame, sim, fields(16, n)[:, 0]) for n, sim in sims_at.items()}
+    result["points, last frame"] = compared(ends, 1, "256")
+    result["points, all frames"] = compared({str(n): rollout(sim, 16) for n, sim in sims_at.items()}, 1, "256")
+    print("with tokens, at 256 points: training step")
+    result["tokens, training step"] = compared({str(n): trainer(configuration(f"model.tokens={n}")) for n in (16, 32, 64, 128)}, 3, "64")
+    print("with the batch: training step")
+    result["batch, training step"] = compared({str(n): trainer(configuration(f"data.batch_size={n}")) for n in (8, 16, 64, 256)}, 2, "16")
+    u0 = burgers.initial_conditions(32, burgers.grid(1024), 0)
+    start = time.perf_counter()
+    burgers.solve(u0, [0.05 * k for k in range(1, 41)], 1e-3)
+    result["data, trajectories a second"] = len(u0) / (time.perf_counter() - start)
+    save("throughput", result)
+
+
+if __name__ == "__main__":
+    main()

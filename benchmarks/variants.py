@@ -1,0 +1,23 @@
+"""Variants of the default model that only the ablation needs: architectures of one's own, as anybody may add them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ups.models import UPT
+
+
+class LayerNormUPT(UPT):
+    """Tokens held by LayerNorm without parameters instead of a bound."""
+
+    def bound(self, z: Tensor) -> Tensor:
+        return F.layer_norm(z.movedim(0, -1), z.shape[:1]).movedim(-1, 0)
+
+
+class PlacedUPT(UPT):
+    """Every token also knows its absolute place: a learnt vector is added to it after the encoder's blocks."""
+
+    def __init__(self, points: int, tokens: int = 64, width: int = 48, **sizes: object) -> None:
+        super().__init__(points, tokens, width, **sizes)  # type: ignore[arg-type]
+        self.places = nn.Parameter(torch.randn(width, tokens, 1))
+        self.encoder.register_forward_pre_hook(lambda module, arguments: (arguments[0] + self.places,))
