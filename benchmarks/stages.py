@@ -14,6 +14,7 @@ from typing import Any
 from runs import SEEDS, own_rows, save, spread, ups_runs
 
 STAGES = ("operator", "diffusion", "consistency")
+OF_DRAWS = ("ensemble_nrmse", "spread_over_error", "one_step_spread_over_error", "spread_over_error_rms", "one_step_spread_over_error_rms")
 CONTROL_EPOCHS = 38  # of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
 
 
@@ -46,18 +47,18 @@ def main(out: Path) -> None:
     table = {label: [run[label] for run in runs] for label in runs[0]}
     table[f"control: operator, {CONTROL_EPOCHS} epochs"] = [control["latent"] for control in controls]
     result: dict[str, Any] = {"stage_all_seconds": int((out / "all-0/wall_seconds").read_text()), "rows": {}}
-    print("| | rollout nRMSE | of the operator's | one step | spread / error, rollout | one step | ms a trajectory |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| | rollout nRMSE | of the operator's | one step | mean of 4 draws | spread / error, rollout | one step | ms a trajectory |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for label, rows in table.items():
         entry = {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse", "seconds_per_trajectory")}
         entry["ratio"] = spread([row["nrmse"] / run["latent"]["nrmse"] for row, run in zip(rows, runs, strict=True)])
-        entry |= {key: spread([row[key] for row in rows]) for key in ("spread_over_error", "one_step_spread_over_error") if key in rows[0]}
+        entry |= {key: spread([row[key] for row in rows]) for key in OF_DRAWS if key in rows[0]}
         result["rows"][label] = entry
 
         def cell(key: str, digits: int, entry: dict[str, Any] = entry) -> str:
             return f"{entry[key]['mean']:.{digits}f} ± {entry[key]['stdev']:.{digits}f}" if key in entry else ""
 
-        cells = [cell("nrmse", 4), cell("ratio", 2), cell("one_step_nrmse", 4), cell("spread_over_error", 2)]
+        cells = [cell("nrmse", 4), cell("ratio", 2), cell("one_step_nrmse", 4), cell("ensemble_nrmse", 4), cell("spread_over_error", 2)]
         seconds = min(entry["seconds_per_trajectory"]["seeds"])  # seeds that ran side by side are slower
         print(f"| {label} | {' | '.join(cells)} | {cell('one_step_spread_over_error', 2)} | {1e3 * seconds:.0f} |")
     save("stages", result)
