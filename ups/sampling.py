@@ -46,7 +46,7 @@ class Corrector(nn.Module):
         sigma_min: float = 0.02,
         sigma_max: float = 10.0,
         rho: float = 7.0,
-        temperature: float = 0.5,
+        temperature: float = 0.25,
     ) -> None:
         super().__init__()
         if sampler not in SAMPLERS:
