@@ -47,7 +47,7 @@ def main(out: Path) -> None:
     table = {label: [run[label] for run in runs] for label in runs[0]}
     table[f"control: operator, {CONTROL_EPOCHS} epochs"] = [control["latent"] for control in controls]
     result: dict[str, Any] = {"stage_all_seconds": int((out / "all-0/wall_seconds").read_text()), "rows": {}}
-    print("| | rollout nRMSE | of the operator's | one step | mean of 4 draws | spread / error, rollout | one step | ms a trajectory |")
+    print("| | rollout nRMSE | of the operator's | one step | mean of 3 draws | spread / error, rollout | one step | ms a trajectory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for label, rows in table.items():
         entry = {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse", "seconds_per_trajectory")}

@@ -14,8 +14,8 @@ from ups.metrics import PhysicsChecks, RolloutMetrics, spread_and_error
 from ups.physics import EQUATIONS
 from ups.rollout import Simulator
 
-DRAWS = 4  # rollouts of a sampler from which its spread is taken
-SPARSE = 8  # single steps are costly under conditioning and in many draws: from every eighth frame there
+DRAWS = 3  # rollouts of a sampler from which its spread is taken
+SPARSE = 8  # corrected single steps are costly: from every eighth frame there
 
 
 class Predictor(Protocol):
@@ -88,7 +88,7 @@ class EvaluateModule(pl.LightningModule):
             self.seconds[row] += seconds
             self.rollouts[row].update(pred, target)
             self.checks[row].update(u0, pred, target)
-            every = slice(None, None, SPARSE if settings["ttc"] else 1)
+            every = slice(None, None, SPARSE if settings["ttc"] or settings["correct"] != "none" else 1)
             step = predictor.rollout(starts[every], 1, nu=nus[every])[:, 0]
             self.one_step[row].append(relative_l2_squared(step.double(), target.flatten(0, 1)[every].double()))
             if isinstance(predictor, _Fixed) and settings["correct"] != "none" and not settings["ttc"]:
