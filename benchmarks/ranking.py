@@ -2,7 +2,7 @@
 
     python benchmarks/ranking.py RUN [RUN ...]       writes benchmarks/results/ranking.json; RUN: folders with all stages, one a seed
 
-At every step of rollouts of 32 test trajectories there are 16 candidates of the diffusion corrector, its mean and 15 draws, and each term
+At every step of rollouts of 16 test trajectories there are 16 candidates of the diffusion corrector, its mean and 15 draws, and each term
 of the reward is set against the candidates' true error by Spearman's rank correlation, averaged over steps and trajectories. Then the same
 rollouts are made with the best candidate by the reward, with a random one (the control), and with guidance; and, beside a draw, with the
 corrector's mean at every step and as the mean of eight drawn rollouts.
@@ -26,7 +26,7 @@ from ups.metrics import pdebench_metrics
 from ups.rollout import Simulator
 from ups.ttc import TERMS, TTC, Conditioner, reward
 
-CANDIDATES, ENSEMBLE, TRAJECTORIES = 16, 8, 32
+CANDIDATES, ENSEMBLE, TRAJECTORIES = 16, 8, 16
 
 
 def ranks(values: Tensor) -> Tensor:
