@@ -1,4 +1,4 @@
-"""All stages on the default data, three seeds, beside an operator trained for the same total time (the control).
+"""All stages on the default data, three seeds, beside an operator trained for the same total time (the control, seeds 1 and 2).
 
     python benchmarks/stages.py [OUTPUT_DIR]      writes benchmarks/results/stages.json and prints the table of docs/stages.md
 
@@ -15,6 +15,7 @@ from runs import SEEDS, own_rows, save, spread, ups_runs
 
 STAGES = ("operator", "diffusion", "consistency")
 OF_DRAWS = ("ensemble_nrmse", "spread_over_error", "one_step_spread_over_error", "spread_over_error_rms", "one_step_spread_over_error_rms")
+CONTROL_SEEDS = (1, 2)
 CONTROL_EPOCHS = 38  # of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
 
 
@@ -24,11 +25,11 @@ def by_correction(folder: Path, *reports: str) -> dict[str, dict[str, Any]]:
     return {" + ".join([r["mode"]] + [r["correct"]] * (r["correct"] != "none") + ["ttc"] * r["ttc"]): r for r in rows}
 
 
-def train(out: Path, kind: str, report: str, *settings: str) -> None:
-    """All seeds that are not finished yet."""
+def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: str) -> None:
+    """Those of ``seeds`` that are not finished yet."""
     stages = STAGES if "stage=all" in settings else STAGES[:1]
     one_core = [f"stage.{stage}.module.threads=1" for stage in stages]
-    left = [seed for seed in SEEDS if not (out / f"{kind}-{seed}/reports/{report}.json").exists()]
+    left = [seed for seed in seeds if not (out / f"{kind}-{seed}/reports/{report}.json").exists()]
     jobs = [[f"output_dir={out}", f"name={kind}-{seed}", f"seed={seed}", *settings] for seed in left]
     if kind == "all" and left[:1] == [0]:
         started = time.time()
@@ -40,18 +41,19 @@ def train(out: Path, kind: str, report: str, *settings: str) -> None:
 
 
 def main(out: Path) -> None:
-    train(out, "all", "eval_ttc", "stage=all")
-    train(out, "control", "eval_operator", f"trainer.max_epochs={CONTROL_EPOCHS}")
-    runs = [by_correction(out / f"all-{seed}", "eval_baseline", "eval_ttc") for seed in SEEDS]
-    controls = [by_correction(out / f"control-{seed}", "eval_operator") for seed in SEEDS]
-    table = {label: [run[label] for run in runs] for label in runs[0]}
-    table[f"control: operator, {CONTROL_EPOCHS} epochs"] = [control["latent"] for control in controls]
+    train(out, "all", SEEDS, "eval_ttc", "stage=all")
+    train(out, "control", CONTROL_SEEDS, "eval_operator", f"trainer.max_epochs={CONTROL_EPOCHS}")
+    runs = {seed: by_correction(out / f"all-{seed}", "eval_baseline", "eval_ttc") for seed in SEEDS}
+    table = {label: {seed: run[label] for seed, run in runs.items()} for label in runs[SEEDS[0]]}
+    control = {seed: by_correction(out / f"control-{seed}", "eval_operator")["latent"] for seed in CONTROL_SEEDS}
+    table[f"control: operator, {CONTROL_EPOCHS} epochs, seeds {CONTROL_SEEDS}"] = control
     result: dict[str, Any] = {"stage_all_seconds": int((out / "all-0/wall_seconds").read_text()), "rows": {}}
     print("| | rollout nRMSE | of the operator's | one step | mean of 3 draws | spread / error, rollout | one step | ms a trajectory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for label, rows in table.items():
+    for label, by_seed in table.items():
+        rows = list(by_seed.values())
         entry = {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse", "seconds_per_trajectory")}
-        entry["ratio"] = spread([row["nrmse"] / run["latent"]["nrmse"] for row, run in zip(rows, runs, strict=True)])
+        entry["ratio"] = spread([row["nrmse"] / runs[seed]["latent"]["nrmse"] for seed, row in by_seed.items()])
         entry |= {key: spread([row[key] for row in rows]) for key in OF_DRAWS if key in rows[0]}
         result["rows"][label] = entry
 

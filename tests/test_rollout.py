@@ -58,6 +58,18 @@ def test_viscosity_and_step_reach_the_model(simulator):
     assert torch.allclose(simulator.rollout(u0, 2, nu=each)[1], simulator.rollout(u0, 2, nu=0.01)[1], atol=1e-5)
 
 
+def test_a_viscosity_beyond_those_trained_for_is_told(caplog):
+    simulator = make_simulator().eval()
+    simulator.rollout(fields(), 1, nu=5.0)
+    assert not caplog.records  # it doesn't know what it was trained for
+    simulator.nus = (0.001, 0.01)
+    for nu, words in ((0.001, 0), (0.01, 0), (0.004, 0), (0.02, 1)):
+        caplog.clear()
+        simulator.rollout(fields(), 1, nu=nu)
+        assert len(caplog.records) == words
+    assert "trained for 0.001, 0.01 only" in caplog.text
+
+
 def test_any_points_in_any_order(simulator):
     u0 = fields()
     order = torch.randperm(32)

@@ -1,7 +1,7 @@
 """The simulator: a trained model in physical units, and rollouts with it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class Simulator(nn.Module):
         dt: the time of one step.
         scale: what fields are divided by before the model sees them.
         spec: how ``ups.models.build`` makes the model; kept so that a checkpoint describes itself.
+        nus: viscosities that it is trained for; others are asked for with a warning outside their range.
         equation: whose physics test-time conditioning and reports use, one of ``ups.physics.EQUATIONS``.
 
     ``correctors`` holds what later stages trained, by name; ``ttc`` the settings of test-time conditioning.
@@ -49,6 +50,7 @@ class Simulator(nn.Module):
         scale: float = 1.0,
         spec: Mapping[str, Any] | None = None,
         equation: str = "burgers",
+        nus: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.model: Any = model
@@ -57,7 +59,7 @@ class Simulator(nn.Module):
         self.equation = equation
         self.correctors = nn.ModuleDict()
         self.ttc = TTC()
-        self.dt, self.length, self.spec = float(dt), float(length), dict(spec or {})
+        self.dt, self.length, self.spec, self.nus = float(dt), float(length), dict(spec or {}), tuple(map(float, nus))
         self.register_buffer("x", torch.as_tensor(x, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(float(scale)))
 
@@ -204,6 +206,10 @@ class Simulator(nn.Module):
         nu = torch.as_tensor(nu, dtype=torch.float32, device=self.x.device).expand(len(u0))
         if not bool((nu > 0).all()):
             raise UpsError(f"nu={nu.min().item():g}: a positive viscosity is allowed")
+        low, high = nu.min().item(), nu.max().item()
+        if self.nus and not (0.999 * min(self.nus) <= low and high <= 1.001 * max(self.nus)):
+            trained = ", ".join(f"{value:g}" for value in self.nus)
+            log.warning("nu from %g to %g: this simulator was trained for %s only, and knows no viscosity beyond", low, high, trained)
         return u0, nu
 
     def _position(self, x: Any, name: str) -> Tensor:
@@ -221,6 +227,7 @@ class Simulator(nn.Module):
             "dt": self.dt,
             "length": self.length,
             "equation": self.equation,
+            "nus": list(self.nus),
             "correctors": correctors,
         }
 
@@ -278,7 +285,13 @@ def restore(about: Mapping[str, Any], state: Mapping[str, Tensor], where: str | 
     """Make a simulator from its :meth:`Simulator.description` and its weights."""
     x = torch.tensor(about["x"])
     simulator = Simulator(
-        build(about["model"], points=len(x)), x, about["dt"], about["length"], spec=about["model"], equation=about["equation"]
+        build(about["model"], points=len(x)),
+        x,
+        about["dt"],
+        about["length"],
+        spec=about["model"],
+        equation=about["equation"],
+        nus=about.get("nus", ()),
     )
     for name, spec in about.get("correctors", {}).items():
         simulator.add_corrector(name, spec)

@@ -58,7 +58,7 @@ def new_simulator(cfg: DictConfig, data: BurgersDataModule) -> Simulator:
     """An untrained simulator of the configured size."""
     spec: Any = OmegaConf.to_container(cfg.model, resolve=True)
     model = build(spec, points=data.points)
-    return Simulator(model, data.x, data.dt, data.length, data.scale, spec=spec, equation=data.equation)
+    return Simulator(model, data.x, data.dt, data.length, data.scale, spec=spec, equation=data.equation, nus=[nu for nu, _ in data.parts])
 
 
 def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Trainer:
