@@ -43,10 +43,13 @@ def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: 
 def main(out: Path) -> None:
     train(out, "all", SEEDS, "eval_ttc", "stage=all")
     train(out, "control", CONTROL_SEEDS, "eval_operator", f"trainer.max_epochs={CONTROL_EPOCHS}")
+    train(out, "control", CONTROL_SEEDS, "eval_ttc", "stage=evaluate", f"trainer.max_epochs={CONTROL_EPOCHS}")
     runs = {seed: by_correction(out / f"all-{seed}", "eval_baseline", "eval_ttc") for seed in SEEDS}
     table = {label: {seed: run[label] for seed, run in runs.items()} for label in runs[SEEDS[0]]}
-    control = {seed: by_correction(out / f"control-{seed}", "eval_operator")["latent"] for seed in CONTROL_SEEDS}
-    table[f"control: operator, {CONTROL_EPOCHS} epochs, seeds {CONTROL_SEEDS}"] = control
+    controls = {seed: by_correction(out / f"control-{seed}", "eval_baseline", "eval_ttc") for seed in CONTROL_SEEDS}
+    for label in ("latent", "latent + ttc"):
+        about = f"control: {label}, {CONTROL_EPOCHS} epochs, seeds {', '.join(map(str, CONTROL_SEEDS))}"
+        table[about] = {seed: control[label] for seed, control in controls.items()}
     result: dict[str, Any] = {"stage_all_seconds": int((out / "all-0/wall_seconds").read_text()), "rows": {}}
     print("| | rollout nRMSE | of the operator's | one step | mean of 3 draws | spread / error, rollout | one step | ms a trajectory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
