@@ -10,12 +10,11 @@ import time
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from runs import save
 
 from ups.datamodules.windows import Batch
 from ups.models import build
-from ups.modules import OperatorModule
-from ups.optim import Muon
 from ups.parallel import sharded_loss
 from ups.physics import burgers
 from ups.rollout import Simulator
@@ -32,9 +31,9 @@ def main() -> None:
     u = burgers.solve(burgers.initial_conditions(cfg.data.batch_size, x, 0), [cfg.data.dt * k for k in range(window + 1)], cfg.data.nu)
     batch = Batch(u, torch.full((len(u),), cfg.data.nu), torch.arange(len(u)), torch.arange(len(u)))
     torch.manual_seed(0)
-    module = OperatorModule(Simulator(build(cfg.model, len(x)), x, cfg.data.dt), threads=cfg.stage.operator.module.threads)
-    matrices = module.simulator.model.matrices()
-    optimizer = Muon(matrices, [p for p in module.parameters() if all(p is not m for m in matrices)], lr=1e-4)
+    simulator = Simulator(build(cfg.model, len(x)), x, cfg.data.dt)
+    module = instantiate(cfg.stage.operator.module, simulator, lr=1e-4, _convert_="all")
+    optimizer = module.make_optimizer()
 
     def block(every: int) -> float:
         start = time.perf_counter()

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from runs import save
 
 from ups.datamodules.windows import Batch
 from ups.models import build
-from ups.modules import OperatorModule
-from ups.optim import Muon
 from ups.parallel import sharded_loss
 from ups.physics import burgers
 from ups.rollout import Simulator
@@ -51,10 +50,8 @@ def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
     torch.manual_seed(0)
     sim = simulator(cfg, points)
     size, options = cfg.data.batch_size, cfg.stage.operator.module
-    module = OperatorModule(sim, lambda_inv_enc=cfg.loss.lambda_inv_enc, lambda_inv_dec=cfg.loss.lambda_inv_dec, threads=options.threads)
-    matrices = sim.model.matrices() if options.optimizer == "muon" else []
-    rest = [p for p in module.parameters() if all(p is not m for m in matrices)]
-    optimizer = Muon(matrices, rest, lr=1e-4) if options.optimizer == "muon" else torch.optim.AdamW(rest, lr=1e-4)
+    module = instantiate(options, sim, _convert_="all")
+    optimizer = module.make_optimizer()
     batch = Batch(fields(size, len(sim.x), cfg.data.window + 1), torch.full((size,), 1e-3), *(torch.arange(size) for _ in range(2)))
 
     def step() -> None:

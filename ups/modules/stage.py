@@ -78,18 +78,21 @@ class StageModule(pl.LightningModule):
         values["nrmse_final"] = values.pop("nrmse_over_time")[-1]
         self.log_dict({f"validation/{self.stage}/{name}": value for name, value in values.items()})
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of what this stage trains, by its hyperparameters."""
         h: Any = self.hparams
         parameters = [p for p in self.parameters() if p.requires_grad]
         if h.optimizer not in ("muon", "adamw"):
             raise UpsError(f"optimizer={h.optimizer!r}: allowed are muon, adamw")
-        optimizer: torch.optim.Optimizer
         if h.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(parameters, h.lr, tuple(h.betas), weight_decay=h.weight_decay)
-        else:
-            matrices = list(self.trained().matrices())  # type: ignore[operator]
-            known = {id(p) for p in matrices}
-            optimizer = Muon(matrices, [p for p in parameters if id(p) not in known], h.lr, h.weight_decay, tuple(h.betas), h.momentum)
+            return torch.optim.AdamW(parameters, h.lr, tuple(h.betas), weight_decay=h.weight_decay)
+        matrices = list(self.trained().matrices())  # type: ignore[operator]
+        known = {id(p) for p in matrices}
+        return Muon(matrices, [p for p in parameters if id(p) not in known], h.lr, h.weight_decay, tuple(h.betas), h.momentum)
+
+    def configure_optimizers(self) -> Any:
+        h: Any = self.hparams
+        optimizer = self.make_optimizer()
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total, h.warmup, h.final_lr))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
