@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runs import SEEDS, save, spread, ups_runs
+from runs import SEEDS, save, side_by_side, spread
 
 from ups import leaderboard
 
@@ -51,8 +51,7 @@ def main(epochs: int) -> None:
         "stage.operator.module.threads=1",
     ]
     sweeps = [[*common, f"name={slug(change)}-e{epochs}", *settings] for change, settings in CHANGES.items()]
-    for i in range(0, len(sweeps), 2):
-        ups_runs(*sweeps[i : i + 2])
+    list(side_by_side(sweeps))
     board = [row for row in leaderboard.read(OUT / "leaderboard.csv") if row["name"] != "baseline"]
     result: dict[str, Any] = {"epochs": epochs, "changes": {}}
     for change in CHANGES:

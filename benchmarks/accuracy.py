@@ -2,9 +2,10 @@
 
     python benchmarks/accuracy.py [MODEL ...]        writes benchmarks/results/accuracy.json
 
-Each model gets the same search first: three learning rates, its own and a third and three times that, two minutes each, one seed, judged by
-validation. An epoch's windows are chosen so that its steps, at the speed that the model shows in a first run, fill the time in about ten
-epochs. What is finished is not repeated: the JSON is written after every run.
+First each model's training speed is measured, alone on the machine, with the batch in one shard and in two; the faster counts. Its time is
+then the number of steps that fit, validation not counted. Each gets the same search: three learning rates, its own and a third and three
+times that, two minutes each, one seed, judged by validation. As the steps are fixed by then, the runs go two at a time, with a core each:
+that changes what the clock says, not what they learn. What is finished is not repeated: the JSON is written after every run.
 """
 
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from runs import SEEDS, own_rows, read, save, spread, training_seconds, ups_runs
+from runs import SEEDS, own_rows, read, save, side_by_side, spread, training_seconds, ups_run
 
 from ups.run import CONF
 from ups.stages import validation_score
@@ -22,56 +23,61 @@ OUT = Path("outputs/accuracy")
 MODELS = ("small", "resnet", "unet", "fno", "upt_absolute")
 SEARCH_SECONDS, TRAIN_SECONDS, EPOCHS = 120, 300, 10
 FACTORS = (1 / 3, 1.0, 3.0)
+SPEED_RUN = ("data.windows_per_trajectory=2", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=3")
+LR = "stage.operator.module.lr"
+THREADS = "stage.operator.module.threads"
 
 
-def train(model: str, name: str, *settings: str) -> Path:
-    ups_runs([f"output_dir={OUT}", f"model={model}", f"name={name}", *settings])
-    return OUT / name
+def command(model: str, name: str, *settings: str) -> list[str]:
+    return [f"output_dir={OUT}", f"model={model}", f"name={model}-{name}", *settings]
 
 
-def length(cfg: Any, speed: float, seconds: float) -> list[str]:
-    """Settings of a run of about ``seconds`` at ``speed`` steps a second."""
-    windows = speed * seconds * cfg.data.batch_size / cfg.data.train  # a trajectory, in all
+def speed(model: str, threads: int) -> float:
+    """Training steps a second, of the second epoch of three; only the last is validated."""
+    ups_run(command(model, "speed", f"{THREADS}={threads}", *SPEED_RUN, "overwrite=true"))
+    return float(re.findall(r"([\d.]+) steps/s", (OUT / f"{model}-speed/run.log").read_text())[1])
+
+
+def length(cfg: Any, steps: float) -> list[str]:
+    """Settings of a run of about so many steps, in about ten epochs."""
+    windows = steps * cfg.data.batch_size / cfg.data.train  # a trajectory, in all
     epochs, each = min(((e, max(1, round(windows / e))) for e in range(EPOCHS - 3, EPOCHS + 4)), key=lambda p: abs(p[0] * p[1] - windows))
-    return [f"trainer.max_epochs={epochs}", f"data.windows_per_trajectory={each}"]
-
-
-def measure(model: str, found: dict[str, Any], result: dict[str, Any]) -> None:
-    """Fill ``found`` with a model's speed, learning rate and seeds, as far as it doesn't hold them yet."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("config", [f"model={model}"])
-    if "steps_per_second" not in found:
-        few = max(1, round(60 * cfg.data.batch_size / cfg.data.train))
-        folder = train(model, f"{model}-speed", "trainer.max_epochs=3", f"data.windows_per_trajectory={few}", "overwrite=true")
-        speeds = re.findall(r"([\d.]+) steps/s", (folder / "run.log").read_text())
-        found["steps_per_second"] = float(speeds[-1])
-        save("accuracy", result)
-    speed = found["steps_per_second"]
-    for factor in FACTORS:
-        lr = f"{cfg.stage.operator.module.lr * factor:.3g}"
-        if lr not in found.setdefault("validation_nrmse", {}):
-            folder = train(model, f"{model}-lr{lr}", f"stage.operator.module.lr={lr}", *length(cfg, speed, SEARCH_SECONDS))
-            found["validation_nrmse"][lr] = validation_score(folder)
-            save("accuracy", result)
-    found["lr"] = min(found["validation_nrmse"], key=found["validation_nrmse"].get)
-    for seed in map(str, SEEDS):
-        if seed not in found.setdefault("runs", {}):
-            settings = [f"seed={seed}", f"stage.operator.module.lr={found['lr']}", *length(cfg, speed, TRAIN_SECONDS)]
-            folder = train(model, f"{model}-{seed}", *settings)
-            rows = {row["mode"]: row for row in own_rows(folder, "eval_operator")}
-            found["runs"][seed] = {"training_seconds": training_seconds(folder), "settings": settings, "rows": rows}
-            save("accuracy", result)
+    return [f"trainer.max_epochs={epochs}", f"data.windows_per_trajectory={each}", f"{THREADS}=1"]
 
 
 def main(models: list[str]) -> None:
     result = read("accuracy")
+    table = result.setdefault("models", {})
+    with initialize_config_dir(CONF, version_base="1.3"):
+        configs = {model: compose("config", [f"model={model}"]) for model in models}
     for model in models:
-        measure(model, result.setdefault("models", {}).setdefault(model, {}), result)
-    for model, found in result["models"].items():
+        if model not in table:
+            table[model] = {"steps_per_second": {threads: speed(model, threads) for threads in (1, 2)}, "validation_nrmse": {}, "runs": {}}
+            save("accuracy", result)
+    fastest = {model: max(table[model]["steps_per_second"].values()) for model in models}
+
+    rates = {model: [f"{cfg.stage.operator.module.lr * factor:.3g}" for factor in FACTORS] for model, cfg in configs.items()}
+    left = [(model, lr) for model in models for lr in rates[model] if lr not in table[model]["validation_nrmse"]]
+    commands = [command(m, f"lr{lr}", f"{LR}={lr}", *length(configs[m], fastest[m] * SEARCH_SECONDS)) for m, lr in left]
+    for (model, lr), _ in zip(left, side_by_side(commands), strict=True):
+        table[model]["validation_nrmse"][lr] = validation_score(OUT / f"{model}-lr{lr}")
+        save("accuracy", result)
+
+    for model in models:
+        table[model]["lr"] = min(table[model]["validation_nrmse"], key=table[model]["validation_nrmse"].get)
+        table[model]["settings"] = [f"{LR}={table[model]['lr']}", *length(configs[model], fastest[model] * TRAIN_SECONDS)]
+    runs = [(model, str(seed)) for model in models for seed in SEEDS if str(seed) not in table[model]["runs"]]
+    commands = [command(model, seed, f"seed={seed}", *table[model]["settings"]) for model, seed in runs]
+    for (model, seed), _ in zip(runs, side_by_side(commands), strict=True):
+        folder = OUT / f"{model}-{seed}"
+        rows = {row["mode"]: row for row in own_rows(folder, "eval_operator")}
+        table[model]["runs"][seed] = {"seconds_on_one_core": training_seconds(folder), "rows": rows}
+        save("accuracy", result)
+
+    for model, found in table.items():
         rows = [run["rows"]["latent"] for run in found["runs"].values()]
-        found |= {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse", "seconds_per_trajectory")}
+        found |= {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse")}
         found["last_frame"] = spread([row["nrmse_over_time"][-1] for row in rows])
-        found["training_seconds"] = spread([run["training_seconds"] for run in found["runs"].values()])
         print(model, {key: round(found[key]["mean"], 4) for key in ("nrmse", "last_frame", "one_step_nrmse")})
     save("accuracy", result)
 

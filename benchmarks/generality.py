@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from runs import SEEDS, own_rows, save, spread, ups_runs
+from runs import SEEDS, own_rows, save, side_by_side, spread, ups_run
 
 import ups
 from ups.datamodules import BurgersDataModule
@@ -29,13 +29,12 @@ COMMON = ["data.train=500", "data.window=3"]
 def viscosities() -> dict[str, Any]:
     settings = [*COMMON, f"output_dir={OUT}", f"data.nu=[{','.join(map(str, SEEN))}]", "trainer.max_epochs=11"]
     jobs = [[*settings, f"name=nus-{seed}", f"seed={seed}", "stage.operator.module.threads=1"] for seed in SEEDS]
-    for i in range(0, len(jobs), 2):
-        ups_runs(*jobs[i : i + 2])
+    list(side_by_side(jobs))
     found: dict[str, Any] = {}
     for nu in (*SEEN, *UNSEEN):
         errors = []
         for seed in SEEDS:
-            ups_runs(
+            ups_run(
                 [*COMMON, f"output_dir={OUT}", "stage=evaluate", f"name=nus-{seed}", f"seed={seed}", f"data.nu={nu}", "ttc.enabled=false"]
             )
             errors.append(next(r["nrmse"] for r in own_rows(OUT / f"nus-{seed}", "eval_baseline") if r["mode"] == "latent"))

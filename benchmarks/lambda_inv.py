@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runs import save, spread, ups_runs
+from runs import save, side_by_side, spread
 
 from ups import leaderboard
 
@@ -17,7 +17,7 @@ WEIGHTS = ("0", "1.0")
 
 def main(epochs: int) -> None:
     common = ["-m", f"output_dir={OUT}", f"name=e{epochs}", "seed=0,1,2", "data.early=1", f"trainer.max_epochs={epochs}"]
-    ups_runs(*([*common, "stage.operator.module.threads=1", f"lambda_inv={weight}"] for weight in WEIGHTS))
+    list(side_by_side([[*common, "stage.operator.module.threads=1", f"lambda_inv={weight}"] for weight in WEIGHTS]))
     result: dict[str, Any] = {"epochs": epochs}
     rows = [row for row in leaderboard.read(OUT / "leaderboard.csv") if row["name"].startswith(f"e{epochs}-")]
     for mode in ("latent", "physical"):

@@ -1,11 +1,13 @@
 """Error against cost: the reference solver at 32 to 1024 points, and trained models in every mode that they have.
 
-    python benchmarks/pareto.py RUN [RUN ...]     writes benchmarks/results/pareto.json and pareto.png
+    python benchmarks/pareto.py RUN [RUN ...]     writes benchmarks/results/pareto.json
 
-RUN: folders of runs on the same data. The error is the rollout nRMSE over the test set. The cost is seconds a trajectory of all its
+RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them. The error is the rollout nRMSE over the test set. The
+cost is seconds a trajectory of all its
 frames on this machine, for trajectories one at a time (what somebody waits who needs one) and 64 at once (throughput); the smallest of
 three timings. The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of the smallest.
-Break-even is the number of trajectories after which training has paid, against the solver at equal error.
+Break-even is the number of trajectories after which training has paid, against the solver at equal error; training takes what a run's log
+says, and of benchmarks/accuracy.py's runs, which have one core, the time on two that gave them their number of steps.
 """
 
 import math
@@ -16,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import torch
 import yaml
 from runs import save, training_seconds
@@ -105,27 +108,6 @@ def at_equal_error(nrmse: float, solvers: list[dict[str, Any]], batch: str) -> f
     return None
 
 
-def draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, batch in zip(axes, map(str, BATCHES), strict=True):
-        solvers = [row for row in rows if row["name"].startswith("solver")]
-        axis.loglog([r["seconds"][batch] for r in solvers], [r["nrmse"] for r in solvers], "o-", color="0.5", label="reference solver")
-        for row in solvers:
-            axis.annotate(row["name"][7:], (row["seconds"][batch], row["nrmse"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
-        for i, row in enumerate(r for r in rows if r not in solvers):
-            axis.loglog(
-                row["seconds"][batch], row["nrmse"], "*" if "upt-small" in row["name"] else "s", color=f"C{i}", ms=9, label=row["name"]
-            )
-        axis.set(xlabel="seconds a trajectory", title=f"{batch} at a time")
-        axis.grid(alpha=0.3, which="both")
-    axes[0].set(ylabel="rollout nRMSE")
-    axes[1].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-
-
 def main(runs: list[Path]) -> None:
     cfg = yaml.safe_load((runs[0] / "config.yaml").read_text())["data"]
     data = BurgersDataModule(**{key: value for key, value in cfg.items() if key != "_target_"})
@@ -140,10 +122,10 @@ def main(runs: list[Path]) -> None:
         row["solver_seconds_at_equal_error"] = equal
         row["times_faster_than_solver"] = {b: None if s is None else s / row["seconds"][b] for b, s in equal.items()}
         gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
-        seconds = row["training_seconds"] = training_seconds(Path(row["run"]))
+        equal_time = Path(row["run"]).parent.name == accuracy.OUT.name
+        seconds = row["training_seconds"] = accuracy.TRAIN_SECONDS if equal_time else training_seconds(Path(row["run"]))
         row["break_even_trajectories"] = {b: math.ceil(seconds / g) if g is not None and g > 0 else None for b, g in gain.items()}
     save("pareto", {"dataset": data.dataset, "rows": solvers + models})
-    draw(Path(__file__).parent / "results/pareto.png", solvers + models)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ python benchmarks/results.py
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from runs import RESULTS as PICTURES
 from runs import read
 
 HEAD = """Made by `python benchmarks/results.py` from the JSON files that the other benchmarks write: not to be edited. Errors are rollout
@@ -29,21 +31,31 @@ def made_by(result: dict[str, Any], name: str) -> str:
     return f"`{command}` ([JSON](../benchmarks/results/{name}.json)); {where}."
 
 
+def picture(columns: int) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(6 * columns, 4.6), layout="constrained")
+    return figure, figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+
+
 def accuracy(result: dict[str, Any]) -> str:
-    head = ["model", "rollout nRMSE", "last frame", "one step", "learning rate", "training", "ms a trajectory"]
+    head = ["model", "rollout nRMSE", "last frame", "one step", "learning rate", "steps a second"]
     rows = []
     for model, found in sorted(result["models"].items(), key=lambda item: item[1]["nrmse"]["mean"]):
         cells = [number(found[key]) for key in ("nrmse", "last_frame", "one_step_nrmse")]
-        rows.append(
-            [
-                model,
-                *cells,
-                found["lr"],
-                f"{found['training_seconds']['mean']:.0f} s",
-                f"{1e3 * found['seconds_per_trajectory']['mean']:.1f}",
-            ]
-        )
-    return table(head, rows)
+        rows.append([model, *cells, found["lr"], f"{max(found['steps_per_second'].values()):.1f}"])
+    errors = {
+        model: [
+            sum(frame) / len(frame)
+            for frame in zip(*(run["rows"]["latent"]["nrmse_over_time"] for run in found["runs"].values()), strict=True)
+        ]
+        for model, found in result["models"].items()
+    }
+    figure, (axis,) = picture(1)
+    for model, error in errors.items():
+        axis.semilogy(range(1, len(error) + 1), error, label=model)
+    axis.set(xlabel="frame", ylabel="nRMSE of a frame")
+    axis.legend()
+    figure.savefig(PICTURES / "accuracy.png", dpi=110)
+    return table(head, rows) + "\n\n![error over time](../benchmarks/results/accuracy.png)"
 
 
 def pareto(result: dict[str, Any]) -> str:
@@ -69,6 +81,21 @@ def pareto(result: dict[str, Any]) -> str:
                 f"{even:,}" if even else "",
             ]
         )
+    figure, axes = picture(2)
+    for axis, batch in zip(axes, ("1", "64"), strict=True):
+        solvers = [row for row in result["rows"] if row["name"].startswith("solver")]
+        axis.loglog([r["seconds"][batch] for r in solvers], [r["nrmse"] for r in solvers], "o-", color="0.5", label="reference solver")
+        for row in solvers:
+            axis.annotate(row["name"][7:], (row["seconds"][batch], row["nrmse"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        for i, row in enumerate(r for r in result["rows"] if r not in solvers):
+            axis.loglog(
+                row["seconds"][batch], row["nrmse"], "*" if "upt-small" in row["name"] else "s", color=f"C{i}", ms=9, label=row["name"]
+            )
+        axis.set(xlabel="seconds a trajectory", title=f"{batch} at a time")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set(ylabel="rollout nRMSE")
+    axes[1].legend(fontsize=7)
+    figure.savefig(PICTURES / "pareto.png", dpi=110)
     return table(head, rows) + "\n\n![error against cost](../benchmarks/results/pareto.png)"
 
 

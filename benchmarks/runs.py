@@ -5,8 +5,10 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,21 @@ SEEDS = (0, 1, 2)
 RESULTS = Path(__file__).parent / "results"
 
 
-def ups_runs(*commands: Sequence[str]) -> None:
-    """``python -m ups.run`` with each of ``commands``' settings: one with the whole machine, several side by side with a core each.
+def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
+    """``python -m ups.run`` with ``settings``, on the whole machine or one core; its data are kept in outputs/data.
 
-    Their data are kept in outputs/data. Ends the benchmark where one fails; the same command goes on.
+    Ends the benchmark where it fails; the same command goes on.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if len(commands) > 1 else None
-    calls = [[sys.executable, "-m", "ups.run", "data.directory=outputs/data", *settings] for settings in commands]
-    codes = [process.wait() for process in [subprocess.Popen(call, env=environment) for call in calls]]
-    if any(codes):
-        raise SystemExit(f"runs ended with exit codes {codes}; the same command goes on with what is left")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if one_core else None
+    code = subprocess.run([sys.executable, "-m", "ups.run", "data.directory=outputs/data", *settings], env=environment).returncode
+    if code:
+        raise SystemExit(f"a run ended with exit code {code}; the same command goes on with what is left")
+
+
+def side_by_side(commands: Sequence[Sequence[str]]) -> Iterator[None]:
+    """``ups_run`` with each of ``commands``, two at a time with a core each; yields once a command, in their order, when it is done."""
+    with ThreadPoolExecutor(2) as pool:
+        yield from pool.map(partial(ups_run, one_core=True), commands)
 
 
 def own_rows(folder: Path, report: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runs import SEEDS, own_rows, save, spread, ups_runs
+from runs import SEEDS, own_rows, save, side_by_side, spread, ups_run
 
 STAGES = ("operator", "diffusion", "consistency")
 OF_DRAWS = ("ensemble_nrmse", "spread_over_error", "one_step_spread_over_error", "spread_over_error_rms", "one_step_spread_over_error_rms")
@@ -33,11 +33,9 @@ def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: 
     jobs = [[f"output_dir={out}", f"name={kind}-{seed}", f"seed={seed}", *settings] for seed in left]
     if kind == "all" and left[:1] == [0]:
         started = time.time()
-        ups_runs(jobs.pop(0))
+        ups_run(jobs.pop(0))
         (out / "all-0/wall_seconds").write_text(f"{time.time() - started:.0f}")
-    for i in range(0, len(jobs), 2):
-        pair = jobs[i : i + 2]
-        ups_runs(*([*job, *one_core] for job in pair) if len(pair) > 1 else pair)
+    list(side_by_side([[*job, *one_core] for job in jobs]))
 
 
 def main(out: Path) -> None:
