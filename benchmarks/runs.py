@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 
 from ups.files import write_text
@@ -36,6 +38,30 @@ def side_by_side(commands: Sequence[Sequence[str]]) -> Iterator[None]:
     """``ups_run`` with each of ``commands``, two at a time with a core each; yields once a command, in their order, when it is done."""
     with ThreadPoolExecutor(2) as pool:
         yield from pool.map(partial(ups_run, one_core=True), commands)
+
+
+class Measured(Exception):
+    """Ends a training whose speed is known."""
+
+    def __init__(self, steps_per_second: float) -> None:
+        self.steps_per_second = steps_per_second
+
+
+class Speed(pl.Callback):
+    """Counts training steps for ``seconds``, after ``warm_up`` of them, and raises :class:`Measured`."""
+
+    def __init__(self, warm_up: float, seconds: float) -> None:
+        self.warm_up, self.seconds, self.first = warm_up, seconds, -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        passed = time.perf_counter() - self.began
+        if self.first < 0 and passed > self.warm_up:
+            self.first, self.warm_up = batch_idx, passed
+        if passed > self.warm_up + self.seconds:
+            raise Measured((batch_idx - self.first) / (passed - self.warm_up))
 
 
 def own_rows(folder: Path, report: str) -> list[dict[str, Any]]:
