@@ -16,7 +16,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
-from runs import SEEDS, Measured, own_rows, read, save, side_by_side, spread, training_seconds
+from runs import SEEDS, Measured, own_rows, read, save, side_by_side, spread
 
 from ups.run import CONF, train
 from ups.stages import validation_score
@@ -71,13 +71,14 @@ def main(models: list[str]) -> None:
 
     for model in models:
         table[model]["lr"] = min(table[model]["validation_nrmse"], key=table[model]["validation_nrmse"].get)
+        table[model]["steps"] = round(speeds[model] * TRAIN_SECONDS)
         table[model]["settings"] = [f"{LR}={table[model]['lr']}", *length(configs[model], speeds[model] * TRAIN_SECONDS)]
     runs = [(model, str(seed)) for model in models for seed in SEEDS if str(seed) not in table[model]["runs"]]
     commands = [command(model, seed, f"seed={seed}", *table[model]["settings"]) for model, seed in runs]
     for (model, seed), _ in zip(runs, side_by_side(commands), strict=True):
         folder = OUT / f"{model}-{seed}"
         rows = {row["mode"]: row for row in own_rows(folder, "eval_operator")}
-        table[model]["runs"][seed] = {"seconds_on_one_core": training_seconds(folder), "rows": rows}
+        table[model]["runs"][seed] = {"rows": rows}
         save("accuracy", result)
 
     for model, found in table.items():
