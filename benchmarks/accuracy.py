@@ -83,6 +83,8 @@ def main(models: list[str]) -> None:
 
     for model, found in table.items():
         rows = [run["rows"]["latent"] for run in found["runs"].values()]
+        if not rows:
+            continue  # of an earlier call that was stopped
         found |= {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse")}
         found["last_frame"] = spread([row["nrmse_over_time"][-1] for row in rows])
         print(model, {key: round(found[key]["mean"], 4) for key in ("nrmse", "last_frame", "one_step_nrmse")})

@@ -37,17 +37,18 @@ def picture(columns: int) -> tuple[Figure, Any]:
 
 
 def accuracy(result: dict[str, Any]) -> str:
-    head = ["model", "rollout nRMSE", "last frame", "one step", "learning rate", "steps a second"]
+    head = ["model", "rollout nRMSE", "last frame", "one step", "seeds", "learning rate", "steps a second"]
     rows = []
-    for model, found in sorted(result["models"].items(), key=lambda item: item[1]["nrmse"]["mean"]):
+    tested = {model: found for model, found in result["models"].items() if found["runs"]}
+    for model, found in sorted(tested.items(), key=lambda item: item[1]["nrmse"]["mean"]):
         cells = [number(found[key]) for key in ("nrmse", "last_frame", "one_step_nrmse")]
-        rows.append([model, *cells, found["lr"], f"{found['steps_per_second']:.1f}"])
+        rows.append([model, *cells, str(len(found["runs"])), found["lr"], f"{found['steps_per_second']:.1f}"])
     errors = {
         model: [
             sum(frame) / len(frame)
             for frame in zip(*(run["rows"]["latent"]["nrmse_over_time"] for run in found["runs"].values()), strict=True)
         ]
-        for model, found in result["models"].items()
+        for model, found in tested.items()
     }
     figure, (axis,) = picture(1)
     for model, error in errors.items():

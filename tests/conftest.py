@@ -13,7 +13,7 @@ SPEC = {"architecture": "upt", "tokens": 8, "width": 16, "distances": [1, 2], "e
 # a run of seconds: the same code, small sizes
 TINY = [
     "model=tiny", "model.tokens=8", "model.width=16", "data.points=32", "data.solver_points=64", "data.frames=11", "data.train=24",
-    "data.validation=4", "data.test=6", "data.windows_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3",
+    "data.validation=4", "data.test=6", "data.windows_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3", "preflight=false",
 ]  # fmt: skip
 
 

@@ -1,27 +1,9 @@
 """Rows are neither lost nor torn, whoever writes."""
 
-import csv
 import json
 import re
-from concurrent.futures import ProcessPoolExecutor
 
 from ups import leaderboard
-
-
-def _write(task):
-    path, worker = task
-    for i in range(50):
-        leaderboard.record(path, [{"name": f"{worker}-{i}", "stage": "operator", "model": 'm,"quoted"', "nrmse": 0.1}])
-
-
-def test_eight_writers(tmp_path):
-    path = tmp_path / "leaderboard.csv"
-    with ProcessPoolExecutor(8) as pool:
-        list(pool.map(_write, [(path, worker) for worker in range(8)]))
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["name"] for row in rows} == {f"{worker}-{i}" for worker in range(8) for i in range(50)}
-    assert all(row["model"] == 'm,"quoted"' and float(row["nrmse"]) == 0.1 for row in rows)
 
 
 def test_the_same_result_is_replaced_and_columns_grow(tmp_path):

@@ -3,10 +3,8 @@
 import csv
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -123,61 +121,6 @@ def test_wrong_values_are_refused_with_a_sentence(ups_run, override, words):
     assert done.returncode != 0
     assert words in text
     assert "Traceback" not in text
-
-
-# saving every 6 steps meets the last batch of every second epoch of 12: the one place where going on would skip a validation
-GOING_ON = [*TINY, "trainer.max_epochs=30", "callbacks.last.every_n_train_steps=6", "callbacks.ema.decay=0.9"]
-
-
-def command(name, *args):
-    return [sys.executable, "-m", "ups.run", "stage=operator", f"name={name}", *GOING_ON, *args]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
-    subprocess.run(command("whole"), cwd=folder, capture_output=True, timeout=240, check=True)
-    return folder / "outputs/whole"
-
-
-def assert_same_weights(a, b):
-    for suffix in ("", "_ema"):
-        states = [ups.load(run / f"checkpoints/operator{suffix}.ckpt").state_dict() for run in (a, b)]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), suffix
-
-
-def start_until_checkpoint(tmp_path, name):
-    process = subprocess.Popen(command(name), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    last = tmp_path / f"outputs/{name}/checkpoints/operator-last.ckpt"
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(0.7)
-    assert process.poll() is None, "the run was over before it could be stopped"
-    return process
-
-
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 3)])
-def test_a_stopped_run_goes_on_to_the_same_weights(whole, tmp_path, sign, code):
-    """Stopped at some step; the same command goes on and ends bit for bit where the run that was not stopped ends."""
-    process = start_until_checkpoint(tmp_path, "stopped")
-    process.send_signal(sign)
-    assert process.wait(60) == code
-    done = subprocess.run(command("stopped"), cwd=tmp_path, capture_output=True, text=True, timeout=240, check=True)
-    assert "resuming from" in done.stdout
-    assert_same_weights(whole, tmp_path / "outputs/stopped")
-
-
-def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(whole, tmp_path):
-    args = ["trainer.max_time=00:00:00:01"]
-    codes = []
-    while not codes or codes[-1] == 3:
-        done = subprocess.run(command("limited", *args), cwd=tmp_path, capture_output=True, text=True, timeout=240)
-        codes.append(done.returncode)
-        assert len(codes) < 40, done.stdout
-    assert codes[0] == 3, done.stdout + done.stderr
-    assert codes[-1] == 0, done.stdout + done.stderr
-    assert_same_weights(whole, tmp_path / "outputs/limited")
 
 
 def test_sweep(ups_run, tmp_path):

@@ -224,7 +224,7 @@ def test_the_cache_changes_nothing_beyond_its_precision(tmp_path):
 
 def test_a_cache_that_does_not_fit_is_refused_before_a_byte_is_written(tmp_path):
     with pytest.raises(
-        UpsError, match=r"the latent cache of 1000000000000 windows in float16 needs \d+\.\d MB at .* but only \d+\.\d MB are free"
+        UpsError, match=r"the latent cache of 1000000000000 windows in float16 needs \d+\.\d [MGT]B at .* but only \d+\.\d [MGT]B are free"
     ):
         LatentCache(tmp_path / "cache" / "x", make_simulator(), [], 10**12, 3, "float16", 2)
     assert not (tmp_path / "cache").exists()

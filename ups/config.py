@@ -9,8 +9,18 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ups.errors import UpsError
 
 # keys that may differ between two calls that continue one run
-FREE = ("name", "output_dir", "overwrite", "logger", "trainer.max_time", "trainer.log_every_n_steps", "data.directory",
-        "data.num_workers", "data.in_memory", "data.eval_batch_size")  # fmt: skip
+FREE = (
+    *("name", "output_dir", "overwrite", "preflight", "expect", "compile_cache_limit", "logger", "callbacks.on_finish"),
+    *("trainer.max_time", "trainer.log_every_n_steps"),
+    *("data.directory", "data.num_workers", "data.in_memory", "data.eval_batch_size"),
+)
+
+
+# a misspelt key in a file of one's own is not Hydra's business
+KEYS = (
+    *("name", "seed", "output_dir", "overwrite", "preflight", "expect", "compile", "compile_cache_limit", "lambda_inv"),
+    *("stage", "model", "loss", "data", "trainer", "callbacks", "ttc", "logger"),
+)
 
 
 def _whole(low: int) -> tuple[Callable[[Any], bool], str]:
@@ -46,7 +56,14 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _whole(0),
     "lambda_inv": _real(0),
     "compile": _switch(),
+    "compile_cache_limit": _real(0),
     "overwrite": _switch(),
+    "preflight": _switch(),
+    **{
+        f"expect.{name}": _none_or(_text(r"[0-9a-f]{7,}", "a hash of at least 7 hex digits, in quotes"))
+        for name in ("commit", "config_hash", "data_hash")
+    },
+    "callbacks.on_finish": _none_or(_text(r".+", "a shell command")),
     "loss.lambda_inv_enc": _real(0),
     "loss.lambda_inv_dec": _real(0),
     "loss.inverse_loss_frequency": _whole(1),
@@ -99,6 +116,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "data.batch_size": _none_or(_whole(1)),
         }.items()
     },
+    **{f"stage.{stage}.module.latent_cache_limit": _real(0) for stage in ("diffusion", "consistency")},
     "stage.diffusion.module.level_std": _real(0, above=True),
     "stage.diffusion.module.corrector.steps": _whole(1),
     "stage.diffusion.module.corrector.sigma_min": _real(0, above=True),
@@ -133,6 +151,12 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key, default=None, throw_on_missing=False)
         if not test(value):
             raise UpsError(f"{key}={value!r} is not allowed: {allowed} is")
+    unknown = sorted(set(cfg) - set(KEYS))
+    if unknown:
+        raise UpsError(f"{unknown[0]} is not a key of the configuration; these are: {', '.join(KEYS)}")
+    for stage in cfg.stage.train:
+        if not isinstance(OmegaConf.select(cfg, f"stage.{stage}.module._target_"), str):
+            raise UpsError(f"stage.{stage}.module must be a mapping with the module's class in _target_")
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise UpsError(f"{', '.join(sorted(missing))} must be given")

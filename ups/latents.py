@@ -1,5 +1,6 @@
 """What the operator leaves along windows of true frames, in tokens; computed as they come, or once and kept on disk."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ups.datamodules.windows import Batch
-from ups.files import require_space
+from ups.errors import UpsError
+from ups.files import require_space, size
 from ups.physics import EQUATIONS
 from ups.rollout import Simulator
 
@@ -60,18 +62,31 @@ class LatentCache:
     """The :class:`Steps` of an epoch's windows in one file, in float16 or float32; read by the windows' numbers, never written while read.
 
     Raises:
-        UpsError: the disk can't hold it; says how much it needs and how much is free, before a byte is written.
+        UpsError: it would be larger than ``limit`` bytes, or than what is free; names both numbers, before a byte is written.
     """
 
     def __init__(
-        self, path: Path, simulator: Simulator, batches: Iterable[Batch], windows: int, frames: int, dtype: str, steps: int
+        self,
+        path: Path,
+        simulator: Simulator,
+        batches: Iterable[Batch],
+        windows: int,
+        frames: int,
+        dtype: str,
+        steps: int,
+        limit: float = float("inf"),
     ) -> None:
         self.simulator, self.path = simulator, Path(path)
         shape = windows, len(PARTS), frames - 1, simulator.model.tokens, simulator.model.width
         self.bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        require_space(self.path, self.bytes, f"the latent cache of {windows} windows in {dtype}")
+        what = f"the latent cache of {windows} windows in {dtype}"
+        if self.bytes > limit:
+            raise UpsError(f"{what} needs {size(self.bytes)}, but latent_cache_limit allows {size(limit)}; latent_cache=null does without")
+        require_space(self.path, self.bytes, what)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.memmap(self.path, dtype, "w+", shape=shape)
+        with self.path.open("wb") as file:  # all of it now: a memory map that meets a full disk later kills the process
+            os.posix_fallocate(file.fileno(), 0, self.bytes)
+        values = np.memmap(self.path, dtype, "r+", shape=shape)
         for batch in batches:
             made = assimilated(simulator, batch, steps)
             parts = torch.stack([getattr(made, name).unflatten(0, (len(batch), -1)) for name in PARTS], 1)

@@ -1,4 +1,4 @@
-"""One thread a shard of the batch, for CPUs.
+"""Several processes, and on CPUs one thread a shard of the batch.
 
 The tensors of a small model are too small to split one operation over cores: two threads inside each operation gain nothing, while
 two shards of a batch of 16, each on a thread of its own, took 0.74 of the time in a trial. Gradients are those of the whole batch.
@@ -10,9 +10,15 @@ from functools import cache
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 Terms = dict[str, Tensor]
+
+
+def is_first_process() -> bool:
+    """Of those that train together: the one that writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @cache

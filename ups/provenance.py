@@ -15,16 +15,18 @@ import torch
 from omegaconf import DictConfig
 
 from ups.config import decides_nothing, flat
-from ups.files import sha256
+from ups.errors import UpsError
+from ups.files import sha256, write_text
+from ups.parallel import is_first_process
 from ups.stages import FILES, weights
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "h5py", "numpy", "torchmetrics")
 
 
-def provenance(cfg: DictConfig, data_hash: str, folder: Path) -> dict[str, Any]:
-    """A description of this run that goes into provenance.json, every report and, where it is flat, every leaderboard row."""
+def note_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None) -> dict[str, Any]:
+    """Write provenance.json, a description of this run that goes into every report and, where it is flat, every leaderboard row too."""
     commit, dirty = git_state()
-    return {
+    told = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
         "commit": commit,
@@ -36,6 +38,26 @@ def provenance(cfg: DictConfig, data_hash: str, folder: Path) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("ups", *PACKAGES)}},
         "hardware": hardware(),
     }
+    if is_first_process():
+        write_text(folder / "provenance.json", json.dumps(told, indent=1) + "\n")
+    return told
+
+
+def refuse_other_than_expected(cfg: DictConfig, data_hash: str | None = None) -> None:
+    """Compare with ``expect.*`` what the code, the configuration and, once they are known, the data are.
+
+    Raises:
+        UpsError: one is another; says which, and what was expected.
+    """
+    commit, dirty = git_state()
+    found = {"commit": commit, "config_hash": config_hash(cfg), "data_hash": data_hash}
+    for name, expected in cfg.expect.items():
+        if expected is None or (name == "data_hash" and data_hash is None):
+            continue
+        if not (found[name] or "").startswith(expected):
+            raise UpsError(f"expect.{name}={expected}, but this is {found[name] or 'unknown'}")
+        if name == "commit" and dirty:
+            raise UpsError(f"expect.commit={expected}, but files of the repository have been changed since")
 
 
 def evaluated(cfg: DictConfig, folder: Path) -> dict[str, str]:

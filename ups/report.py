@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ups import leaderboard
 from ups.datamodules import BurgersDataModule
-from ups.files import whole_or_absent, write_text
+from ups.files import read_json, whole_or_absent, write_text
 from ups.modules import EvaluateModule
-from ups.provenance import evaluated, provenance
+from ups.provenance import evaluated, note_provenance
 
 Row = Mapping[str, Any]
 log = logging.getLogger(__name__)
@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 
 def report(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, folder: Path) -> None:
     """The table, the evaluation JSON, the picture, provenance.json and the leaderboard's rows."""
-    origin, paths = provenance(cfg, data.dataset["hash"], folder), report_paths(cfg, folder)
-    write_json(folder / "provenance.json", origin)
+    origin, paths = note_provenance(cfg, folder, data.dataset["hash"]), report_paths(cfg, folder)
     assert tested.example is not None
     picture = paths[False].with_suffix(".png")
     draw_rollout(picture, *tested.example, data.dt, data.length, f"{cfg.name}: the median test trajectory")
@@ -47,7 +46,7 @@ def report_paths(cfg: DictConfig, folder: Path) -> dict[bool, Path]:
 
 def finished_results(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     """The evaluation that the folder holds of just these weights and settings, or None where one is missing or stale."""
-    results = [json.loads(path.read_text()) if path.exists() else None for path in report_paths(cfg, folder).values()]
+    results = [read_json(path) if path.exists() else None for path in report_paths(cfg, folder).values()]
     now = evaluated(cfg, folder)
     fresh = [result for result in results if result is not None and result["provenance"].get("evaluated") == now]
     if len(fresh) < len(results):

@@ -1,16 +1,20 @@
 """The one entry: python -m ups.run [stage=...] [key=value ...]. Composes the configuration, trains, tests, reports."""
 
 import logging
+import os
+import signal
 import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:  # imported where they are used, so that --help doesn't wait for torch
     from lightning.pytorch.loggers import Logger
@@ -32,16 +36,21 @@ OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> float:
-    from ups.errors import Unfinished, UpsError
+    from ups.errors import Interrupted, Unfinished, for_a_person
 
+    def interrupt(sign: int, frame: Any) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(sign).name}; the same command goes on")
+
+    for sign in (signal.SIGTERM, signal.SIGINT):  # while a stage trains, its Stop callback takes them
+        signal.signal(sign, interrupt)
     try:
         return run(cfg)
-    except (UpsError, Unfinished, InstantiationException) as raised:
-        stop = raised.__cause__ if isinstance(raised, InstantiationException) else raised
-        if not isinstance(stop, UpsError | Unfinished):
+    except BaseException as error:
+        stop = for_a_person(error)
+        if stop is None:
             raise
         log.error("%s", stop)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and not isinstance(stop, Interrupted):
             return float("nan")  # a sweep goes on with its other jobs and says at its end which have not finished
         sys.exit(3 if isinstance(stop, Unfinished) else 2)
 
@@ -49,45 +58,57 @@ def main(cfg: DictConfig) -> float:
 def run(cfg: DictConfig) -> float:
     """Train the stages that are not finished, test, report. Returns the last stage's validation nRMSE, for sweepers."""
     from ups.config import check
+    from ups.preflight import preflight
+    from ups.provenance import note_provenance, refuse_other_than_expected
     from ups.report import finished_results, print_table
     from ups.stages import pending, validation_score
-    from ups.training import open_logger
+    from ups.training import goes_on_alone, open_logger
     from ups.workspace import open_folder
 
     check(cfg)
-    folder = open_folder(cfg)
-    todo = pending(cfg, folder)
-    if not todo and (results := finished_results(cfg, folder)):
-        log.info("finished already, in %s; overwrite=true or another name begins anew", folder)
-        print_table(results["dataset"], results["rows"])
-    else:
+    refuse_other_than_expected(cfg)
+    with open_folder(cfg) as folder:
+        todo = pending(cfg, folder)
+        if not todo and (results := finished_results(cfg, folder)):
+            log.info("finished already, in %s; overwrite=true or another name begins anew", folder)
+            print_table(results["dataset"], results["rows"])
+            return validation_score(folder)
+        note_provenance(cfg, folder)
+        parts = preflight(cfg, todo, folder)
+        if cfg.stage.name == "preflight":
+            return 0.0
         with open_logger(cfg) as logger:
             for stage in todo:
-                train(cfg, stage, folder, logger)
-            test(cfg, folder, logger)
-    return validation_score(folder)
+                train(cfg, stage, folder, logger, parts.get(stage, 1))
+            if goes_on_alone():
+                test(cfg, folder, logger)
+        return validation_score(folder)
 
 
 def make_data(cfg: DictConfig) -> "BurgersDataModule":
     from hydra.utils import instantiate
 
+    from ups.provenance import refuse_other_than_expected
+
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup()
+    refuse_other_than_expected(cfg, data.dataset["hash"])
     return data
 
 
-def train(cfg: DictConfig, stage: str, folder: Path, logger: "Logger") -> None:
-    """Train one stage on top of those before it, and write its weights."""
+def train(cfg: DictConfig, stage: str, folder: Path, logger: "Logger", parts: int = 1) -> None:
+    """Train one stage on top of those before it, its batches in ``parts``, and write its weights."""
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
     from ups.rollout import load
-    from ups.stages import begin, parent, stage_config, weights
+    from ups.stages import begin, in_parts, parent, stage_config, weights
     from ups.training import fit, new_simulator
 
     cfg = stage_config(cfg, stage)
     begin(cfg, folder, stage)
+    cfg = in_parts(cfg, parts)
     data = make_data(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     before = parent(stage)
@@ -121,5 +142,19 @@ def test(cfg: DictConfig, folder: Path, logger: "Logger") -> None:
     report(cfg, module, data, folder)
 
 
+def cli() -> None:
+    """``main``; what Hydra can't compose is said in a sentence, and not by a traceback."""
+    if "HYDRA_FULL_ERROR" in os.environ:
+        return main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+        texts = [str(e) for e in (error, error.__cause__) if e is not None]
+        lines = [line.strip() for text in texts for line in text.splitlines() if "object_type" not in line and line.strip()]
+        print("\n".join(dict.fromkeys(lines)), file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    main()
+    cli()

@@ -5,11 +5,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from ups.config import decides_nothing, differences, flat
 from ups.errors import UpsError
-from ups.files import sha256, write_text
+from ups.files import read_json, sha256, write_text
 
 # the stages that train, in their order, and the files that hold their weights; each goes on from the one before
 FILES = {"operator": "operator", "diffusion": "diffusion_residual", "consistency": "consistency"}
@@ -20,6 +21,18 @@ def stage_config(cfg: DictConfig, stage: str) -> DictConfig:
     """The configuration as ``stage`` sees it: its own ``trainer`` and ``data`` laid over the general ones, and ``stage.name`` its name."""
     own = cfg.stage[stage]
     merged: Any = OmegaConf.merge(cfg, {"trainer": own.trainer, "data": own.data, "stage": {"name": stage}})
+    return merged
+
+
+def in_parts(cfg: DictConfig, parts: int) -> DictConfig:
+    """``cfg`` with batches of a ``parts``-th of the size, and ``parts`` times as many to a step: less memory, the same effective batch."""
+    changes = {
+        "data": {"batch_size": cfg.data.batch_size // parts},
+        "trainer": {"accumulate_grad_batches": cfg.trainer.accumulate_grad_batches * parts},
+    }
+    merged: Any = OmegaConf.merge(cfg, changes)
+    if merged.callbacks.get("inverse_loss_frequency"):
+        OmegaConf.update(merged, "callbacks.inverse_loss_frequency.parts", parts, force_add=True)
     return merged
 
 
@@ -60,6 +73,7 @@ def pending(cfg: DictConfig, folder: Path) -> list[str]:
     return todo
 
 
+@rank_zero_only
 def begin(cfg: DictConfig, folder: Path, stage: str) -> None:
     """Note what ``stage`` is trained with. What is there, but was made from other weights than now stand there, is removed."""
     now = {"settings": settings(cfg, stage), "made_from": parent_hash(folder, stage)}
@@ -74,6 +88,11 @@ def validation_score(folder: Path) -> float:
     from ups.rollout import newest, read_checkpoint
 
     return float(read_checkpoint(newest(folder))["validation_nrmse"])
+
+
+def begun(folder: Path, stage: str) -> bool:
+    """Whether there is a checkpoint that ``stage`` goes on from."""
+    return (folder / "checkpoints" / f"{stage}-last.ckpt").exists()
 
 
 def finished(folder: Path, stage: str) -> bool:
@@ -128,5 +147,5 @@ def _record_path(folder: Path, stage: str) -> Path:
 
 def _record(folder: Path, stage: str) -> dict[str, Any]:
     """What the folder's ``stage`` was begun with; nothing where it has no checkpoint yet."""
-    path, last = _record_path(folder, stage), folder / "checkpoints" / f"{stage}-last.ckpt"
-    return json.loads(path.read_text()) if path.exists() and (last.exists() or finished(folder, stage)) else {}
+    path = _record_path(folder, stage)
+    return read_json(path) if path.exists() and (begun(folder, stage) or finished(folder, stage)) else {}

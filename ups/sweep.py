@@ -26,7 +26,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         print_sweep(Path(config.output_dir), config.name)
-        jobs = {path.parents[1] for path in Path(config.output_dir).glob(f"{config.name}-*/.hydra/overrides.yaml")}
+        jobs = {path for path in Path(config.output_dir).glob(f"{config.name}-*") if path.is_dir()}
         left = sorted(job.name for job in jobs if not any(job.glob("reports/eval_*.json")))
         if left:
             log.error("%d of %d jobs have not finished, the same command goes on with them: %s", len(left), len(jobs), ", ".join(left))
@@ -36,9 +36,9 @@ class SweepTable(Callback):
 def print_sweep(output_dir: Path, name: str, console: Console | None = None) -> None:
     """Group the runs ``<output_dir>/<name>-*`` by their overrides without the seed; rows come from the leaderboard."""
     settings: dict[str, tuple[str, ...]] = {}
-    for path in sorted(output_dir.glob(f"{name}-*/.hydra/overrides.yaml")):
+    for path in sorted(output_dir.glob(f"{name}-*/overrides.yaml")):
         overrides = yaml.safe_load(path.read_text()) or []
-        settings[path.parents[1].name] = tuple(o for o in overrides if not o.startswith(("seed=", "name=", "stage=")))
+        settings[path.parent.name] = tuple(o for o in overrides if not o.startswith(("seed=", "name=", "stage=")))
     errors: dict[tuple[tuple[str, ...], str, str, str], list[float]] = defaultdict(list)
     for row in leaderboard.read(output_dir / "leaderboard.csv"):
         if row["name"] in settings:

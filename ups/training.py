@@ -14,17 +14,18 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
-from ups.callbacks import AtomicCheckpointIO, TimeLimit
+from ups.callbacks import AtomicCheckpointIO, CompileCache, Stop
 from ups.datamodules import BurgersDataModule
-from ups.errors import Unfinished, UpsError
+from ups.errors import Interrupted, UpsError
 from ups.models import build
 from ups.modules import StageModule
+from ups.parallel import is_first_process
 from ups.rollout import Simulator
 from ups.stages import parent_hash, weights
 
+COMPILE_CACHE = "compile_cache"  # in the run's folder
 log = logging.getLogger(__name__)
 
 
@@ -43,15 +44,25 @@ def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningData
         log.info("resuming from %s", last)
     if cfg.compile:
         compile_simulator(module.simulator, folder)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
-    except SIGTERMException:
-        raise Unfinished(f"stopped by a signal in epoch {trainer.current_epoch + 1}; the same command goes on") from None
+    trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
     best = checkpoints / f"{stage}-best.ckpt"
     monitor: Any = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
-    export(best, folder, stage, module.simulator, float(monitor.best_model_score))
-    for path in (best, last):
-        path.unlink(missing_ok=True)
+    if trainer.is_global_zero:
+        export(best, folder, stage, module.simulator, float(monitor.best_model_score))
+        for path in (best, last):
+            path.unlink(missing_ok=True)
+    trainer.strategy.barrier()
+    stop = next(c for c in trainer.callbacks if isinstance(c, Stop))  # type: ignore[attr-defined]
+    if stop.signal:
+        raise Interrupted(f"stopped by {stop.signal} at the end of stage {stage}; the same command goes on")
+
+
+def goes_on_alone() -> bool:
+    """After training: of several processes only the first goes on, alone."""
+    first = is_first_process()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return first
 
 
 def new_simulator(cfg: DictConfig, data: BurgersDataModule) -> Simulator:
@@ -67,23 +78,27 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Tra
     precision, max_time = options.pop("precision"), options.pop("max_time")
     if precision == "auto":
         precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
-    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
-    if max_time:
-        callbacks.append(TimeLimit(max_time, folder / "checkpoints" / f"{cfg.stage.name}-last.ckpt"))
+    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if isinstance(node, DictConfig)]
+    callbacks.append(Stop(folder / "checkpoints" / f"{cfg.stage.name}-last.ckpt", max_time))
+    if cfg.compile:
+        callbacks.append(CompileCache(folder / COMPILE_CACHE, cfg.compile_cache_limit))
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar())
-    return pl.Trainer(
-        **options,
-        precision=precision,
-        callbacks=callbacks,
-        logger=logger,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=folder,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the window sampler deals out the batches itself
-        enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),
-    )
+    try:
+        return pl.Trainer(
+            **options,
+            precision=precision,
+            callbacks=callbacks,
+            logger=logger,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the window sampler deals out the batches itself
+            enable_model_summary=False,
+            enable_progress_bar=sys.stdout.isatty(),
+        )
+    except TypeError as error:  # an argument that it doesn't have
+        raise UpsError(f"trainer: {error}") from None
 
 
 def export(best: Path, folder: Path, stage: str, simulator: Simulator, score: float) -> None:
@@ -101,7 +116,7 @@ def export(best: Path, folder: Path, stage: str, simulator: Simulator, score: fl
 
 def compile_simulator(simulator: Simulator, folder: Path) -> None:
     """Compile the model's three maps, with the kernels kept in the run's folder; stay eager where that fails."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compile_cache")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / COMPILE_CACHE)
     model = simulator.model
     eager = {name: getattr(model, name) for name in ("encode", "step", "decode")}
     try:
@@ -110,6 +125,7 @@ def compile_simulator(simulator: Simulator, folder: Path) -> None:
         u = torch.zeros(2, len(simulator.x))
         simulator.decode(simulator.step(simulator.encode(u), torch.ones(2))).sum().backward()
         simulator.zero_grad()
+        torch._dynamo.config.suppress_errors = True  # what can't be compiled later, for other sizes, runs eagerly too
     except Exception as error:  # whatever the compiler trips over, training goes on without it
         log.warning("compile=true: falling back to eager (%s)", str(error).strip().splitlines()[0])
         for name in eager:

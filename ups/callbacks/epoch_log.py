@@ -27,7 +27,7 @@ class EpochLog(pl.Callback):
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        means = {name: float(trainer.strategy.reduce(value / self.counts[name])) for name, value in self.sums.items()}
         parts = [
             str(pl_module.stage),
             f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ups.datamodules.hdf5 import TrajectoryFile, digest
 from ups.datamodules.windows import Batch, WindowDataset, WindowSampler
 from ups.errors import UpsError
-from ups.files import require_space, whole_or_absent
+from ups.files import require_memory, require_space, whole_or_absent
 from ups.physics import burgers
 
 SPLITS = ("train", "validation", "test")
@@ -95,6 +95,12 @@ class BurgersDataModule(pl.LightningDataModule):
                     if not path.exists():
                         self._make(i, nu, path)
 
+    def to_be_made(self) -> int:
+        """Bytes that ``prepare_data`` will write."""
+        h: Any = self.hparams
+        each = (h.train + h.validation + h.test) * h.frames * h.points * 4
+        return 0 if h.path is not None else sum(each for _, path in self.parts if not path.exists())
+
     def setup(self, stage: str | None = None) -> None:
         if self.ready:
             return
@@ -114,6 +120,8 @@ class BurgersDataModule(pl.LightningDataModule):
         self.dt, self.length, self.frames, self.points = first.dt, first.length, first.frames, first.points
         self.x = torch.from_numpy(first.x)
         self.train_sources = [(file, row) for file in files for row in rows["train"]]
+        if h.in_memory:
+            require_memory(len(self.train_sources) * first.frames * first.points * 4, "data.in_memory=true")
         self.train_values = _joined([file.read(rows["train"]) for file in files]) if h.in_memory else None
         known = self.train_values
         if known is None:
@@ -196,7 +204,7 @@ class BurgersDataModule(pl.LightningDataModule):
     def _make(self, part: int, nu: float, path: Path) -> None:
         """Make a file: each split from its own seed, so that the test set doesn't depend on the other splits' sizes."""
         h: Any = self.hparams
-        require_space(path, (h.train + h.validation + h.test) * h.frames * h.points * 4, "the generated data set")
+        require_space(path, self.to_be_made(), "the generated data set")
         x, recipe = burgers.grid(h.solver_points), self._recipe(part, nu)
         u0 = [burgers.initial_conditions(h[split], x, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
         values = _solve_all(u0, np.arange(h.frames) * h.dt, nu, keep=h.solver_points // h.points)
@@ -223,9 +231,13 @@ def _solve_all(u0: list[Tensor], t: np.ndarray, nu: float, keep: int) -> Tensor:
     with Progress(*columns) as progress, ThreadPoolExecutor(os.cpu_count() if device.type == "cpu" else 1) as pool:
         task = progress.add_task(f"solving Burgers, nu {nu:g}, {u0[0].shape[1]} points", total=len(order))
         done = []
-        for solved in pool.map(work, groups):
-            done.append(solved)
-            progress.advance(task, len(solved))
+        try:
+            for solved in pool.map(work, groups):
+                done.append(solved)
+                progress.advance(task, len(solved))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # a signal ends the call now, not after all groups
+            raise
     out = torch.empty(len(order), *done[0].shape[1:])
     out[order] = torch.cat(done)
     return out

@@ -45,7 +45,7 @@ def build(spec: Mapping[str, Any], points: int) -> nn.Module:
     architecture = find(str(spec.get("architecture")))
     known = inspect.signature(architecture).parameters
     unknown = sorted(arguments.keys() - known.keys())
-    if unknown:
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         raise UpsError(f"model.{unknown[0]}: {spec['architecture']} takes {', '.join(known)}")
     return architecture(points=points, **arguments)
 

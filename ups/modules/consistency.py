@@ -28,6 +28,7 @@ class ConsistencyModule(ResidualModule):
         *,
         gradient_steps: int = 3,
         latent_cache: str | None = None,
+        latent_cache_limit: float = 4e9,
         optimizer: str = "muon",
         lr: float = 1e-3,
         weight_decay: float = 0.0,

@@ -36,6 +36,7 @@ class DiffusionModule(ResidualModule):
         corrector: dict[str, Any],
         gradient_steps: int = 3,
         latent_cache: str | None = None,
+        latent_cache_limit: float = 4e9,
         level_mean: float = -1.0,
         level_std: float = 1.4,
         optimizer: str = "muon",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ups.datamodules.windows import Batch
 from ups.errors import UpsError
+from ups.files import size
 from ups.latents import LatentCache, Steps, assimilated
 from ups.modules.stage import StageModule
 from ups.sampling import Corrector
@@ -19,7 +20,7 @@ class ResidualModule(StageModule):
     """Trains a corrector on :class:`ups.latents.Steps`.
 
     Hyperparameters beside those of every stage: gradient_steps, that move a prediction's tokens to where they should be; latent_cache,
-    "float16" or "float32" for a cache on disk of the windows that every epoch then repeats, or None.
+    "float16" or "float32" for a cache on disk of the windows that every epoch then repeats, or None; latent_cache_limit, its bytes at most.
     """
 
     corrector: Corrector
@@ -37,8 +38,9 @@ class ResidualModule(StageModule):
         path = Path(self.trainer.default_root_dir) / "cache" / f"{self.stage}-{self.trainer.global_rank}.latents"
         windows, frames = loader.sampler.windows, data.hparams["window"] + 1
         batches = (Batch(*(t.to(self.device) for t in vars(batch).values())) for batch in loader.sampler.first_epoch(loader.dataset))
-        self.cache = LatentCache(path, self.simulator, batches, windows, frames, dtype, self.hparams["gradient_steps"])
-        log.info("%s: latents of %d windows cached in %s, %.0f MB", self.stage, windows, path, self.cache.bytes / 1e6)
+        steps, limit = self.hparams["gradient_steps"], self.hparams["latent_cache_limit"]
+        self.cache = LatentCache(path, self.simulator, batches, windows, frames, dtype, steps, limit)
+        log.info("%s: latents of %d windows cached in %s, %s", self.stage, windows, path, size(self.cache.bytes))
 
     def on_fit_end(self) -> None:
         if self.cache is not None:

@@ -50,7 +50,7 @@ class StageModule(pl.LightningModule):
         else:
             terms = self.loss_terms(batch, *drawn)
         self.terms = {name: value.detach() for name, value in terms.items()}
-        self.log_dict({f"training/{self.stage}/{name}": value for name, value in self.terms.items()}, batch_size=len(batch))
+        self.log_dict({f"training/{self.stage}/{name}": value for name, value in self.terms.items()}, batch_size=len(batch), sync_dist=True)
         return terms
 
     def _generator(self) -> torch.Generator:

@@ -1,0 +1,89 @@
+"""Row 5: a later stage that fails is found before the first one trains; and what the preflight promises."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TINY
+
+ALL = [*(argument for argument in TINY if argument != "preflight=false"), "stage=all", "ttc.candidates=2"]
+SMALL_CORRECTOR = [f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}" for part in ("mean", "noise")]
+MINE = """
+from ups.modules import DiffusionModule
+
+class Diffusion(DiffusionModule):
+    def loss_terms(self, batch, *drawn):
+        raise RuntimeError("stack expects each tensor to be equal size")
+
+class Deaf(DiffusionModule):
+    def loss_terms(self, batch, *drawn):
+        terms = super().loss_terms(batch, *drawn)
+        return terms | {"loss": terms["L_tokens"]}
+"""
+
+
+def run(folder, *args):
+    (folder / "mine.py").write_text(MINE)
+    return subprocess.run(
+        [sys.executable, "-m", "ups.run", *ALL, *SMALL_CORRECTOR, *args], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_later_stage_that_fails_is_found_before_the_first_epoch(tmp_path):
+    done = run(tmp_path, "stage.diffusion.module._target_=mine.Diffusion")
+    assert done.returncode == 2
+    assert "preflight: stage diffusion fails" in done.stdout
+    assert "stack expects each tensor to be equal size" in done.stdout
+    assert "Epoch" not in done.stdout
+
+
+def test_a_part_without_gradient_is_found_too(tmp_path):
+    done = run(tmp_path, "stage.diffusion.module._target_=mine.Deaf")
+    assert done.returncode == 2
+    assert "preflight: stage diffusion: its part 'noise_network' gets no gradient" in done.stdout
+
+
+def test_the_preflight_alone_trains_nothing_and_says_what_all_would_need(tmp_path):
+    started = time.monotonic()
+    done = run(tmp_path, "stage=preflight", "name=p")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - started < 60
+    for stage in ("operator", "diffusion", "consistency", "test", "all"):
+        assert re.search(rf"^│ {stage} +│.*min │$", done.stdout, re.MULTILINE), done.stdout
+    folder = tmp_path / "outputs/p"
+    assert {path.name for path in folder.iterdir()} == {
+        *(".lock", "config.yaml", "overrides.yaml", "preflight.json", "provenance.json", "run.log")
+    }
+    found = json.loads((folder / "preflight.json").read_text())
+    for stage in ("operator", "diffusion", "consistency"):
+        assert found[stage]["memory"] > 1e8
+        assert found[stage]["checkpoints"] > 1e4
+        assert found[stage]["seconds"] > 0
+    # 24 trajectories x 10 windows, 3 parts x 4 steps x 8 tokens x 16 channels in float16
+    assert found["diffusion"]["cache"] == pytest.approx(240 * 3 * 4 * 8 * 16 * 2)
+    again = run(tmp_path, "stage=preflight", "name=p")
+    assert again.returncode == 0
+    assert "│ all" in again.stdout
+
+
+def test_estimates_are_near_what_the_run_then_takes(tmp_path):
+    """Within a factor of three, on a machine that does other things."""
+    done = run(tmp_path, "stage=operator", "name=o", "data.windows_per_trajectory=60")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "outputs/o/preflight.json").read_text())["operator"]
+    log = (tmp_path / "outputs/o/run.log").read_text()
+    took = sum(3 * 180 / 3 / float(rate) for rate in re.findall(r"([\d.]+) steps/s", log))
+    assert took / 3 < found["seconds"] < took * 3
+
+
+@pytest.mark.parametrize("stage", ["operator"])
+def test_a_run_that_goes_on_is_not_rehearsed_again(tmp_path, stage):
+    limited = run(tmp_path, f"stage={stage}", "name=r", "trainer.max_epochs=200", "trainer.max_time=00:00:00:02")
+    assert limited.returncode == 3, limited.stdout + limited.stderr
+    assert "preflight: every stage" in limited.stdout
+    again = run(tmp_path, f"stage={stage}", "name=r", "trainer.max_epochs=200", "trainer.max_time=00:00:00:02")
+    assert again.returncode == 3
+    assert "preflight: every stage" not in again.stdout

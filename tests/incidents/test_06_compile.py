@@ -1,0 +1,46 @@
+"""Row 6: compiled kernels stay in the run's folder, within a limit; where they can't be written, training goes on without them."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY
+
+from ups.callbacks import CompileCache
+
+RUN = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=c", "compile=true", "stage.operator.module.threads=1"]
+
+
+def test_the_cache_is_emptied_where_it_outgrows_its_limit(tmp_path, caplog):
+    folder = tmp_path / "cache"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep/kernel").write_bytes(b"0" * 2000)
+    CompileCache(folder, 2000).on_train_epoch_end(None, None)
+    assert (folder / "deep/kernel").exists()
+    with caplog.at_level(logging.INFO):
+        CompileCache(folder, 1999).on_train_epoch_start(None, None)
+    assert not folder.exists()
+    assert "held 2.0 kB, more than compile_cache_limit allows (2.0 kB), and was emptied" in caplog.text
+
+
+@pytest.mark.slow
+def test_kernels_that_can_not_be_written_are_done_without(tmp_path):
+    (tmp_path / "outputs/c").mkdir(parents=True)
+    (tmp_path / "outputs/c/compile_cache").write_text("a file where the folder should be")
+    done = subprocess.run(RUN, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "compile=true: falling back to eager" in done.stdout
+    assert (tmp_path / "outputs/c/checkpoints/operator.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_kernels_stay_in_the_folder_of_the_run(tmp_path):
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    done = subprocess.run(
+        RUN, cwd=tmp_path, env={**__import__("os").environ, "TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "falling back" in done.stdout or any((tmp_path / "outputs/c/compile_cache").iterdir())
+    assert not any(path.is_file() for path in scratch.rglob("*.so"))

@@ -1,0 +1,64 @@
+"""Row 8: a command at the very end, on success and on failure alike, which can't fail the run."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TINY
+
+from ups.finish import finish
+
+
+def run(folder, *args, code=0):
+    command = [sys.executable, "-m", "ups.run", *args, *TINY, "trainer.max_epochs=1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def at_the_end(words="over"):
+    """A command that notes what stood there when it ran."""
+    return f'callbacks.on_finish="ls outputs/*/reports/*.json >> {words}; tail -n 1 outputs/one/run.log >> {words}"'
+
+
+def test_it_runs_once_after_everything_else(tmp_path):
+    run(tmp_path, "name=one", at_the_end())
+    noted = (tmp_path / "over").read_text()
+    assert noted.count("outputs/one/reports/eval_operator.json") == 1
+    assert "next: python -c" in noted  # the log's last line
+
+
+def test_it_runs_when_the_run_fails(tmp_path):
+    run(tmp_path, "name=one", "data.nu=-1", "callbacks.on_finish='echo x >> over'", code=2)
+    assert (tmp_path / "over").read_text() == "x\n"
+
+
+def test_it_runs_once_for_a_sweep(tmp_path):
+    run(tmp_path, "-m", "seed=0,1", "name=sweep", "callbacks.on_finish='echo x >> over'")
+    assert (tmp_path / "over").read_text() == "x\n"
+
+
+def test_it_runs_when_the_run_is_stopped(tmp_path):
+    command = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=5000", "name=one", "callbacks.on_finish='echo x >> over'"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("outputs/one/checkpoints/*-best.ckpt")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 3
+    assert (tmp_path / "over").read_text() == "x\n"
+
+
+def test_its_failure_never_fails_the_run(tmp_path):
+    run(tmp_path, "name=one", "callbacks.on_finish='echo x >> over; exit 5'")
+    assert (tmp_path / "over").read_text() == "x\n" * 3
+
+
+@pytest.mark.parametrize("command", ["sleep 5", "exit 1", "/nowhere/at/all"])
+def test_three_tries_with_a_timeout(tmp_path, command, caplog):
+    started = time.monotonic()
+    finish(f"echo x >> {tmp_path}/tries; {command}", timeout=0.3)
+    assert time.monotonic() - started < 3
+    assert (tmp_path / "tries").read_text() == "x\n" * 3
+    assert caplog.text.count("callbacks.on_finish, try") == 3

@@ -1,0 +1,152 @@
+"""Rows 7 and 12: however a run is ended, the same command goes on, and ends with the very same weights."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import TINY
+
+import ups
+
+# EMA, a scheduler, inverse losses in every third batch, accumulated batches, early stopping: all have a state that must survive.
+# Saving every 3 steps meets the last batch of an epoch, too: the one place where going on would skip a validation.
+ARGS = [
+    *TINY, "callbacks.last.every_n_train_steps=3", "callbacks.ema.decay=0.9", "loss.inverse_loss_frequency=3",
+    "trainer.accumulate_grad_batches=2", "callbacks=early_stopping", "callbacks.early_stopping.patience=500",
+]  # fmt: skip
+
+
+def command(name, epochs, *args):
+    return [sys.executable, "-m", "ups.run", f"name={name}", *ARGS, f"trainer.max_epochs={epochs}", *args]
+
+
+def finish(folder, *args):
+    done = subprocess.run(command(*args), cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """Runs that nothing interrupts, by their epochs."""
+    folder, made = tmp_path_factory.mktemp("calm"), {}
+
+    def make(epochs):
+        if epochs not in made:
+            finish(folder, f"calm{epochs}", epochs)
+            made[epochs] = folder / f"outputs/calm{epochs}"
+        return made[epochs]
+
+    return make
+
+
+def assert_same(a, b):
+    for suffix in ("", "_ema"):
+        one, other = (ups.load(run / f"checkpoints/operator{suffix}.ckpt").state_dict() for run in (a, b))
+        assert all(torch.equal(one[key], other[key]) for key in one), suffix
+
+
+def start(folder, *args):
+    """A run that trains."""
+    process = subprocess.Popen(command(*args), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "parameters to train" in line or "resuming from" in line:
+            return process
+    raise AssertionError("it never trained")
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(calm, tmp_path):
+    """In steps, in validation, while a checkpoint is written."""
+    whole, rng, kills = calm(150), random.Random(0), 0
+    while kills < 20:
+        process = start(tmp_path, "killed", 150)
+        time.sleep(rng.uniform(0, 0.8))
+        assert process.poll() is None, f"finished after {kills} kills; it should take longer"
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        kills += 1
+    finish(tmp_path, "killed", 150)
+    assert_same(whole, tmp_path / "outputs/killed")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, sign):
+    process = start(tmp_path, "stopped", 30)
+    while not (tmp_path / "outputs/stopped/checkpoints/operator-last.ckpt").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(sign)
+    sent = time.monotonic()
+    text, _ = process.communicate(timeout=60)
+    if sign == signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 3, text
+        assert time.monotonic() - sent < 20
+        assert f"stopped by {sign.name} in epoch " in text
+        assert "Traceback" not in text
+    assert "resuming from" in finish(tmp_path, "stopped", 30)
+    assert_same(calm(30), tmp_path / "outputs/stopped")
+
+
+@pytest.mark.parametrize("accumulate", [2, 12])  # 12: one step an epoch
+def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(calm, tmp_path, accumulate):
+    codes, accumulated = [], f"trainer.accumulate_grad_batches={accumulate}"
+    arguments = command("limited", 30, accumulated, "trainer.max_time=00:00:00:01")
+    while not codes or codes[-1] == 3:
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        codes.append(done.returncode)
+        assert len(codes) < 40, done.stdout
+    assert codes[0] == 3, done.stdout + done.stderr
+    assert codes[-1] == 0, done.stdout + done.stderr
+    if accumulate == 12:
+        finish(tmp_path, "whole", 30, accumulated)
+    assert_same(calm(30) if accumulate == 2 else tmp_path / "outputs/whole", tmp_path / "outputs/limited")
+
+
+@pytest.mark.parametrize("when", ["solving", "testing"])
+def test_a_signal_outside_of_training_ends_the_call_too(tmp_path, when):
+    sizes = {"solving": ["data.train=4000", "data.solver_points=1024"], "testing": ["data.test=6000"]}[when]
+    arguments = [*command("one", 1), *sizes]
+    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if when == "testing":
+        for line in process.stdout:
+            if "testing" in line:
+                break
+    else:
+        while not list(tmp_path.glob("outputs/data/*.lock")) and process.poll() is None:
+            time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode == 3, text
+    assert "stopped by SIGTERM" in text
+    assert not list((tmp_path / "outputs").rglob("*.part"))
+
+
+def test_a_signal_ends_a_whole_sweep(tmp_path):
+    sweep = [sys.executable, "-m", "ups.run", "-m", "seed=0,1,2", "name=sweep", *TINY, "trainer.max_epochs=5000"]
+    process = subprocess.Popen(sweep, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "parameters to train" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, text
+    assert "parameters to train" not in text  # of one more job
+
+
+def test_two_calls_of_one_run_do_not_meet(tmp_path):
+    first = start(tmp_path, "one", 5000)
+    second = subprocess.run(command("one", 5000), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert "another call is at work in outputs/one" in second.stdout
+    first.kill()  # and with it its claim
+    first.communicate(timeout=60)
+    finish(tmp_path, "one", 1, "overwrite=true")

@@ -1,0 +1,152 @@
+"""Row 16: whatever is damaged is refused with one sentence that names the file and the fault, or read as it was. Nothing hangs."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_simulator
+from test_data import pdebench_file
+
+import ups
+from ups.callbacks import AtomicCheckpointIO
+from ups.datamodules.hdf5 import TrajectoryFile
+from ups.errors import UpsError
+
+INPUTS = 1000  # in all: a half of data files, a half of checkpoints
+
+
+def damaged(content, rng):
+    """``content`` cut, with bytes flipped, a stretch zeroed, random, doubled or moved."""
+    data, kind = bytearray(content), rng.randrange(6)
+    a, b = sorted(rng.randrange(len(data)) for _ in range(2))
+    if kind == 0:
+        del data[a:]
+    elif kind == 1:
+        for _ in range(rng.choice((1, 3, 30))):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        data[a:b] = bytes(b - a)
+    elif kind == 3:
+        data[a : a + 64] = rng.randbytes(64)
+    elif kind == 4:
+        data[a:a] = data[a:b]
+    else:
+        del data[a:b]
+    return bytes(data)
+
+
+class Hangs(Exception):
+    pass
+
+
+@pytest.fixture
+def no_hang():
+    def stop(*_):
+        raise Hangs
+
+    signal.signal(signal.SIGALRM, stop)
+    yield lambda: signal.alarm(10)
+    signal.alarm(0)
+
+
+def test_damaged_data_files(tmp_path, no_hang):
+    path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", trajectories=4, frames=5, points=32)
+    good, truth = path.read_bytes(), TrajectoryFile(path).read(range(4))
+    rng, refused, read = random.Random(1), 0, 0
+    for i in range(INPUTS // 2):
+        path = tmp_path / f"1D_Burgers_Sols_Nu0.01_{i}.hdf5"
+        path.write_bytes(damaged(good, rng))
+        no_hang()
+        try:
+            file = TrajectoryFile(path)
+            values = file.read(range(file.trajectories))
+        except UpsError as error:
+            assert str(path) in str(error)
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert values.dtype == np.float32
+            assert np.isfinite(values).all()
+            read += 1
+        path.unlink()
+    assert refused + read == INPUTS // 2
+    assert refused > INPUTS // 10
+    assert truth.shape == (4, 5, 32)
+
+
+def test_damaged_checkpoints(tmp_path, no_hang):
+    from ups.training import export
+
+    simulator, folder = make_simulator(), tmp_path / "run"
+    AtomicCheckpointIO().save_checkpoint(
+        {"state_dict": {f"simulator.{k}": v for k, v in simulator.state_dict().items()}}, tmp_path / "best.ckpt"
+    )
+    export(tmp_path / "best.ckpt", folder, "operator", simulator, 0.1)
+    good, u = (folder / "checkpoints/operator_ema.ckpt").read_bytes(), torch.randn(2, 32)
+    rng, refused = random.Random(2), 0
+    for i in range(INPUTS // 2):
+        path = tmp_path / f"{i}.ckpt"
+        path.write_bytes(damaged(good, rng))
+        no_hang()
+        try:
+            assert ups.load(path).rollout(u, 1, nu=0.01).shape == (2, 1, 32)
+        except UpsError as error:
+            assert str(path) in str(error)
+            assert "\n" not in str(error)
+            refused += 1
+        path.unlink()
+    assert refused > INPUTS // 4
+
+
+YAML = [
+    *("{", "trainer: [", "data: 3\n", "\tname: x", "stage: {operator: {module: null}}", "defaults: [nowhere]", "? ?", "\x00", "&a [*a]"),
+    *("lambda_invv: 3", "trainer: {max_epoch: 3}", "data: {pints: 3}"),
+    *("name: !!python/object/apply:os.system ['touch hacked']", "data: {nu: .nan}", "seed: 1e400"),
+]
+
+
+@pytest.mark.parametrize("text", YAML)
+def test_damaged_yaml(tmp_path, text):
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}")
+    command = [sys.executable, "-m", "ups.run", "--config-dir", "conf", *TINY, "experiment=mine"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (done.stdout + done.stderr).strip()
+    assert not (tmp_path / "hacked").exists()
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["operator_ema.ckpt", "operator.json", "operator-last.ckpt", "../preflight.json"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name):
+    command = [sys.executable, "-m", "ups.run", *TINY, "name=one", "trainer.max_epochs=1", "callbacks.last.every_n_train_steps=2"]
+    if "last" in name:
+        command += ["trainer.max_epochs=5000", "trainer.max_time=00:00:00:01"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=100)
+    path = tmp_path / "outputs/one/checkpoints" / name
+    path.write_bytes(b"{damaged")
+    (tmp_path / "outputs/one/reports/eval_operator.json").unlink(missing_ok=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert path.name in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_generation_that_was_killed_leaves_nothing_that_looks_whole(tmp_path):
+    command = [sys.executable, "-m", "ups.run", *TINY, "data.train=3000", "data.solver_points=512", "trainer.max_epochs=1", "name=one"]
+    for wait in (0.2, 0.8):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not list(tmp_path.glob("outputs/data/*.lock")) and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        assert not list(tmp_path.glob("outputs/data/*.hdf5"))
+    shutil.rmtree(tmp_path / "outputs")

@@ -1,0 +1,70 @@
+"""Loading is safe: nothing is unpickled but tensors and plain values, and what doesn't fit says which keys differ."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_simulator
+
+import ups
+from ups.callbacks import AtomicCheckpointIO
+from ups.datamodules.hdf5 import TrajectoryFile
+from ups.errors import UpsError
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def test_a_checkpoint_that_holds_code_is_refused_and_the_code_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, save in (("a.ckpt", torch.save), ("b.ckpt", lambda value, path: path.write_bytes(pickle.dumps(value)))):
+        save({"state_dict": {}, "simulator": Evil()}, tmp_path / name)
+        with pytest.raises(UpsError, match=rf"{name} is not a checkpoint of UPS"):
+            ups.load(tmp_path / name)
+        with pytest.raises(UpsError, match=rf"{name} is not a checkpoint"):
+            AtomicCheckpointIO().load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_data_with_pickled_objects_are_refused(tmp_path):
+    path = tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5"
+    with h5py.File(path, "w") as file:
+        file["tensor"] = np.array([np.void(pickle.dumps(Evil()))] * 3)
+        file["x-coordinate"] = file["t-coordinate"] = np.arange(4.0)
+    with pytest.raises(UpsError, match="'tensor' is"):
+        TrajectoryFile(path)
+
+
+def test_another_architecture_says_which_keys_differ(tmp_path):
+    simulator = make_simulator()
+    state = {f"simulator.{k}": v for k, v in make_simulator(width=24).state_dict().items()}
+    AtomicCheckpointIO().save_checkpoint({"state_dict": state, "simulator": simulator.description()}, tmp_path / "x.ckpt")
+    with pytest.raises(UpsError, match=r"x\.ckpt holds weights of another architecture; \d+ keys differ: model\.approximator\.0\.b1, .*"):
+        ups.load(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=../out",
+        "name=..",
+        "name=a/b",
+        "name=/tmp/out",
+        "stage.name=../../out",
+        "model.name=../../out",
+        "stage.operator.data.directory=null",
+    ],
+)
+def test_names_in_configs_lead_nowhere_else(tmp_path, override):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", override], cwd=folder, capture_output=True, timeout=100)
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
+    assert {path.name for path in folder.iterdir()} <= {"outputs"}

@@ -1,0 +1,82 @@
+"""Two processes train as one does with the same global batch; what is written is written once."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY
+
+import ups
+
+ARGS = [
+    *TINY, "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "callbacks.ema.decay=0.9", "loss.inverse_loss_frequency=2",
+    "stage.operator.module.threads=1",
+]  # fmt: skip
+CORRECTOR = [f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}" for part in ("mean", "noise")]
+
+
+def run(folder, name, devices, *args):
+    command = [sys.executable, "-m", "ups.run", *ARGS, f"name={name}", f"trainer.devices={devices}", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    return (
+        folder,
+        run(folder, "one", 1, "data.batch_size=8", "preflight=true"),
+        run(folder, "two", 2, "data.batch_size=4", "preflight=true"),
+    )
+
+
+def test_the_same_losses_step_by_step(both):
+    folder, one, two = both
+    lines = [re.findall(r"Epoch .*nRMSE \S+", text) for text in (one, two)]
+    assert lines[0] == lines[1] != []
+    curves = []
+    for name in ("one", "two"):
+        (path,) = (folder / f"outputs/{name}/logs").rglob("metrics.csv")
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["training/operator/loss"]]
+        curves.append(
+            torch.tensor([[float(row[f"training/operator/{name}"] or 0) for name in ("loss", "L_forward", "L_inv_enc")] for row in rows])
+        )
+    assert len(curves[0]) == 36
+    assert torch.allclose(*curves, rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["", "_ema"])
+def test_the_same_weights_raw_and_averaged(both, suffix):
+    states = [ups.load(both[0] / f"outputs/{name}/checkpoints/operator{suffix}.ckpt").state_dict() for name in ("one", "two")]
+    assert all(torch.allclose(states[0][key], states[1][key], atol=1e-4) for key in states[0])
+
+
+def test_rows_lines_and_preflight_stand_once(both):
+    folder, one, two = both
+    with (folder / "outputs/leaderboard.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["one", "one", "baseline", "two", "two"]
+    assert float(rows[0]["nrmse"]) == pytest.approx(float(rows[3]["nrmse"]), rel=1e-3)
+    for text in (one, two, (folder / "outputs/two/run.log").read_text()):
+        assert text.count("parameters to train") == 1
+        assert text.count("Epoch 1/3") == 1
+    assert one.count("preflight: every stage") == two.count("preflight: every stage") == 1
+    assert json.loads((folder / "outputs/two/provenance.json").read_text())["data_hash"]
+
+
+@pytest.mark.slow
+def test_all_stages_in_two_processes(tmp_path):
+    run(tmp_path, "all", 2, "stage=all", "data.batch_size=4", "trainer.max_epochs=1", "ttc.candidates=2", *CORRECTOR)
+    assert set(ups.load(tmp_path / "outputs/all").correctors) == {"diffusion", "consistency"}
+    reports = tmp_path / "outputs/all/reports"
+    assert (reports / "eval_baseline.json").exists()
+    assert (reports / "eval_ttc.json").exists()
