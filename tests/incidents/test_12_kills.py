@@ -146,7 +146,7 @@ def test_two_calls_of_one_run_do_not_meet(tmp_path):
     first = start(tmp_path, "one", 5000)
     second = subprocess.run(command("one", 5000), cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert second.returncode == 2
-    assert "another call is at work in outputs/one" in second.stdout
+    assert "another call is at work in outputs/one" in second.stdout + second.stderr
     first.kill()  # and with it its claim
     first.communicate(timeout=60)
     finish(tmp_path, "one", 1, "overwrite=true")
