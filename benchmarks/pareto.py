@@ -114,7 +114,7 @@ def main(runs: list[Path]) -> None:
     data.prepare_data()
     data.setup()
     u = data.values["test"]
-    with torch.inference_mode():
+    with torch.no_grad():
         solvers = solver_rows(data, u)
         models = [row for run in runs for row in model_rows(run, data, u)]
     for row in models:
