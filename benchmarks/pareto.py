@@ -3,17 +3,18 @@
     python benchmarks/pareto.py RUN [RUN ...]     writes benchmarks/results/pareto.json
 
 RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them. The error is the rollout nRMSE over the test set. The
-cost is seconds a trajectory of all its
-frames on this machine, for trajectories one at a time (what somebody waits who needs one) and 64 at once (throughput); the smallest of
-three timings. The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of the smallest.
+cost is seconds a trajectory of all its frames on this machine, for trajectories one at a time (what somebody waits who needs one) and 64
+at once (throughput): the median over blocks, in each of which every row is timed in turn, so that the machine's drift meets all alike.
+The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of the smallest.
 Break-even is the number of trajectories after which training has paid, against the solver at equal error; training takes what a run's log
 says, and of benchmarks/accuracy.py's runs, which have one core, the time on two that gave them their number of steps.
 """
 
 import math
+import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import accuracy
 import torch
 import yaml
 from runs import save, training_seconds
+from throughput import in_turn
 from torch import Tensor
 
 import ups
@@ -55,47 +57,47 @@ def error(rollout: Rollout, u: Tensor) -> float:
     return pdebench_metrics(pred, u[:, 1:])["nrmse"]
 
 
-def cost(rollout: Rollout, u0: Tensor, batch: int) -> float:
-    """Seconds a trajectory; of trajectories that come one at a time the mean over eight."""
-    parts = u0[: max(8, batch)].split(batch)
-    times = []
-    for _ in range(4):  # the first is a warm-up
-        start = time.perf_counter()
-        for part in parts:
-            rollout(part)
-        times.append((time.perf_counter() - start) / (len(parts) * batch))
-    return min(times[1:])
+def add_seconds(rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor) -> None:
+    """Seconds a trajectory to every row, in turn; of trajectories that come one at a time the mean over four."""
+    for batch in BATCHES:
+        count = max(4, batch)
+        parts = u0[:count].split(batch)
+
+        def all_parts(rollout: Rollout, parts: tuple[Tensor, ...] = parts) -> None:
+            for part in parts:
+                rollout(part)
+
+        times = in_turn({str(k): partial(all_parts, rollout) for k, rollout in enumerate(rollouts)}, 1)
+        for k, row in enumerate(rows):
+            row.setdefault("seconds", {})[str(batch)] = statistics.median(times[str(k)]) / count
 
 
-def costs(rollout: Rollout, u0: Tensor) -> dict[str, float]:
-    return {str(batch): cost(rollout, u0, batch) for batch in BATCHES}
-
-
-def solver_rows(data: BurgersDataModule, u: Tensor) -> list[dict[str, Any]]:
-    rows = []
+def solver_rows(data: BurgersDataModule, u: Tensor) -> tuple[list[dict[str, Any]], list[Rollout]]:
+    rows, rollouts = [], []
     for points in POINTS:
         errors = {cfl: error(solver(points, cfl, data, u.shape[1] - 1), u) for cfl in CFLS}
         cfl = max(c for c in CFLS if errors[c] <= 1.02 * min(errors.values()))
-        rollout = solver(points, cfl, data, u.shape[1] - 1)
-        rows.append({"name": f"solver-{points}", "cfl": cfl, "nrmse": errors[cfl], "seconds": costs(rollout, u[:, 0])})
+        rollouts.append(solver(points, cfl, data, u.shape[1] - 1))
+        rows.append({"name": f"solver-{points}", "cfl": cfl, "nrmse": errors[cfl]})
         print(rows[-1], flush=True)
-    return rows
+    return rows, rollouts
 
 
-def model_rows(run: Path, data: BurgersDataModule, u: Tensor) -> list[dict[str, Any]]:
+def model_rows(run: Path, data: BurgersDataModule, u: Tensor) -> tuple[list[dict[str, Any]], list[Rollout]]:
     sim, frames = ups.load(run, data), u.shape[1] - 1
     ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *sim.correctors)]
     ways += [{"correct": name, "ttc": True} for name in ("none", *sim.correctors) if sim.correctors]
-    rows = []
+    rows, rollouts = [], []
     for way in ways:
         label = " + ".join([sim.spec["name"]] + [way["correct"]] * (way["correct"] != "none") + ["ttc"] * way.get("ttc", False))
 
         def rollout(u0: Tensor, way: dict[str, Any] = way) -> Tensor:
             return sim.rollout(u0, frames, nu=data.nu, **way)
 
-        rows.append({"name": label, "run": str(run), **way, "nrmse": error(rollout, u), "seconds": costs(rollout, u[:, 0])})
+        rollouts.append(rollout)
+        rows.append({"name": label, "run": str(run), **way, "nrmse": error(rollout, u)})
         print(rows[-1], flush=True)
-    return rows
+    return rows, rollouts
 
 
 def at_equal_error(nrmse: float, solvers: list[dict[str, Any]], batch: str) -> float | None:
@@ -115,8 +117,13 @@ def main(runs: list[Path]) -> None:
     data.setup()
     u = data.values["test"]
     with torch.no_grad():
-        solvers = solver_rows(data, u)
-        models = [row for run in runs for row in model_rows(run, data, u)]
+        solvers, rollouts = solver_rows(data, u)
+        models = []
+        for run in runs:
+            rows, ways = model_rows(run, data, u)
+            models += rows
+            rollouts += ways
+        add_seconds(solvers + models, rollouts, u[:, 0])
     for row in models:
         equal = {batch: at_equal_error(row["nrmse"], solvers, batch) for batch in row["seconds"]}
         row["solver_seconds_at_equal_error"] = equal
@@ -125,6 +132,8 @@ def main(runs: list[Path]) -> None:
         equal_time = Path(row["run"]).parent.name == accuracy.OUT.name
         seconds = row["training_seconds"] = accuracy.TRAIN_SECONDS if equal_time else training_seconds(Path(row["run"]))
         row["break_even_trajectories"] = {b: math.ceil(seconds / g) if g is not None and g > 0 else None for b, g in gain.items()}
+    for row in solvers + models:
+        print(f"{row['name']}: nRMSE {row['nrmse']:.4f}; " + ", ".join(f"{1e3 * s:.2f} ms at {b}" for b, s in row["seconds"].items()))
     save("pareto", {"dataset": data.dataset, "rows": solvers + models})
 
 

@@ -93,6 +93,7 @@ def test_a_lost_report_is_made_again_without_training(copied):
     assert len(rows(copied, "eval_ttc")) == 4
 
 
+@pytest.mark.slow
 def test_what_was_made_from_changed_weights_is_made_anew(copied):
     before = content(copied)
     call(copied, "name=one", "stage=operator", "seed=1", "overwrite=true")
@@ -132,6 +133,7 @@ def test_other_data_than_the_simulator_was_trained_for_is_refused(copied):
     assert "was trained at 32 points" in printed
 
 
+@pytest.mark.slow
 def test_a_killed_later_stage_goes_on_to_the_same_weights(whole, tmp_path):
     longer = ["stage.diffusion.trainer.max_epochs=25", "callbacks.last.every_n_train_steps=5", "callbacks.ema.decay=0.9", "stage=diffusion"]
     ends = []

@@ -34,7 +34,7 @@ from ups.stages import begun, parent, parent_hash, settings, stage_config, weigh
 STEPS = 3  # of each stage at least: the first is slow, the second sees gradients behind layers that begin at zero
 TRAINED, TESTED = 32, 8  # trajectories
 REFUSED, OUT_OF_MEMORY = 2, 4  # exit codes of the rehearsal
-RESERVE = 2**27  # bytes that the rehearsal keeps free beside the training data, for what a long run has and it hasn't
+RESERVE = 2**28  # bytes that the rehearsal keeps free beside the training data, for what a long run has and it hasn't
 log = logging.getLogger(__name__)
 
 

@@ -46,6 +46,7 @@ def test_a_part_without_gradient_is_found_too(tmp_path):
     assert "preflight: stage diffusion: its part 'noise_network' gets no gradient" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_preflight_alone_trains_nothing_and_says_what_all_would_need(tmp_path):
     started = time.monotonic()
     done = run(tmp_path, "stage=preflight", "name=p")
@@ -69,6 +70,7 @@ def test_the_preflight_alone_trains_nothing_and_says_what_all_would_need(tmp_pat
     assert "│ all" in again.stdout
 
 
+@pytest.mark.slow
 def test_estimates_are_near_what_the_run_then_takes(tmp_path):
     """Within a factor of three, on a machine that does other things."""
     done = run(tmp_path, "stage=operator", "name=o", "data.windows_per_trajectory=60")
@@ -79,11 +81,10 @@ def test_estimates_are_near_what_the_run_then_takes(tmp_path):
     assert took / 3 < found["seconds"] < took * 3
 
 
-@pytest.mark.parametrize("stage", ["operator"])
-def test_a_run_that_goes_on_is_not_rehearsed_again(tmp_path, stage):
-    limited = run(tmp_path, f"stage={stage}", "name=r", "trainer.max_epochs=200", "trainer.max_time=00:00:00:02")
+def test_a_run_that_goes_on_is_not_rehearsed_again(tmp_path):
+    limited = run(tmp_path, "name=r", "trainer.max_epochs=200", "trainer.max_time=00:00:00:02")
     assert limited.returncode == 3, limited.stdout + limited.stderr
     assert "preflight: every stage" in limited.stdout
-    again = run(tmp_path, f"stage={stage}", "name=r", "trainer.max_epochs=200", "trainer.max_time=00:00:00:02")
+    again = run(tmp_path, "name=r", "trainer.max_epochs=200", "trainer.max_time=00:00:00:02")
     assert again.returncode == 3
     assert "preflight: every stage" not in again.stdout

@@ -74,7 +74,7 @@ def test_twenty_kills_at_random_moments(calm, tmp_path):
     assert_same(whole, tmp_path / "outputs/killed")
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGKILL, signal.SIGINT))])
 def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, sign):
     process = start(tmp_path, "stopped", 30)
     while not (tmp_path / "outputs/stopped/checkpoints/operator-last.ckpt").exists():
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, sign):
     assert_same(calm(30), tmp_path / "outputs/stopped")
 
 
-@pytest.mark.parametrize("accumulate", [2, 12])  # 12: one step an epoch
+@pytest.mark.parametrize("accumulate", [2, pytest.param(12, marks=pytest.mark.slow)])  # 12: one step an epoch
 def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(calm, tmp_path, accumulate):
     codes, accumulated = [], f"trainer.accumulate_grad_batches={accumulate}"
     arguments = command("limited", 30, accumulated, "trainer.max_time=00:00:00:01")

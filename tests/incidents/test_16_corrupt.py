@@ -124,16 +124,34 @@ def test_damaged_yaml(tmp_path, text):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize("name", ["operator_ema.ckpt", "operator.json", "operator-last.ckpt", "../preflight.json"])
-def test_a_damaged_file_of_a_run_is_named(tmp_path, name):
-    command = [sys.executable, "-m", "ups.run", *TINY, "name=one", "trainer.max_epochs=1", "callbacks.last.every_n_train_steps=2"]
-    if "last" in name:
-        command += ["trainer.max_epochs=5000", "trainer.max_time=00:00:00:01"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=100)
+ONE = [sys.executable, "-m", "ups.run", *TINY, "name=one"]
+RUNS = {"finished": [*ONE, "trainer.max_epochs=1"], "stopped": [*ONE, "trainer.max_epochs=5000", "trainer.max_time=00:00:00:01"]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, command in RUNS.items():
+        (folder / name).mkdir()
+        subprocess.run(command, cwd=folder / name, capture_output=True, timeout=100)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ("finished", "operator_ema.ckpt"),
+        ("finished", "operator.json"),
+        ("finished", "../preflight.json"),
+        ("stopped", "operator-last.ckpt"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(runs, tmp_path, run, name):
+    shutil.copytree(runs / run, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "outputs/one/checkpoints" / name
     path.write_bytes(b"{damaged")
     (tmp_path / "outputs/one/reports/eval_operator.json").unlink(missing_ok=True)
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(RUNS[run], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2, done.stdout + done.stderr
     assert path.name in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
