@@ -35,7 +35,16 @@ def viscosities() -> dict[str, Any]:
         errors = []
         for seed in SEEDS:
             ups_run(
-                [*COMMON, f"output_dir={OUT}", "stage=evaluate", f"name=nus-{seed}", f"seed={seed}", f"data.nu={nu}", "ttc.enabled=false"]
+                [
+                    *COMMON,
+                    "preflight=false",
+                    f"output_dir={OUT}",
+                    "stage=evaluate",
+                    f"name=nus-{seed}",
+                    f"seed={seed}",
+                    f"data.nu={nu}",
+                    "ttc.enabled=false",
+                ]
             )
             errors.append(next(r["nrmse"] for r in own_rows(OUT / f"nus-{seed}", "eval_baseline") if r["mode"] == "latent"))
         found[f"{nu:g}"] = {"seen": nu in SEEN, **spread(errors)}
@@ -71,12 +80,12 @@ def points_and_times(run: Path) -> dict[str, float]:
     whole = sim.rollout(coarse0, 2 * frames, nu=data.nu)
     after = pdebench_metrics(whole[:, frames:], coarse[:, frames:])["nrmse"]
     at_fine = sim.rollout(coarse0, frames, nu=data.nu, x_out=fine_x)
-    read = interpolate(coarse[:, :frames].flatten(0, 1), data.x, fine_x, data.length).unflatten(0, (len(u0), frames))
+    read = interpolate(coarse[:, :frames].flatten(0, 1), sim.x, fine_x, data.length).unflatten(0, (len(u0), frames))
     return {
         "training grid": error(whole[:, :frames], coarse[:, :frames]),
         f"asked for at {len(fine_x)} points": error(at_fine, fine[:, :frames]),
         f"the true fields, read at {len(fine_x)} points": error(read, fine[:, :frames]),
-        "a fifth of the points missing": error(sim.rollout(coarse0[:, some], frames, nu=data.nu, x=data.x[some]), coarse[:, :frames]),
+        "a fifth of the points missing": error(sim.rollout(coarse0[:, some], frames, nu=data.nu, x=sim.x[some]), coarse[:, :frames]),
         "given at random points": error(sim.rollout(u0[:, anywhere], frames, nu=data.nu, x=fine_x[anywhere]), coarse[:, :frames]),
         "twice the trained horizon": error(whole, coarse),
         "its second half": after,

@@ -4,7 +4,8 @@
 
 RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them. The error is the rollout nRMSE over the test set. The
 cost is seconds a trajectory of all its frames on this machine, for trajectories one at a time (what somebody waits who needs one) and 64
-at once (throughput): the median over blocks, in each of which every row is timed in turn, so that the machine's drift meets all alike.
+at once (throughput): the median over blocks, in each of which every row is timed in turn, so that the machine's drift meets all alike;
+with one thread or all of them, whichever is faster for the row.
 The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of the smallest.
 Break-even is the number of trajectories after which training has paid, against the solver at equal error; training takes what a run's log
 says, and of benchmarks/accuracy.py's runs, which have one core, the time on two that gave them their number of steps.
@@ -59,17 +60,20 @@ def error(rollout: Rollout, u: Tensor) -> float:
 
 def add_seconds(rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor) -> None:
     """Seconds a trajectory to every row, in turn; of trajectories that come one at a time the mean over four."""
+    every_thread = torch.get_num_threads()
     for batch in BATCHES:
-        count = max(4, batch)
-        parts = u0[:count].split(batch)
+        parts = u0[: max(4, batch)].split(batch)
 
-        def all_parts(rollout: Rollout, parts: tuple[Tensor, ...] = parts) -> None:
+        def all_parts(rollout: Rollout, threads: int, parts: tuple[Tensor, ...] = parts) -> None:
+            torch.set_num_threads(threads)
             for part in parts:
                 rollout(part)
 
-        times = in_turn({str(k): partial(all_parts, rollout) for k, rollout in enumerate(rollouts)}, 1)
+        calls = {f"{k} {n}": partial(all_parts, rollout, n) for k, rollout in enumerate(rollouts) for n in {1, every_thread}}
+        times = {name: statistics.median(seconds) / (len(parts) * batch) for name, seconds in in_turn(calls, 1).items()}
         for k, row in enumerate(rows):
-            row.setdefault("seconds", {})[str(batch)] = statistics.median(times[str(k)]) / count
+            row.setdefault("seconds", {})[str(batch)] = min(times[f"{k} {n}"] for n in {1, every_thread})
+    torch.set_num_threads(every_thread)
 
 
 def solver_rows(data: BurgersDataModule, u: Tensor) -> tuple[list[dict[str, Any]], list[Rollout]]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from runs import RESULTS as PICTURES
 from runs import read
 
 HEAD = """Made by `python benchmarks/results.py` from the JSON files that the other benchmarks write: not to be edited. Errors are rollout
 nRMSE on the test set, mean and standard deviation over seeds."""
 PAGE = Path(__file__).parents[1] / "docs/results.md"
+PICTURES = PAGE.parent / "pictures"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -28,7 +28,7 @@ def made_by(result: dict[str, Any], name: str) -> str:
     about = result["about"]
     command = about["command"].replace("benchmarks/", "python benchmarks/", 1)
     where = f"{about['hardware']}, torch {about['torch']}, commit {about['commit'][:7]}"
-    return f"`{command}` ([JSON](../benchmarks/results/{name}.json)); {where}."
+    return f"`{command}` (`benchmarks/results/{name}.json`); {where}."
 
 
 def picture(columns: int) -> tuple[Figure, Any]:
@@ -56,7 +56,7 @@ def accuracy(result: dict[str, Any]) -> str:
     axis.set(xlabel="frame", ylabel="nRMSE of a frame")
     axis.legend()
     figure.savefig(PICTURES / "accuracy.png", dpi=110)
-    return table(head, rows) + "\n\n![error over time](../benchmarks/results/accuracy.png)"
+    return table(head, rows) + "\n\n![error over time](pictures/accuracy.png)"
 
 
 def pareto(result: dict[str, Any]) -> str:
@@ -97,7 +97,7 @@ def pareto(result: dict[str, Any]) -> str:
     axes[0].set(ylabel="rollout nRMSE")
     axes[1].legend(fontsize=7)
     figure.savefig(PICTURES / "pareto.png", dpi=110)
-    return table(head, rows) + "\n\n![error against cost](../benchmarks/results/pareto.png)"
+    return table(head, rows) + "\n\n![error against cost](pictures/pareto.png)"
 
 
 def ablation(result: dict[str, Any]) -> str:

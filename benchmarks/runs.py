@@ -29,7 +29,7 @@ def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
     Ends the benchmark where it fails; the same command goes on.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if one_core else None
-    code = subprocess.run([sys.executable, "-m", "ups.run", "data.directory=outputs/data", *settings], env=environment).returncode
+    code = subprocess.run([sys.executable, "-m", "ups.run", *settings, "data.directory=outputs/data"], env=environment).returncode
     if code:
         raise SystemExit(f"a run ended with exit code {code}; the same command goes on with what is left")
 

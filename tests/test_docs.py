@@ -1,0 +1,120 @@
+"""README and docs: every command and every piece of Python in them runs, at small sizes; the site builds without a warning."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_data import pdebench_file
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SIZES = [
+    "data.train=8", "data.validation=2", "data.test=4", "data.windows_per_trajectory=4", "data.batch_size=8", "preflight=false",
+    "trainer.max_epochs=1", "stage.diffusion.trainer.max_epochs=1", "stage.consistency.trainer.max_epochs=1", "ttc.candidates=2",
+]  # fmt: skip
+GENERATED = ["data.points=32", "data.solver_points=64", "data.frames=7"]
+FIRST = ["model=tiny", "model.tokens=8", "model.width=16"]
+
+
+def blocks(page):
+    """The indented and fenced blocks of a page."""
+    text = re.sub(r"^```\w*\n(.*?)^```$", lambda m: re.sub("^", "    ", m[1], flags=re.M), page.read_text(), flags=re.M | re.S)
+    return [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n(?:\n+(?=    ))?)+", text + "\n", flags=re.M)]
+
+
+def commands():
+    found = {}
+    for page in PAGES:
+        lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
+        for line in [*lines, *re.findall(r"`(python -m ups[^`]*)`", page.read_text())]:
+            line = " ".join(line.split("  #")[0].split())
+            if re.match(r"python -m ups\.", line):
+                found.setdefault(line, page.name)
+    return [pytest.param(line, id=f"{name}: {line[14:]}") for line, name in found.items()]
+
+
+def pieces():
+    texts = [(page.name, block) for page in PAGES for block in blocks(page) if re.search(r"^(import|from) ups", block, flags=re.M)]
+    return [pytest.param(text, id=f"{name} {i}") for i, (name, text) in enumerate(texts)]
+
+
+def small(words):
+    """The command's words, and what makes it small."""
+    if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
+        return words
+    sizes = [*SIZES, *([] if any("pdebench" in word or "burgers_upt" in word for word in words) else GENERATED)]
+    if not any(word.startswith("model=") or "experiment=smoke" in word for word in words):
+        sizes += FIRST
+    if "hparams_search=optuna" in words:
+        sizes += ["hydra.sweeper.n_trials=2"]
+    return [*words, *sizes]
+
+
+@pytest.fixture(scope="session")
+def run_of_all_stages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("all")
+    command = [sys.executable, *small(shlex.split("python -m ups.run stage=all"))[1:]]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "outputs/burgers_upt"
+
+
+def prepare(folder, words, trained):
+    """What the reader of the page has at hand: PDEBench's file, the runs that are named, the model of docs/models.md."""
+    pdebench_file(folder / "1D_Burgers_Sols_Nu0.001.hdf5", trajectories=16, frames=31, points=128)
+    for name in {match[1] for word in words if (match := re.match(r"outputs/(\w+)", word))}:
+        shutil.copytree(trained, folder / "outputs" / name)
+    if "--config-dir" in words:
+        python, yaml, *_ = blocks(ROOT / "docs/models.md")[1:]
+        (folder / "mine.py").write_text(python)
+        (folder / "conf/model").mkdir(parents=True)
+        (folder / "conf/model/shallow.yaml").write_text(yaml)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands())
+def test_a_command(command, tmp_path, run_of_all_stages):
+    words = shlex.split(command)
+    prepare(tmp_path, words, run_of_all_stages)
+    done = subprocess.run([sys.executable, *small(words)[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", pieces())
+def test_a_piece_of_python(text, tmp_path, run_of_all_stages, monkeypatch):
+    shutil.copytree(run_of_all_stages, tmp_path / "outputs/burgers_upt")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(text, {"u0": torch.randn(2, 32) if "x=x" not in text else torch.randn(2, 40), "x": torch.rand(40), "x_out": torch.rand(50)})
+
+
+def test_all_pages_are_read():
+    assert len(commands()) > 15
+    assert len(pieces()) >= 3
+
+
+def test_benchmarks_that_are_named_are_there():
+    named = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text())}
+    assert named
+    subprocess.run([sys.executable, "-c", f"import {', '.join(sorted(named))}"], cwd=ROOT / "benchmarks", check=True)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs the docs extra")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tutorial/index.html").exists()
