@@ -128,10 +128,18 @@ def generality(result: dict[str, Any]) -> str:
     parts = [table(["points and times", "rollout nRMSE", "of the training grid's"], points)]
     if "viscosities" in result:
         rows = [
-            [nu, "yes" if v["seen"] else "no", number(v), "" if v["seen"] else f"{v['of_the_neighbours_mean']:.2f}"]
+            [
+                nu,
+                "yes" if v["seen"] else "no",
+                number(v),
+                "" if v["seen"] else f"{v['of_the_neighbours_mean']:.2f}",
+                f"{v['nrmse']['mean']:.2g}",
+            ]
             for nu, v in result["viscosities"].items()
         ]
-        parts.append(table(["nu", "seen in training", "rollout nRMSE", "of the mean of its neighbours'"], rows))
+        parts.append(
+            table(["nu", "seen in training", "error relative to the trajectory", "of the mean of its neighbours'", "rollout nRMSE"], rows)
+        )
     return "\n\n".join(parts)
 
 

@@ -48,6 +48,14 @@ def test_losses_are_what_they_say():
     assert set(operator_losses(simulator, u, nu, inverse=False)) == {"L_forward"}
 
 
+def test_a_field_that_has_decayed_to_nothing_does_not_rule_the_loss():
+    simulator = make_simulator()
+    u, nu = windows()
+    usual = operator_losses(simulator, u, nu, inverse=True)["L_forward"].item()
+    u[0] *= 1e-9
+    assert operator_losses(simulator, u, nu, inverse=True)["L_forward"].item() < 1e4 * usual
+
+
 def test_every_loss_reaches_the_parts_that_it_is_about():
     simulator = make_simulator()
     u, nu = windows()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ups.datamodules.windows import Batch
 from ups.latents import Steps
-from ups.losses import relative_l2_squared
+from ups.losses import FLOOR, relative_l2_squared
 from ups.modules.residual import ResidualModule
 from ups.rollout import Simulator
 from ups.sampling import SIGMA_DATA, Corrector
@@ -70,7 +70,7 @@ class DiffusionModule(ResidualModule):
         u, nu, trajectory, window = (torch.cat(t).to(self.device) for t in zip(*(vars(b).values() for b in first), strict=True))
         steps = self.steps(Batch(u, nu, trajectory, window))
         residual = (steps.target - steps.pred)[..., : self.corrector.free].square().mean((0, 1))
-        errors = torch.stack(_field_errors(steps, self.simulator.decode(steps.pred)))
+        errors = self.field_errors(steps, steps.pred)
         everywhere: Any = self.all_gather(torch.cat((residual, errors)))  # over processes
         everywhere = everywhere.view(-1, everywhere.shape[-1]).mean(0)
         self.corrector.scale.copy_(everywhere[:-2].sqrt())
@@ -89,7 +89,7 @@ class DiffusionModule(ResidualModule):
         mean = c.mean(*about)
         residual = c.residual(steps.pred, steps.target)
         tokens = (residual - mean).square().mean()
-        fields = torch.stack(_field_errors(steps, self.simulator.decode(c.add(steps.pred, mean)))) / self.operator_errors
+        fields = self.field_errors(steps, c.add(steps.pred, mean)) / self.operator_errors
         sigma = (h.level_mean + h.level_std * level).exp().clamp(c.sigma_min, c.sigma_max)
         weight = (sigma.square() + SIGMA_DATA**2) / (sigma * SIGMA_DATA).square()  # EDM's: every level counts alike
         known = mean.detach()
@@ -98,8 +98,7 @@ class DiffusionModule(ResidualModule):
         noise_loss = (weight * (denoised - rest).square().mean((1, 2))).mean()
         return {"loss": tokens + fields.mean() + noise_loss, "L_tokens": tokens, "L_fields": fields.mean(), "L_noise": noise_loss}
 
-
-def _field_errors(steps: Steps, fields: Tensor) -> tuple[Tensor, Tensor]:
-    """The squared error of decoded ``fields`` (S, X) relative to the truth: of all, and weighted by certainty."""
-    whole = relative_l2_squared(fields, steps.field).mean()
-    return whole, relative_l2_squared(steps.certainty * fields, steps.certainty * steps.field).mean()
+    def field_errors(self, steps: Steps, tokens: Tensor) -> Tensor:
+        """The squared error of decoded ``tokens`` relative to the truth: of all, and weighted by certainty (2,)."""
+        weights, fields = torch.stack((torch.ones_like(steps.certainty), steps.certainty)), self.simulator.decode(tokens)
+        return relative_l2_squared(weights * fields, weights * steps.field, FLOOR * self.simulator.scale).mean(1)
