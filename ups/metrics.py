@@ -131,6 +131,16 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp_min(1e-30)
 
 
+def energy_spectrum(u: Tensor) -> Tensor:
+    """The energy u^2/2 of fields (..., X) by wave number: (..., X/2 + 1), whose sum is the mean of u^2/2 (Parseval)."""
+    power = torch.fft.rfft(u.double(), norm="forward").abs().square()
+    both = torch.full_like(power, 2.0)  # a wave and its conjugate; the mean and the finest wave have none
+    both[..., 0] = 1.0
+    if u.shape[-1] % 2 == 0:
+        both[..., -1] = 1.0
+    return both * power / 2
+
+
 def spread_and_error(samples: Tensor, target: Tensor) -> Tensor:
     """How well samples know their error: (M, ..., X) draws and the truth (..., X) -> (..., 2), squared spread and error.
 

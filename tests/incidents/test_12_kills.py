@@ -25,7 +25,7 @@ def command(name, epochs, *args):
 
 
 def finish(folder, *args):
-    done = subprocess.run(command(*args), cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(*args), cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

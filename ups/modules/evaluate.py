@@ -10,7 +10,7 @@ from torch import Tensor
 from ups.baselines import Persistence, Solver
 from ups.datamodules.windows import Batch
 from ups.losses import relative_l2_squared
-from ups.metrics import PhysicsChecks, RolloutMetrics, spread_and_error
+from ups.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum, spread_and_error
 from ups.physics import EQUATIONS
 from ups.rollout import Simulator
 
@@ -43,8 +43,9 @@ class EvaluateModule(pl.LightningModule):
     ``one_step_squared`` (the mean of |error|^2/|u|^2) of single steps from true frames, ``seconds_per_trajectory`` and
     ``nrmse_over_time``. With a corrector and without conditioning also, of ``DRAWS`` rollouts at temperature 1: ``ensemble_nrmse``, of
     their mean, and ``spread_over_error`` and ``one_step_spread_over_error`` (1 is calibrated), averaged like the nRMSE: mean relative
-    spread over mean relative error; with ``_rms`` the roots of the mean squares, which a single trajectory may decide. ``example`` holds
-    truth and first prediction (T, X) of the median trajectory.
+    spread over mean relative error; with ``_rms`` the roots of the mean squares, which a single trajectory may decide. ``examples`` holds
+    truth and first prediction (T, X) of the best, the median and the worst trajectory, ``spectra`` the energy of both at the last frame by
+    wave number (X/2 + 1,), the mean over trajectories.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class EvaluateModule(pl.LightningModule):
         for baseline in baselines:
             self.predictors.append(({"model": baseline.name, "mode": "physical", "correct": "none", "ttc": False}, baseline))
         self.rows: list[dict[str, Any]] = []
-        self.example: tuple[Tensor, Tensor] | None = None
+        self.examples: dict[str, tuple[Tensor, Tensor]] = {}
+        self.spectra: tuple[Tensor, Tensor] | None = None
 
     def on_test_start(self) -> None:
         self.rollouts: list[RolloutMetrics] = []
@@ -124,9 +126,10 @@ class EvaluateModule(pl.LightningModule):
                 label = "_".join(["ttc"] * settings["ttc"] + [settings["correct"]] * (settings["correct"] != "none") + [settings["mode"]])
                 self.log_dict({f"test/{label}/{name}": value for name, value in values.items()})
         target, pred = (torch.cat(parts) for parts in zip(*self.first, strict=True))
-        error = relative_l2_squared(pred, target).mean(1)
-        middle = int(error.argsort()[len(error) // 2])
-        self.example = target[middle].cpu(), pred[middle].cpu()
+        order = relative_l2_squared(pred, target).mean(1).argsort().tolist()
+        chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+        self.examples = {name: (target[k].cpu(), pred[k].cpu()) for name, k in chosen.items()}
+        self.spectra = energy_spectrum(target[:, -1]).mean(0).cpu(), energy_spectrum(pred[:, -1]).mean(0).cpu()
 
 
 def _timed(predictor: Predictor, u0: Tensor, frames: int, nu: Tensor) -> tuple[Tensor, float]:

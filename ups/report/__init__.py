@@ -24,17 +24,30 @@ log = logging.getLogger(__name__)
 def report(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, folder: Path) -> None:
     """The table, the evaluation JSON, the picture, provenance.json and the leaderboard's rows."""
     origin, paths = note_provenance(cfg, folder, data.dataset["hash"]), report_paths(cfg, folder)
-    assert tested.example is not None
     picture = paths[False].with_suffix(".png")
-    draw_rollout(picture, *tested.example, data.dt, data.length, f"{cfg.name}: the median test trajectory")
+    draw_rollout(picture, *tested.examples["median"], data.dt, data.length, f"{cfg.name}: the median test trajectory")
     table = Path(cfg.output_dir) / "leaderboard.csv"
     leaderboard.record(table, leaderboard_rows(cfg.name, cfg.stage.name, data.dataset, tested.rows, origin))
+    page = write_page(cfg, tested, data, folder, origin)
     for ttc, path in paths.items():  # last: they say that the run is finished
         rows = [row for row in tested.rows if row["ttc"] == ttc or row["model"] != cfg.model.name]  # the baselines stand in both
         write_json(path, {"dataset": data.dataset, "rows": rows, "provenance": origin})
     print_table(data.dataset, tested.rows)
-    log.info("report: %s; all runs: %s", ", ".join(map(str, [*paths.values(), picture])), table)
+    log.info("report: %s; all runs: %s", page or ", ".join(map(str, paths.values())), table.with_suffix(".html"))
     log.info("next: python -c 'import ups; sim = ups.load(\"%s\")'", folder)
+
+
+def write_page(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, folder: Path, origin: Mapping[str, Any]) -> Path | None:
+    """``reports/report.html``; what goes wrong with it is said, and does not fail the run."""
+    try:
+        from ups.report.page import write_run
+
+        return write_run(cfg, tested, data, folder, origin)
+    except Exception as error:
+        log.warning(
+            "%s could not be written (%s: %s); the results are beside it", folder / "reports/report.html", type(error).__name__, error
+        )
+        return None
 
 
 def report_paths(cfg: DictConfig, folder: Path) -> dict[bool, Path]:

@@ -1,0 +1,123 @@
+"""The report of a run, and of several side by side, looked at in a real browser."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY
+
+from ups.report.page import Run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """<script>const frame = document.querySelector("iframe"); frame.onload = () => {
+  const page = frame.contentDocument, width = frame.contentWindow.innerWidth;
+  document.body.dataset.seen = JSON.stringify({
+    width: width, overflow: page.documentElement.scrollWidth - width, images: [...page.images].map(i => i.naturalWidth),
+    curves: [...page.querySelectorAll("svg")].map(s => s.getBoundingClientRect().width)
+  });
+};</script>"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run that went on after an interruption, with later stages, and a peer."""
+    folder = tmp_path_factory.mktemp("runs")
+    for args in (["name='<b>one'", "stage=all", "stage.diffusion.trainer.max_epochs=1", "stage.consistency.trainer.max_epochs=1"],
+                 ["name=two", "model=resnet", "model.width=8"]):  # fmt: skip
+        sizes = [size for size in TINY if "model" not in args[1] or not size.startswith("model")]
+        done = subprocess.run(
+            [sys.executable, "-m", "ups.run", *sizes, "trainer.log_every_n_steps=2", *args],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "report.html" in done.stdout
+    return folder
+
+
+def looked_at(page, width, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    # in a frame: the window itself is never narrower than 500, a phone is
+    frame = tmp_path / "frame.html"
+    inside = html.escape(page.read_text())
+    frame.write_text(f'<body><iframe style="width:{width}px;height:900px;border:0" srcdoc="{inside}"></iframe>{PROBE}')
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
+               "--window-size=1400,1000", "--dump-dom", f"file://{frame}"]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    seen = re.search(r"data-seen=\"([^\"]*)\"", dom)
+    assert seen, dom[-500:]
+    return json.loads(seen[1].replace("&quot;", '"'))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_all_of_it(folder, tmp_path, width):
+    page = folder / "outputs/<b>one/reports/report.html"
+    seen = looked_at(page, width, tmp_path)
+    assert seen["width"] == width
+    assert seen["overflow"] <= 0
+    assert len(seen["images"]) == 9
+    assert min(seen["images"]) > 100
+    assert len(seen["curves"]) == 3 + 3  # and the learning curves of three stages
+    assert min(seen["curves"]) > 200
+    assert page.stat().st_size < 3e6
+
+
+def test_it_holds_what_the_evaluation_says_and_nothing_from_elsewhere(folder):
+    text = (folder / "outputs/<b>one/reports/report.html").read_text()
+    rows = json.loads((folder / "outputs/<b>one/reports/eval_ttc.json").read_text())["rows"]
+    for row in rows:
+        assert f"<td>{row['nrmse']:.4f}</td>" in text
+    assert "&lt;b&gt;one" in text
+    assert "<b>one" not in text
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    for term in ("L_forward", "L_inv_enc", "L_inv_dec", "L_noise", "config_hash", "persistence", "ttc"):
+        assert term in text, term
+
+
+def test_learning_curves_are_the_logged_ones_over_all_files(folder, tmp_path):
+    shutil.copytree(folder / "outputs/<b>one", tmp_path / "one")
+    logs = tmp_path / "one/logs"
+    more = logs / "version_10/metrics.csv"
+    more.parent.mkdir()
+    more.write_text("step,training/operator/loss\n1000000,0.5\n")
+    curves = Run.read(tmp_path / "one").curves()
+    steps, values = curves["operator"]["loss"]
+    assert (steps[-1], values[-1]) == (1e6, 0.5)
+    assert len(steps) > 1
+    assert set(curves) == {"operator", "diffusion", "consistency"}
+
+
+def test_runs_side_by_side(folder, tmp_path):
+    command = [sys.executable, "-m", "ups.report", "outputs/<b>one", "outputs/two", "-o", str(tmp_path / "both.html")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "both.html").read_text()
+    assert "outputs/two: resnet" in text
+    assert "model.architecture" in text
+    assert text.count("<td>persistence</td>") == 2  # once in each table
+    assert looked_at(tmp_path / "both.html", 390, tmp_path)["overflow"] <= 0
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "ups.report", str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "is not a run that has been tested" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_report_that_can_not_be_drawn_fails_no_run(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ups.report.pictures'] = None\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report.html could not be written" in done.stdout
+    assert (tmp_path / "outputs/one/reports/eval_operator.json").exists()

@@ -1,0 +1,169 @@
+"""Reports as one self-contained html file: of a run, and of several runs side by side."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from omegaconf import DictConfig, OmegaConf
+
+from ups.config import decides_nothing, flat
+from ups.datamodules import BurgersDataModule
+from ups.errors import UpsError
+from ups.files import read_json, write_text
+from ups.modules import EvaluateModule
+from ups.report import pictures
+from ups.report.pictures import Row
+
+# heading, key, digits
+HEADLINE = (
+    ("rollout nRMSE", "nrmse", 4), ("last frame", "last_frame", 4), ("one step", "one_step_nrmse", 4), ("RMSE", "rmse", 4),
+    ("max error", "max_error", 3), ("mass (cRMSE)", "crmse", 5), ("ms a trajectory", "milliseconds", 2),
+)  # fmt: skip
+CHECKS = (
+    ("mass gap", "mass_gap"), ("boundary gap", "periodic_gap"), ("beyond the initial range", "maximum_violation"),
+    ("growth of variation", "variation_growth"), ("growth of energy", "energy_growth"), ("correlation time", "correlation_time"),
+)  # fmt: skip
+
+
+@dataclass
+class Run:
+    """A run's folder, as it stands on the disk."""
+
+    folder: Path
+    dataset: dict[str, Any]
+    rows: dict[str, Row]
+    config: DictConfig
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """The newest evaluation in ``folder``, and the same with test-time conditioning.
+
+        Raises:
+            UpsError: ``folder`` is no run that has been tested.
+        """
+        found = sorted(folder.glob("reports/eval_*.json"), key=lambda path: path.stat().st_mtime)
+        if not found or not (folder / "config.yaml").exists():
+            raise UpsError(f"{folder} holds no reports/eval_*.json and config.yaml: it is not a run that has been tested")
+        results = [read_json(path) for path in found]
+        newest = results[-1]["dataset"]
+        rows = {pictures.name(row): row for result in results if result["dataset"] == newest for row in result["rows"]}
+        config: Any = OmegaConf.load(folder / "config.yaml")
+        return cls(folder, newest, rows, config)
+
+    def curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+        """The csv logger's series of each stage, by stage and name: steps and values; a run that went on has several files."""
+        found: dict[str, dict[str, dict[float, float]]] = {}
+        for path in sorted(self.folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
+            with path.open(newline="") as file:
+                for line in csv.DictReader(file):
+                    for key, value in line.items():
+                        kind, _, name = key.partition("/")
+                        stage, _, name = name.partition("/")
+                        if value and (kind == "training" or (kind == "validation" and name == "nrmse")):
+                            label = name if kind == "training" else "validation nRMSE"
+                            found.setdefault(stage, {}).setdefault(label, {})[float(line["step"])] = float(value)
+        return {
+            stage: {label: (sorted(values), [values[k] for k in sorted(values)]) for label, values in series.items()}
+            for stage, series in found.items()
+        }
+
+
+def write_run(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, folder: Path, origin: Mapping[str, Any]) -> Path:
+    """``reports/report.html`` of a run that has just been ``tested``."""
+    assert tested.spectra is not None
+    dataset = data.dataset
+    run = Run(folder, dataset, {pictures.name(row): row for row in tested.rows}, cfg)
+    curves = [
+        {"title": "error over time", "svg": pictures.error_over_time(run.rows, data.dt)},
+        {"title": "error against cost, on this machine", "svg": pictures.error_against_cost(run.rows)},
+        {"title": "energy spectrum at the last frame, mean over test trajectories", "svg": pictures.spectra(*tested.spectra)},
+        *({"title": f"learning curves: {stage}", "svg": pictures.learning_curves(series)} for stage, series in run.curves().items()),
+    ]
+    path = folder / "reports/report.html"
+    commit = f"{origin['commit'][:10]}{' and changes' if origin['dirty'] else ''}" if origin["commit"] else "unknown"
+    _write(
+        path,
+        title=f"UPS: {cfg.name}",
+        lines=[
+            "{name}: {trajectories} test trajectories (set {hash}), {points} points, {n} frames from t = 0.".format(
+                **dataset, n=dataset["frames"] - 1
+            ),
+            f"Commit {commit}, seed {origin['seed']}, {origin['hardware']}, {origin['time']}.",
+        ],
+        tables=[_headline(run.rows), _checks(run.rows)],
+        images=pictures.rollouts(tested.examples, data.dt, data.length),
+        curves=curves,
+        texts=[
+            {"title": "Settings", "text": OmegaConf.to_yaml(cfg, resolve=True)},
+            {"title": "Provenance", "text": json.dumps(origin, indent=1)},
+        ],
+    )
+    return path
+
+
+def write_comparison(folders: Sequence[Path], path: Path) -> None:
+    """The runs' headline tables, curves and settings side by side, in the html file ``path``.
+
+    Raises:
+        UpsError: a folder is no run that has been tested.
+    """
+    runs = {str(folder): Run.read(folder) for folder in folders}
+    rows: dict[str, Row] = {}
+    for label, run in runs.items():
+        rows |= {key if pictures.is_baseline(row) else f"{label}: {key}": row for key, row in run.rows.items()}
+    stages: dict[str, dict[str, Any]] = {}
+    for label, run in runs.items():
+        for stage, series in run.curves().items():
+            stages.setdefault(stage, {}).update(
+                {f"{label}: {name}": values for name, values in series.items() if name in ("loss", "validation nRMSE")}
+            )
+    hashes = {run.dataset["hash"] for run in runs.values()}
+    lines = ["Compared: " + ", ".join(runs) + "."]
+    if len(hashes) > 1:
+        lines.append(f"Careful: they were tested on different test sets ({', '.join(sorted(hashes))}); their errors are not comparable.")
+    _write(
+        path,
+        title="UPS: " + " beside ".join(runs),
+        lines=lines,
+        tables=[_headline(rows), _checks(rows), _differences(runs)],
+        curves=[
+            {"title": "error over time", "svg": pictures.error_over_time(rows, None)},
+            {"title": "error against cost, each on the machine that tested it", "svg": pictures.error_against_cost(rows)},
+            *({"title": f"learning curves: {stage}", "svg": pictures.learning_curves(series)} for stage, series in stages.items()),
+        ],
+    )
+
+
+def _write(path: Path, **content: Any) -> None:
+    template = Environment(loader=PackageLoader("ups.report", "."), autoescape=True, trim_blocks=True).get_template("page.html")
+    write_text(path, template.render(**content))
+
+
+def _headline(rows: Mapping[str, Row]) -> dict[str, Any]:
+    found = []
+    for label, row in rows.items():
+        values = {**row, "last_frame": row["nrmse_over_time"][-1], "milliseconds": 1e3 * row["seconds_per_trajectory"]}
+        found.append([label, *(f"{values[key]:.{digits}f}" for _, key, digits in HEADLINE)])
+    note = "In physical space, of rollouts from t = 0; the mean over frames and trajectories. Grey: baselines."
+    return _table("Errors and cost", note, [head for head, _, _ in HEADLINE], rows, found)
+
+
+def _checks(rows: Mapping[str, Row]) -> dict[str, Any]:
+    found = [[label, *(f"{row[key]:.3g}" if key in row else "-" for _, key in CHECKS)] for label, row in rows.items()]
+    note = "What a solution must not do (0 is right), and the time for which the correlation with the truth stays above 0.8."
+    return _table("Physics checks", note, [head for head, _ in CHECKS], rows, found)
+
+
+def _table(title: str, note: str, heads: list[str], rows: Mapping[str, Row], cells: list[list[str]]) -> dict[str, Any]:
+    lines = [{"baseline": pictures.is_baseline(row), "cells": line} for row, line in zip(rows.values(), cells, strict=True)]
+    return {"title": title, "note": note, "heads": ["", *heads], "rows": sorted(lines, key=lambda line: line["baseline"])}
+
+
+def _differences(runs: Mapping[str, Run]) -> dict[str, Any]:
+    settings = [{key: str(value) for key, value in flat(run.config).items() if not decides_nothing(key)} for run in runs.values()]
+    lines = [[key, *(values.get(key, "-") for values in settings)] for key in sorted({key for values in settings for key in values})]
+    return {"title": "Settings that differ", "heads": ["", *runs], "rows": [{"cells": line} for line in lines if len(set(line[1:])) > 1]}

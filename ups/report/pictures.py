@@ -1,0 +1,114 @@
+"""The pictures of a report, as text that stands in its html: SVG for curves, PNG for fields."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from io import BytesIO, StringIO
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from torch import Tensor
+
+Row = Mapping[str, Any]
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#666666")  # Okabe and Ito's, told apart by all
+
+
+def name(row: Row) -> str:
+    """What a row of an evaluation is called: "upt-small + diffusion + ttc, latent"."""
+    parts = [row["model"], *([row["correct"]] if row["correct"] != "none" else []), *(["ttc"] if row["ttc"] else [])]
+    return f"{' + '.join(parts)}{'' if is_baseline(row) else ', ' + row['mode']}"
+
+
+def is_baseline(row: Row) -> bool:
+    return row["model"] == "persistence" or row["model"].startswith("solver-")
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element; its text stays text."""
+    out = StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def png(figure: Figure) -> str:
+    """The figure as the source of an <img>."""
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=100)
+    return "data:image/png;base64," + b64encode(out.getvalue()).decode()
+
+
+def axes(width: float = 5.2, height: float = 3.4) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height))
+    axis = figure.add_axes((0.17, 0.15, 0.8, 0.8))
+    axis.grid(alpha=0.3)
+    return figure, axis
+
+
+def rollouts(examples: Mapping[str, tuple[Tensor, Tensor]], dt: float, length: float) -> list[dict[str, str]]:
+    """Truth, prediction and error (T, X) over space and time, a picture each."""
+    found = []
+    for which, (truth, pred) in examples.items():
+        error = pred - truth
+        top, worst = max(float(truth.abs().max()), 1e-30), max(float(error.abs().max()), 1e-30)
+        for what, field, limit in (("truth", truth, top), ("prediction", pred, top), ("error", error, worst)):
+            figure = Figure(figsize=(3.6, 2.6))
+            axis = figure.add_axes((0.15, 0.18, 0.66, 0.78))
+            extent = (0.0, length, dt, dt * len(truth))
+            image = axis.imshow(field, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axis.set(xlabel="x", ylabel="t")
+            figure.colorbar(image, cax=figure.add_axes((0.84, 0.18, 0.03, 0.78)))
+            words = f"{which} test trajectory: {what} over space and time, from {-limit:.2g} (blue) to {limit:.2g} (red)"
+            found.append({"title": f"{which}: {what}", "source": png(figure), "words": words})
+    return found
+
+
+def error_over_time(rows: Mapping[str, Row], dt: float | None) -> str:
+    """The nRMSE of every frame; ``rows`` by what the lines are called."""
+    figure, axis = axes()
+    for i, (label, row) in enumerate(rows.items()):
+        style = {"color": "0.55", "linestyle": ("-", "--", ":", "-.")[i % 4]} if is_baseline(row) else {"color": COLOURS[i % len(COLOURS)]}
+        errors = row["nrmse_over_time"]
+        axis.semilogy([(k + 1) * (dt or 1) for k in range(len(errors))], errors, label=label, **style)
+    axis.set(xlabel="t" if dt else "frame", ylabel="nRMSE of a frame")
+    axis.legend(fontsize=7)
+    return svg(figure)
+
+
+def error_against_cost(rows: Mapping[str, Row]) -> str:
+    """Rollout nRMSE against milliseconds a trajectory; the solver's grids are joined by a line."""
+    figure, axis = axes()
+    solvers = [row for row in rows.values() if row["model"].startswith("solver-")]
+    axis.loglog([1e3 * r["seconds_per_trajectory"] for r in solvers], [r["nrmse"] for r in solvers], "o-", color="0.55")
+    for row in solvers:
+        place = 1e3 * row["seconds_per_trajectory"], row["nrmse"]
+        axis.annotate(row["model"], place, xytext=(5, 4), textcoords="offset points", fontsize=7, color="0.4")
+    for i, (label, row) in enumerate(rows.items()):
+        if not is_baseline(row):
+            axis.loglog(1e3 * row["seconds_per_trajectory"], row["nrmse"], "s", color=COLOURS[i % len(COLOURS)], label=label)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(xlabel="milliseconds a trajectory", ylabel="rollout nRMSE")
+    axis.legend(fontsize=7)
+    return svg(figure)
+
+
+def spectra(truth: Tensor, pred: Tensor) -> str:
+    """Energy by wave number at the last frame."""
+    figure, axis = axes()
+    for label, values, style in (("truth", truth, {"color": "0.3"}), ("prediction", pred, {"color": COLOURS[1], "linestyle": "--"})):
+        axis.loglog(range(1, len(values)), values[1:].clamp_min(1e-30), label=label, **style)
+    axis.set(xlabel="wave number", ylabel="energy, last frame")
+    axis.legend(fontsize=7)
+    return svg(figure)
+
+
+def learning_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Logged values against steps, by what the lines are called."""
+    figure, axis = axes()
+    for i, (label, (steps, values)) in enumerate(curves.items()):
+        style = {"linestyle": "--", "marker": "."} if "validation" in label else {}
+        axis.plot(steps, values, label=label, linewidth=1.2, color=COLOURS[i % len(COLOURS)], **style)
+    if any(value > 0 for _, values in curves.values() for value in values):
+        axis.set_yscale("log")
+    axis.set(xlabel="step", ylabel="loss, nRMSE")
+    axis.legend(fontsize=7)
+    return svg(figure)
