@@ -62,8 +62,12 @@ def test_a_file_of_the_same_recipe_is_reused_and_another_recipe_makes_another(tm
     assert other.dataset["hash"] == first.dataset["hash"]  # the test set has a seed of its own
 
 
+def test_the_default_data_set_keeps_its_name():
+    assert BurgersDataModule().path.name == "burgers-nu0.001-e6a9b2e4.hdf5"  # files made by earlier versions are reused
+
+
 def test_a_failed_generation_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("ups.datamodules.burgers.digest", lambda values: 1 / 0)
+    monkeypatch.setattr("ups.datamodules.trajectories.digest", lambda values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         small(tmp_path)
     assert not list(tmp_path.glob("*.hdf5*[!k]"))

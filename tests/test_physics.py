@@ -2,11 +2,14 @@
 
 import itertools
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 
-from ups.physics import burgers
+from ups.errors import UpsError
+from ups.physics import EQUATIONS, burgers, find
 
 
 def relative_l1(u, exact):
@@ -87,3 +90,17 @@ def test_initial_conditions_follow_pdebench():
     assert 0.2 < (present == 1).float().mean() < 0.3  # the same number twice: a quarter
     assert power[plain][:, 0].max() < 1e-3
     assert u.abs().max() < 2
+
+
+def test_equations_are_found_by_their_modules_name(monkeypatch):
+    assert {name: find(name) for name in EQUATIONS} == EQUATIONS
+    assert EQUATIONS["burgers"] is burgers
+    mine = ModuleType("mine_of_a_test")
+    monkeypatch.setitem(sys.modules, "mine_of_a_test", mine)
+    with pytest.raises(UpsError, match=r"lacks PARAMETER, .*initial_conditions.*total_variation"):
+        find("mine_of_a_test")
+    vars(mine).update(vars(burgers))
+    assert find("mine_of_a_test") is mine
+    for name in ("line", "", "no.such", ".burgers"):
+        with pytest.raises(UpsError, match=r"allowed are .*burgers"):
+            find(name)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ups.errors import UpsError
-from ups.physics import burgers
+from ups.physics import Equation
 
 
 class Persistence:
@@ -18,14 +18,14 @@ class Persistence:
 
 
 class Solver:
-    """The reference solver at ``points`` points, in float32: cell averages in, van Leer's limited lines out.
+    """The equation's reference solver at ``points`` points, in float32: cell averages in, van Leer's limited lines out.
 
     Of the ways tried to come down to and up from the coarse grid this has the smallest error among those that keep mass: the solver is a
     baseline here, and gets its best form.
     """
 
-    def __init__(self, points: int, dt: float, length: float = 1.0) -> None:
-        self.points, self.dt, self.length, self.name = points, dt, length, f"solver-{points}"
+    def __init__(self, physics: Equation, points: int, dt: float, length: float = 1.0) -> None:
+        self.physics, self.points, self.dt, self.length, self.name = physics, points, dt, length, f"solver-{points}"
 
     def rollout(self, u0: Tensor, steps: int, *, nu: Tensor) -> Tensor:
         """(B, X) -> (B, steps, X); X must be a multiple of ``points``, and all of ``nu`` (B,) one value."""
@@ -33,7 +33,8 @@ class Solver:
             raise UpsError(f"{self.name} takes fields of a multiple of {self.points} points, at one nu")
         cells = u0.unflatten(-1, (self.points, -1))
         t = [self.dt * k for k in range(1, steps + 1)]
-        return limited_lines(burgers.solve(cells.mean(-1), t, nu[0].item(), self.length, dtype=torch.float32), cells.shape[-1])
+        coarse = self.physics.solve(cells.mean(-1), t, nu[0].item(), self.length, dtype=torch.float32)
+        return limited_lines(coarse, cells.shape[-1])
 
 
 def limited_lines(u: Tensor, factor: int) -> Tensor:

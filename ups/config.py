@@ -67,6 +67,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.lambda_inv_enc": _real(0),
     "loss.lambda_inv_dec": _real(0),
     "loss.inverse_loss_frequency": _whole(1),
+    "data.equation": _text(r"[\w.]+", "the name of an equation's module"),
     "data.nu": _none_or(_one_or_more(_real(0, above=True))),
     "data.points": _whole(2),
     "data.solver_points": _whole(4),

@@ -12,7 +12,6 @@ from torch import Tensor
 from ups.datamodules.windows import Batch
 from ups.errors import UpsError
 from ups.files import require_space, size
-from ups.physics import EQUATIONS
 from ups.rollout import Simulator
 
 PARTS = ("state", "pred", "target")
@@ -55,7 +54,7 @@ def assimilated(simulator: Simulator, batch: Batch, gradient_steps: int) -> Step
 
 def _about(simulator: Simulator, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     fields = batch.u[:, 1:].flatten(0, 1)
-    return fields, EQUATIONS[simulator.equation].certainty(fields), batch.nu.repeat_interleave(batch.u.shape[1] - 1)
+    return fields, simulator.physics.certainty(fields), batch.nu.repeat_interleave(batch.u.shape[1] - 1)
 
 
 class LatentCache:

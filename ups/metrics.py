@@ -3,13 +3,12 @@
 Source of the errors: Takamoto et al., NeurIPS 2022 Datasets and Benchmarks (``metric_func`` of its reference code).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from ups.errors import UpsError
+from ups.physics import Equation
 
 NAMES = ("rmse", "nrmse", "crmse", "brmse", "max_error", "frmse_low", "frmse_mid", "frmse_high")
 _BANDS = {"frmse_low": (0, 4), "frmse_mid": (4, 12), "frmse_high": (12, None)}
@@ -80,26 +79,28 @@ def pdebench_metrics(pred: Tensor, target: Tensor, length: float = 1.0) -> dict[
 class PhysicsChecks(Metric):
     """Accumulates, over batches of (B, T, X) rollouts from ``u0`` (B, X), what a solution of the equation must not do.
 
-    ``compute`` gives a dict of floats: ``mass_gap``, the mean over frames of |mass - initial mass|; ``periodic_gap``, the mean error of the
-    jump from the last point to the first; ``maximum_violation``, the mean over frames of how far the field lies beyond the initial range;
-    ``variation_growth`` and ``energy_growth``, the mean over steps of the relative growth of the total variation and the energy, where they
-    grew; ``correlation_time``, the mean time for which the correlation with the target stays above ``threshold``.
+    ``compute`` gives a dict of floats: ``mass_gap`` and ``energy_gap``, where the equation keeps them, the mean over frames of
+    |mass - initial mass|; ``periodic_gap``, the mean error of the jump from the last point to the first; ``maximum_violation``, the mean
+    over frames of how far the field lies beyond the initial range; ``variation_growth`` and ``energy_growth``, the mean over steps of the
+    relative growth of the total variation and the energy, where they grew; ``correlation_time``, the mean time for which the correlation
+    with the target stays above ``threshold``.
 
     Args:
-        physics: the equation's module, with ``mass``, ``energy`` and ``total_variation``.
+        physics: the equation's module.
         dt: the time between frames.
     """
 
     full_state_update = False
     samples: Tensor
     sums: Tensor
-    NAMES = ("mass_gap", "periodic_gap", "maximum_violation", "variation_growth", "energy_growth", "correlation_time")
+    NAMES = ("periodic_gap", "maximum_violation", "variation_growth", "energy_growth", "correlation_time")
 
-    def __init__(self, physics: Any, dt: float, length: float = 1.0, threshold: float = 0.8) -> None:
+    def __init__(self, physics: Equation, dt: float, length: float = 1.0, threshold: float = 0.8) -> None:
         super().__init__()
         self.physics, self.dt, self.length, self.threshold = physics, dt, length, threshold
+        self.names = (*(f"{quantity}_gap" for quantity in physics.CONSERVED), *self.NAMES)
         self.add_state("samples", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("sums", torch.zeros(len(self.NAMES), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, u0: Tensor, pred: Tensor, target: Tensor) -> None:
         u0, pred, target = u0.double()[:, None], pred.double(), target.double()
@@ -107,8 +108,9 @@ class PhysicsChecks(Metric):
         beyond = (pred.amax(-1) - u0.amax(-1)).clamp_min(0) + (u0.amin(-1) - pred.amin(-1)).clamp_min(0)
         jumps = pred[..., 0] - pred[..., -1] - (target[..., 0] - target[..., -1])
         high = (_correlation(pred, target) > self.threshold).cumprod(1).sum(1) * self.dt
+        kept = (getattr(self.physics, quantity) for quantity in self.physics.CONSERVED)
         checks = (
-            (self.physics.mass(pred, self.length) - self.physics.mass(u0, self.length)).abs(),
+            *((quantity(pred, self.length) - quantity(u0, self.length)).abs() for quantity in kept),
             jumps.abs(),
             beyond,
             _growth(self.physics.total_variation(frames)),
@@ -119,7 +121,7 @@ class PhysicsChecks(Metric):
         self.sums += torch.stack([check.mean(1).sum() for check in checks])
 
     def compute(self) -> dict[str, float]:
-        return dict(zip(self.NAMES, (self.sums / self.samples).tolist(), strict=True))
+        return dict(zip(self.names, (self.sums / self.samples).tolist(), strict=True))
 
 
 def _growth(values: Tensor) -> Tensor:

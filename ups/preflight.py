@@ -191,7 +191,7 @@ def needs(cfg: DictConfig, stage: str, parts: int, seen: dict[str, float]) -> di
 
 
 def _files(cfg: DictConfig) -> int:
-    """How many files the data are in: one a viscosity."""
+    """How many files the data are in: one for each nu."""
     return max(len(value) if isinstance(value, ListConfig) else 1 for value in (cfg.data.path, cfg.data.nu))
 
 

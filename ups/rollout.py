@@ -12,7 +12,7 @@ from ups.errors import UpsError
 from ups.files import sha256
 from ups.models import build
 from ups.models.geometry import interpolate
-from ups.physics import EQUATIONS
+from ups.physics import Equation, find
 from ups.sampling import Corrector
 from ups.ttc import TTC, Conditioner
 
@@ -33,8 +33,8 @@ class Simulator(nn.Module):
         dt: the time of one step.
         scale: what fields are divided by before the model sees them.
         spec: how ``ups.models.build`` makes the model; kept so that a checkpoint describes itself.
-        nus: viscosities that it is trained for; others are asked for with a warning outside their range.
-        equation: whose physics test-time conditioning and reports use, one of ``ups.physics.EQUATIONS``.
+        equation: whose physics baselines, checks and test-time conditioning use, see ``ups.physics``.
+        nus: values of the equation's parameter that it is trained for; others are asked for with a warning outside their range.
 
     ``correctors`` holds what later stages trained, by name; ``ttc`` the settings of test-time conditioning.
     """
@@ -55,14 +55,17 @@ class Simulator(nn.Module):
     ) -> None:
         super().__init__()
         self.model: Any = model
-        if equation not in EQUATIONS:
-            raise UpsError(f"equation={equation!r}: allowed are {', '.join(EQUATIONS)}")
+        find(equation)  # refuses one that isn't there
         self.equation = equation
         self.correctors = nn.ModuleDict()
         self.ttc = TTC()
         self.dt, self.length, self.spec, self.nus = float(dt), float(length), dict(spec or {}), tuple(map(float, nus))
         self.register_buffer("x", torch.as_tensor(x, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(float(scale)))
+
+    @property
+    def physics(self) -> Equation:
+        return find(self.equation)
 
     def encode(self, u: Tensor) -> Tensor:
         """Fields (B, X) on the training grid -> tokens (B, N, C)."""
@@ -156,7 +159,7 @@ class Simulator(nn.Module):
         Args:
             u0: initial fields (B, X) or (X,), read as one sample.
             steps: how many frames, at least 1.
-            nu: PDEBench's viscosity, one number or (B,).
+            nu: the equation's parameter, as PDEBench has it (of Burgers the viscosity), one number or (B,).
             mode: "latent" encodes once; "physical" decodes and encodes again at every step.
             correct: a corrector trained by a later stage ("diffusion" or "consistency"), or "none".
             ttc: whether to choose among corrected candidates by physics at every step.
@@ -226,11 +229,11 @@ class Simulator(nn.Module):
             raise UpsError(f"temperature={temperature}: a number of at least 0 is allowed")
         nu = torch.as_tensor(nu, dtype=torch.float32, device=self.x.device).expand(len(u0))
         if not bool((nu > 0).all()):
-            raise UpsError(f"nu={nu.min().item():g}: a positive viscosity is allowed")
+            raise UpsError(f"nu={nu.min().item():g}: a positive {self.physics.PARAMETER} is allowed")
         low, high = nu.min().item(), nu.max().item()
         if self.nus and not (0.999 * min(self.nus) <= low and high <= 1.001 * max(self.nus)):
             trained = ", ".join(f"{value:g}" for value in self.nus)
-            log.warning("nu from %g to %g: this simulator was trained for %s only, and knows no viscosity beyond", low, high, trained)
+            log.warning("nu from %g to %g: this simulator was trained for %s only, and knows nothing beyond", low, high, trained)
         return u0, nu
 
     def _position(self, x: Any, name: str) -> Tensor:
@@ -268,9 +271,10 @@ def load(path: str | Path, data: Any = None) -> Simulator:
         raise UpsError(f"{path} is neither a run directory nor a checkpoint file")
     checkpoint = read_checkpoint(path)
     simulator = restore(checkpoint["simulator"], checkpoint["state_dict"], path)
-    if data is not None and (len(simulator.x), simulator.dt) != (data.points, data.dt):
+    if data is not None and (simulator.equation, len(simulator.x), simulator.dt) != (data.equation, data.points, data.dt):
         raise UpsError(
-            f"{path} was trained at {len(simulator.x)} points and dt {simulator.dt:g}; {data.path} has {data.points} and {data.dt:g}"
+            f"{path} was trained for {simulator.equation} at {len(simulator.x)} points and dt {simulator.dt:g}; "
+            f"{data.path} is of {data.equation} and has {data.points} and {data.dt:g}"
         )
     return simulator
 

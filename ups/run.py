@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 if TYPE_CHECKING:  # imported where they are used, so that --help doesn't wait for torch
     from lightning.pytorch.loggers import Logger
 
-    from ups.datamodules import BurgersDataModule
+    from ups.datamodules import TrajectoryDataModule
 
 CONF = next(str(p) for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 log = logging.getLogger("ups")
@@ -85,7 +85,7 @@ def run(cfg: DictConfig) -> float:
         return validation_score(folder)
 
 
-def make_data(cfg: DictConfig) -> "BurgersDataModule":
+def make_data(cfg: DictConfig) -> "TrajectoryDataModule":
     from hydra.utils import instantiate
 
     from ups.provenance import refuse_other_than_expected

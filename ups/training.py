@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ups.callbacks import AtomicCheckpointIO, CompileCache, Stop
-from ups.datamodules import BurgersDataModule
+from ups.datamodules import TrajectoryDataModule
 from ups.errors import Interrupted, UpsError
 from ups.models import build
 from ups.modules import StageModule
@@ -65,7 +65,7 @@ def goes_on_alone() -> bool:
     return first
 
 
-def new_simulator(cfg: DictConfig, data: BurgersDataModule) -> Simulator:
+def new_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
     """An untrained simulator of the configured size."""
     spec: Any = OmegaConf.to_container(cfg.model, resolve=True)
     model = build(spec, points=data.points)

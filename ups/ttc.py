@@ -6,14 +6,14 @@ equation's residual in physical space, as in posterior sampling with diffusion m
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ups.errors import UpsError
 from ups.losses import relative_l2_squared
-from ups.physics import EQUATIONS
+from ups.physics import Equation
 
 if TYPE_CHECKING:
     from ups.rollout import Simulator
@@ -61,7 +61,7 @@ class Conditioner:
 
     def __init__(self, simulator: "Simulator", nu: Tensor, correct: str) -> None:
         self.simulator, self.nu, self.correct, self.settings = simulator, nu, correct, simulator.ttc
-        self.physics: Any = EQUATIONS[simulator.equation]
+        self.physics = simulator.physics
 
     def __call__(self, z: Tensor) -> Tensor:
         candidates, scores, expected = self.expand(z, self.nu)
@@ -113,7 +113,7 @@ class Conditioner:
 
 
 def reward(
-    physics: Any,
+    physics: Equation,
     u: Tensor,
     candidates: Tensor,
     expected: Tensor,

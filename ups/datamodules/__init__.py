@@ -1,5 +1,5 @@
 """LightningDataModules, and the reader of PDEBench's HDF5 layout."""
 
-from ups.datamodules.burgers import BurgersDataModule
+from ups.datamodules.trajectories import BurgersDataModule, TrajectoryDataModule
 
-__all__ = ["BurgersDataModule"]
+__all__ = ["BurgersDataModule", "TrajectoryDataModule"]

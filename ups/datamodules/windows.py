@@ -49,11 +49,18 @@ class Windows:
 class WindowDataset(Dataset[Batch]):
     """Makes batches from trajectories in memory (N, T, X) or, where ``values`` is None, straight from their files.
 
-    ``sources`` tells each trajectory's file and place in it, ``nu`` (N,) its viscosity.
+    ``sources`` tells each trajectory's file and place in it, ``nu`` (N,) its parameter; ``mirror`` is the equation's symmetry.
     """
 
-    def __init__(self, sources: Sequence[tuple[TrajectoryFile, int]], values: np.ndarray | None, window: int, nu: np.ndarray) -> None:
-        self.sources, self.values, self.window, self.nu = sources, values, window, nu.astype(np.float32)
+    def __init__(
+        self,
+        sources: Sequence[tuple[TrajectoryFile, int]],
+        values: np.ndarray | None,
+        window: int,
+        nu: np.ndarray,
+        mirror: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.sources, self.values, self.window, self.nu, self.mirror = sources, values, window, nu.astype(np.float32), mirror
 
     def __getitem__(self, w: Windows) -> Batch:
         frames = self.window + 1
@@ -62,11 +69,10 @@ class WindowDataset(Dataset[Batch]):
         else:
             rows = ((*self.sources[i], start) for i, start in zip(w.trajectory, w.start, strict=True))
             u = np.concatenate([file.read(range(row, row + 1), start, frames) for file, row, start in rows])
-        points = np.arange(u.shape[-1]) + w.shift[:, None]
-        # the symmetries of the equation: x -> x + s; and x -> -x with u -> -u
-        points = np.where(w.mirror[:, None] == 1, -1 - points, points) % u.shape[-1]
-        sign = np.float32(1) - 2 * w.mirror[:, None, None].astype(np.float32)
-        u = np.take_along_axis(u, points[:, None], -1) * sign
+        mirrored = w.mirror == 1
+        u[mirrored] = self.mirror(torch.from_numpy(u[mirrored])).numpy()
+        points = (np.arange(u.shape[-1]) + w.shift[:, None]) % u.shape[-1]
+        u = np.take_along_axis(u, points[:, None], -1)
         trajectory, number = torch.from_numpy(w.trajectory), torch.from_numpy(w.number)
         return Batch(torch.from_numpy(u), torch.from_numpy(self.nu[w.trajectory]), trajectory, number)
 

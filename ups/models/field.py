@@ -35,7 +35,7 @@ class FieldModel(nn.Module):
         return z
 
     def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
-        """Fields (B, X, F) -> fields ``dt`` (B,) later, at viscosity ``nu`` (B,)."""
+        """Fields (B, X, F) -> fields ``dt`` (B,) later, at ``nu`` (B,)."""
         about = torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1)
         change = self(torch.cat((z, about[:, None].expand(-1, z.shape[1], -1)), -1).mT).mT
         return z + (change - change.mean(1, keepdim=True) if self.conserve else change)

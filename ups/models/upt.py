@@ -100,7 +100,7 @@ class UPT(nn.Module):
         return _outside(self._keep(z, u.mean(1).T[:, None].expand(-1, self.tokens, -1)))
 
     def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
-        """Tokens (B, N, C) -> tokens ``dt`` (B,) later, at viscosity ``nu`` (B,)."""
+        """Tokens (B, N, C) -> tokens ``dt`` (B,) later, at ``nu`` (B,)."""
         about = self.condition(torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1))  # (B, C)
         z = _inside(z)
         return _outside(self._keep(self.bound(self.approximator(z + about.T[:, None])), z[-self.fields :]))

@@ -70,7 +70,7 @@ class PlainUPT(nn.Module):
         return _unit(z + self.pool_mlp(z))
 
     def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
-        """Tokens (B, N, C) -> tokens ``dt`` (B,) later, at viscosity ``nu`` (B,)."""
+        """Tokens (B, N, C) -> tokens ``dt`` (B,) later, at ``nu`` (B,)."""
         about = self.condition(torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1))
         for block in self.approximator:
             z = block(z, about)

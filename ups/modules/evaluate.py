@@ -11,7 +11,6 @@ from ups.baselines import Persistence, Solver
 from ups.datamodules.windows import Batch
 from ups.losses import relative_l2_squared
 from ups.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum, spread_and_error
-from ups.physics import EQUATIONS
 from ups.rollout import Simulator
 
 DRAWS = 3  # rollouts of a sampler from which its spread is taken
@@ -58,7 +57,7 @@ class EvaluateModule(pl.LightningModule):
         settings += [{"mode": "latent", "correct": name, "ttc": False} for name in held if name != "none"]
         settings += [{"mode": "latent", "correct": name, "ttc": True} for name in held if with_ttc]
         self.predictors: list[tuple[dict[str, Any], Predictor]] = [({"model": model, **s}, _Fixed(simulator, **s)) for s in settings]
-        solvers = [Solver(n, simulator.dt, simulator.length) for n in solver_points if len(simulator.x) % n == 0]
+        solvers = [Solver(simulator.physics, n, simulator.dt, simulator.length) for n in solver_points if len(simulator.x) % n == 0]
         baselines: list[Persistence | Solver] = [Persistence(), *solvers]
         for baseline in baselines:
             self.predictors.append(({"model": baseline.name, "mode": "physical", "correct": "none", "ttc": False}, baseline))
@@ -82,8 +81,7 @@ class EvaluateModule(pl.LightningModule):
         for row, (settings, predictor) in enumerate(self.predictors):
             if batch_idx == 0:
                 self.rollouts.append(RolloutMetrics(frames, target.shape[2], self.simulator.length).to(self.device))
-                physics = EQUATIONS[self.simulator.equation]
-                self.checks.append(PhysicsChecks(physics, self.simulator.dt, self.simulator.length).to(self.device))
+                self.checks.append(PhysicsChecks(self.simulator.physics, self.simulator.dt, self.simulator.length).to(self.device))
                 predictor.rollout(u0, 1, nu=batch.nu)  # the first call is slower
             torch.manual_seed(batch_idx)  # the same draws for all settings and in every evaluation
             pred, seconds = _timed(predictor, u0, frames, batch.nu)

@@ -1,4 +1,4 @@
-"""Viscous Burgers on a periodic line, in PDEBench's setting: u_t + (u^2/2)_x = (nu/pi) u_xx.
+"""Viscous Burgers on a periodic line, in PDEBench's setting: u_t + (u^2/2)_x = (nu/pi) u_xx. Energy and total variation never grow.
 
 Source of the setting: Takamoto et al., "PDEBench", NeurIPS 2022 Datasets and Benchmarks.
 Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodic grid of X points.
@@ -7,42 +7,14 @@ Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodi
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ups.physics.line import energy, grid, half_slopes, initial_conditions, mass, total_variation  # noqa: F401  # an equation holds them
+
+PARAMETER = "nu"
+CONSERVED = ("mass",)
 CFL = 0.8  # of the advective step; the scheme is total-variation diminishing up to 1
-_TINY = 1e-30
-
-
-def grid(points: int, length: float = 1.0) -> Tensor:
-    """Cell centres (points,) of a uniform periodic grid on [0, length)."""
-    return (torch.arange(points, dtype=torch.float64) + 0.5).mul(length / points).float()
-
-
-def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Tensor:
-    """Draw ``n`` of PDEBench's random initial conditions at positions ``x`` (X,): a (n, X) float32 tensor.
-
-    Each is a sum over the wave numbers k = 1..4 of a sin(2 pi k c x / L + phi), where c counts how often k came up in two
-    draws with replacement, a is uniform in [0, 1) and phi in [0, 2 pi). With probability 0.1 the absolute value is
-    taken; the sign is flipped at random; with probability 0.1 a smooth window is multiplied on. A wave number that
-    was not drawn is absent. (PDEBench's published ``init_multi`` leaves the constant a sin(phi) of such a number in, which gives most
-    fields a mean; files made by it are read as they are.)
-    """
-    rng = np.random.default_rng(seed)
-    position = torch.as_tensor(x, dtype=torch.float64).cpu().numpy() / length
-    k = np.arange(1, 5)
-    count = (rng.integers(1, 5, size=(n, 2))[:, :, None] == k).sum(1)  # (n, 4)
-    amplitude = rng.uniform(0, 1, (n, 4))
-    phase = rng.uniform(0, 2 * np.pi, (n, 4))
-    amplitude *= count > 0
-    u = np.einsum("nk,nkx->nx", amplitude, np.sin(2 * np.pi * (k * count)[:, :, None] * position + phase[:, :, None]))
-    u = np.where(rng.uniform(size=(n, 1)) < 0.1, np.abs(u), u)
-    u *= rng.choice([-1.0, 1.0], size=(n, 1))
-    left, right = rng.uniform(0.1, 0.45, (n, 1)), rng.uniform(0.55, 0.9, (n, 1))
-    window = 0.5 * (np.tanh((position - left) / 0.01) - np.tanh((position - right) / 0.01))
-    u = np.where(rng.uniform(size=(n, 1)) < 0.1, u * window, u)
-    return torch.from_numpy(u).float()
 
 
 def solve(
@@ -85,9 +57,7 @@ def _hancock(u: Tensor, ratio: float) -> Tensor:
     """One MUSCL-Hancock step of u_t + (u^2/2)_x = 0; ``ratio`` is dt / dx."""
     v = _padded(u, 2)
     d = v[..., 1:] - v[..., :-1]  # differences over the faces
-    a, b = d[..., :-1], d[..., 1:]
-    # half the van Leer slope: a b / (a + b) where a and b agree in sign, else 0
-    half = (a * b).clamp_(min=0).div_(a + b + _TINY)
+    half = half_slopes(d[..., :-1], d[..., 1:])
     v = v[..., 1:-1]
     v = torch.addcmul(v, v, half, value=-ratio)  # half a step on: f(u + s/2) - f(u - s/2) = u s
     left = (v + half)[..., :-1].clamp_(min=0)
@@ -117,6 +87,11 @@ def _diffusion(u: Tensor, r: float):
         return out.add_(v[..., :-4] + v[..., 4:], alpha=c2) if c2 else out
 
     return explicit
+
+
+def mirror(u: Tensor) -> Tensor:
+    """u(x) -> -u(-x), which solves the equation if u does: (..., X) -> (..., X)."""
+    return -u.flip(-1)
 
 
 def advance(u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4) -> Tensor:
@@ -149,21 +124,6 @@ def certainty(u: Tensor, jump: float = 0.03, reach: int = 3) -> Tensor:
 def residual(u: Tensor, v: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4) -> Tensor:
     """The equation's residual over the step from ``u`` to ``v`` (B, X): v - u + int (u^2/2)_x - (nu/pi) u_xx dt, (B, X)."""
     return v - advance(u, dt, nu, length, refine)
-
-
-def mass(u: Tensor, length: float = 1.0) -> Tensor:
-    """The integral of u over the domain: (..., X) -> (...). The equation keeps it."""
-    return u.mean(-1) * length
-
-
-def energy(u: Tensor, length: float = 1.0) -> Tensor:
-    """Half the integral of u^2: (..., X) -> (...). The equation never lets it grow."""
-    return u.square().mean(-1) * (length / 2)
-
-
-def total_variation(u: Tensor) -> Tensor:
-    """The sum of |u_{i+1} - u_i| around the domain: (..., X) -> (...). The equation never lets it grow."""
-    return (u.roll(-1, -1) - u).abs().sum(-1)
 
 
 def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ups import leaderboard
-from ups.datamodules import BurgersDataModule
+from ups.datamodules import TrajectoryDataModule
 from ups.files import read_json, whole_or_absent, write_text
 from ups.modules import EvaluateModule
 from ups.provenance import evaluated, note_provenance
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 log = logging.getLogger(__name__)
 
 
-def report(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, folder: Path) -> None:
+def report(cfg: DictConfig, tested: EvaluateModule, data: TrajectoryDataModule, folder: Path) -> None:
     """The table, the evaluation JSON, the picture, provenance.json and the leaderboard's rows."""
     origin, paths = note_provenance(cfg, folder, data.dataset["hash"]), report_paths(cfg, folder)
     picture = paths[False].with_suffix(".png")
@@ -37,7 +37,7 @@ def report(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, fol
     log.info("next: python -c 'import ups; sim = ups.load(\"%s\")'", folder)
 
 
-def write_page(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, folder: Path, origin: Mapping[str, Any]) -> Path | None:
+def write_page(cfg: DictConfig, tested: EvaluateModule, data: TrajectoryDataModule, folder: Path, origin: Mapping[str, Any]) -> Path | None:
     """``reports/report.html``; what goes wrong with it is said, and does not fail the run."""
     try:
         from ups.report.page import write_run

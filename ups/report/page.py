@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from omegaconf import DictConfig, OmegaConf
 
 from ups.config import decides_nothing, flat
-from ups.datamodules import BurgersDataModule
+from ups.datamodules import TrajectoryDataModule
 from ups.errors import UpsError
 from ups.files import read_json, write_text
 from ups.modules import EvaluateModule
@@ -24,7 +24,7 @@ HEADLINE = (
     ("max error", "max_error", 3), ("mass (cRMSE)", "crmse", 5), ("ms a trajectory", "milliseconds", 2),
 )  # fmt: skip
 CHECKS = (
-    ("mass gap", "mass_gap"), ("boundary gap", "periodic_gap"), ("beyond the initial range", "maximum_violation"),
+    ("mass gap", "mass_gap"), ("energy gap", "energy_gap"), ("boundary gap", "periodic_gap"), ("beyond the initial range", "maximum_violation"),
     ("growth of variation", "variation_growth"), ("growth of energy", "energy_growth"), ("correlation time", "correlation_time"),
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ class Run:
         }
 
 
-def write_run(cfg: DictConfig, tested: EvaluateModule, data: BurgersDataModule, folder: Path, origin: Mapping[str, Any]) -> Path:
+def write_run(cfg: DictConfig, tested: EvaluateModule, data: TrajectoryDataModule, folder: Path, origin: Mapping[str, Any]) -> Path:
     """``reports/report.html`` of a run that has just been ``tested``."""
     assert tested.spectra is not None
     dataset = data.dataset

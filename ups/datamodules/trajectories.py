@@ -1,4 +1,4 @@
-"""1D viscous Burgers in PDEBench's setting: made when there is none, or read from a PDEBench file."""
+"""Trajectories of an equation of ``ups.physics``: made when there are none, or read from PDEBench's files."""
 
 import hashlib
 import json
@@ -22,23 +22,23 @@ from ups.datamodules.hdf5 import TrajectoryFile, digest
 from ups.datamodules.windows import Batch, WindowDataset, WindowSampler
 from ups.errors import UpsError
 from ups.files import require_memory, require_space, whole_or_absent
-from ups.physics import burgers
+from ups.physics import Equation, find, line
 
 SPLITS = ("train", "validation", "test")
 
 
-class BurgersDataModule(pl.LightningDataModule):
-    """Trajectories u (N, T, X) of u_t + (u^2/2)_x = (nu/pi) u_xx on [0, 1), split by trajectory.
+class TrajectoryDataModule(pl.LightningDataModule):
+    """Trajectories u (N, T, X) of an ``equation`` (see ``ups.physics``) on [0, 1), split by trajectory.
 
-    Without ``path`` a file is made in ``directory`` (or reused, when one of the same recipe is there): PDEBench's initial
-    conditions, solved by :func:`ups.physics.burgers.solve` at ``solver_points``, kept at ``points`` and every ``dt`` for ``frames``
-    frames. With ``path`` any PDEBench 1D Burgers file is read, thinned by ``time_stride`` and ``space_stride``; it stays on disk
-    unless ``in_memory``. The first ``train`` trajectories train; the last ``test`` ones test; ``validation`` stand before those.
+    Without ``path`` a file is made in ``directory`` (or reused, when one of the same recipe is there): the equation's initial
+    conditions, solved by its ``solve`` at ``solver_points``, kept at ``points`` and every ``dt`` for ``frames``
+    frames. With ``path`` any of PDEBench's 1D files of the equation is read, thinned by ``time_stride`` and ``space_stride``; it stays
+    on disk unless ``in_memory``. The first ``train`` trajectories train; the last ``test`` ones test; ``validation`` stand before those.
 
-    ``nu``, and with it ``path``, may be lists: one model over several viscosities. Each has a file of its own with as many trajectories,
-    and the splits hold them one viscosity after the other.
+    ``nu`` is the equation's parameter. It, and with it ``path``, may be lists: one model over several values. Each has a file of its own
+    with as many trajectories, and the splits hold them one value after the other.
 
-    Training batches are windows of ``window`` + 1 frames; validation and test batches whole trajectories of one viscosity.
+    Training batches are windows of ``window`` + 1 frames; validation and test batches whole trajectories of one ``nu``.
 
     After ``setup``: ``dt``, ``length``, ``frames``, ``points``, ``x`` (X,), ``scale`` (the training data's standard deviation), ``values``
     (N, T, X) and ``nus`` (N,) of the validation and test splits, and ``dataset`` (a dict that identifies the test set).
@@ -46,8 +46,6 @@ class BurgersDataModule(pl.LightningDataModule):
     Raises:
         UpsError: a missing, corrupt or mis-shaped file; too few trajectories; too little disk.
     """
-
-    equation = "burgers"
 
     def __init__(
         self,
@@ -75,9 +73,11 @@ class BurgersDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         order_seed: int = 0,
+        equation: str = "burgers",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.equation = equation
         if path is None and nu is None:
             raise UpsError("data.path must be given, a PDEBench file to read; or data.nu, a number, to make data")
         if path is None and solver_points % points:
@@ -86,6 +86,10 @@ class BurgersDataModule(pl.LightningDataModule):
         self.nu = self.parts[0][0] if len(self.parts) == 1 else [value for value, _ in self.parts]
         self.path = self.parts[0][1]
         self.ready = False
+
+    @property
+    def physics(self) -> Equation:
+        return find(self.equation)
 
     def prepare_data(self) -> None:
         if self.hparams["path"] is None:
@@ -130,7 +134,7 @@ class BurgersDataModule(pl.LightningDataModule):
         self.values = {split: torch.from_numpy(_joined([file.read(rows[split]) for file in files])) for split in SPLITS[1:]}
         self.nus = {split: torch.tensor([nu for nu, _ in self.parts]).repeat_interleave(h[split]) for split in SPLITS}
         self.dataset: dict[str, Any] = {
-            "name": "burgers-nu" + ",".join(f"{nu:g}" for nu, _ in self.parts),
+            "name": self._name(*(nu for nu, _ in self.parts)),
             "hash": digest(self.values["test"].numpy()),
             "split": "test",
             "trajectories": len(self.values["test"]),
@@ -168,7 +172,7 @@ class BurgersDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
-        dataset = WindowDataset(self.train_sources, self.train_values, h.window, self.nus["train"].numpy())
+        dataset = WindowDataset(self.train_sources, self.train_values, h.window, self.nus["train"].numpy(), self.physics.mirror)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=h.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -180,7 +184,7 @@ class BurgersDataModule(pl.LightningDataModule):
     def _whole(self, split: str) -> DataLoader[Batch]:
         size, each = self.hparams["eval_batch_size"], self.hparams[split]
         batches = []
-        for part in torch.arange(len(self.values[split])).split(each):  # one viscosity each
+        for part in torch.arange(len(self.values[split])).split(each):  # one nu each
             batches += [Batch(self.values[split][i], self.nus[split][i], i, i) for i in part.split(size)]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
 
@@ -188,26 +192,27 @@ class BurgersDataModule(pl.LightningDataModule):
         paths = [path] if path is None or isinstance(path, str | Path) else list(path)
         nus = [nu] if nu is None or isinstance(nu, float | int) else list(nu)
         if path is None:
-            return [(float(n), directory / f"burgers-nu{n:g}-{_key(self._recipe(i, n))}.hdf5") for i, n in enumerate(nus) if n is not None]
+            return [(float(n), directory / f"{self._name(n)}-{_key(self._recipe(i, n))}.hdf5") for i, n in enumerate(nus) if n is not None]
         nus = nus * len(paths) if nus == [None] else nus
         if len(nus) != len(paths):
-            raise UpsError(
-                f"data.path names {len(paths)} files and data.nu {len(nus)} viscosities; one for each, or data.nu=null, is allowed"
-            )
-        return [(_nu_of(Path(p), n), Path(p)) for p, n in zip(paths, nus, strict=True) if p is not None]
+            raise UpsError(f"data.path names {len(paths)} files and data.nu {len(nus)} values; one for each, or data.nu=null, is allowed")
+        return [(_nu_of(Path(p), n, self.physics.PARAMETER), Path(p)) for p, n in zip(paths, nus, strict=True) if p is not None]
+
+    def _name(self, *nus: float) -> str:
+        return f"{self.equation}-{self.physics.PARAMETER}" + ",".join(f"{nu:g}" for nu in nus)
 
     def _recipe(self, part: int, nu: float) -> dict:
         names = ("points", "solver_points", "dt", "frames", *SPLITS)
-        seed = self.hparams["seed"] + part  # other initial conditions for every viscosity
-        return {"equation": "burgers", "version": 1, "nu": nu, "seed": seed, **{name: self.hparams[name] for name in names}}
+        seed = self.hparams["seed"] + part  # other initial conditions for every nu
+        return {"equation": self.equation, "version": 1, "nu": nu, "seed": seed, **{name: self.hparams[name] for name in names}}
 
     def _make(self, part: int, nu: float, path: Path) -> None:
         """Make a file: each split from its own seed, so that the test set doesn't depend on the other splits' sizes."""
         h: Any = self.hparams
         require_space(path, self.to_be_made(), "the generated data set")
-        x, recipe = burgers.grid(h.solver_points), self._recipe(part, nu)
-        u0 = [burgers.initial_conditions(h[split], x, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
-        values = _solve_all(u0, np.arange(h.frames) * h.dt, nu, keep=h.solver_points // h.points)
+        x, recipe = line.grid(h.solver_points), self._recipe(part, nu)
+        u0 = [self.physics.initial_conditions(h[split], x, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
+        values = _solve_all(self.physics, u0, np.arange(h.frames) * h.dt, nu, keep=h.solver_points // h.points)
         with whole_or_absent(path) as temporary, h5py.File(temporary, "w") as file:
             file["tensor"] = values.numpy()
             file["x-coordinate"] = x[:: h.solver_points // h.points].numpy()
@@ -216,7 +221,10 @@ class BurgersDataModule(pl.LightningDataModule):
             file.attrs["hash"] = digest(values.numpy())
 
 
-def _solve_all(u0: list[Tensor], t: np.ndarray, nu: float, keep: int) -> Tensor:
+BurgersDataModule = TrajectoryDataModule  # of the equation that is its default
+
+
+def _solve_all(physics: Equation, u0: list[Tensor], t: np.ndarray, nu: float, keep: int) -> Tensor:
     """Solve the splits [(N_i, X)] in cache-sized groups of like speed, on the GPU if there is one: (sum of N_i, T, X / keep)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 16 if device.type == "cpu" else 512
@@ -226,10 +234,10 @@ def _solve_all(u0: list[Tensor], t: np.ndarray, nu: float, keep: int) -> Tensor:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
 
     def work(group: Tensor) -> Tensor:
-        return burgers.solve(group.to(device), t.tolist(), nu)[..., ::keep].cpu()
+        return physics.solve(group.to(device), t.tolist(), nu)[..., ::keep].cpu()
 
     with Progress(*columns) as progress, ThreadPoolExecutor(os.cpu_count() if device.type == "cpu" else 1) as pool:
-        task = progress.add_task(f"solving Burgers, nu {nu:g}, {u0[0].shape[1]} points", total=len(order))
+        task = progress.add_task(f"solving for {physics.PARAMETER} {nu:g}, {u0[0].shape[1]} points", total=len(order))
         done = []
         try:
             for solved in pool.map(work, groups):
@@ -251,15 +259,15 @@ def _starts(parts: list[Tensor]) -> list[int]:
     return [sum(len(part) for part in parts[:i]) for i in range(len(parts))]
 
 
-def _nu_of(path: Path, nu: float | None) -> float:
-    """PDEBench says nu in the file's name only."""
-    found = re.search(r"Nu(\d+(?:\.\d+)?(?:[eE]-?\d+)?)", path.name)
+def _nu_of(path: Path, nu: float | None, symbol: str) -> float:
+    """PDEBench says the parameter in the file's name only, after its ``symbol``."""
+    found = re.search(symbol + r"(\d+(?:\.\d+)?(?:[eE]-?\d+)?)", path.name, re.IGNORECASE)
     if nu is not None:
         if found is not None and float(found.group(1)) != nu:
-            raise UpsError(f"{path}: the file's name says nu {found.group(1)}, data.nu {nu:g}; data.nu=null takes the file's")
+            raise UpsError(f"{path}: the file's name says {symbol} {found.group(1)}, data.nu {nu:g}; data.nu=null takes the file's")
         return nu
     if found is None:
-        raise UpsError(f"{path}: the file's name doesn't say nu as in '1D_Burgers_Sols_Nu0.001.hdf5'; give data.nu=...")
+        raise UpsError(f"{path}: the file's name doesn't say {symbol}, as '..._{symbol}0.1.hdf5' would; give data.nu=...")
     return float(found.group(1))
 
 
