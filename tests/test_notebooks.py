@@ -1,5 +1,6 @@
 """The notebooks run from their first cell to their last, in an empty folder; what stands in the repository holds no outputs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,6 @@ def test_notebooks_are_stored_without_outputs():
 
 
 def test_links_lead_somewhere():
-    import re
-
     for path in FOLDER.glob("*.ipynb"):
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
             assert link.startswith("http") or (FOLDER / link).exists() or link == "../docs/equations.md", f"{path.name}: {link}"

@@ -91,7 +91,8 @@ def _write_graphs(simulator: Simulator, folder: Path, suffix: str, convert: Call
     for name, inputs in examples(simulator, 2).items():
         path, sizes = Path(folder) / f"{name}.{suffix}", tuple({0: torch.export.Dim("batch")} for _ in inputs)
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 program = torch.export.export(Map(simulator, name), tuple(inputs.values()), dynamic_shapes={"inputs": sizes})
                 files[path], call = convert(program, tuple(inputs))
         except Exception as error:  # whatever a model does that graphs can't hold
