@@ -21,7 +21,7 @@ def cases():
 @pytest.mark.parametrize("name", cases())
 def test_every_cell_runs(name, tmp_path):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 1
