@@ -24,6 +24,26 @@ def make_simulator(points=32, seed=0, **changes):
     return Simulator(build(spec, points), x, dt=0.05, scale=0.6, spec=spec)
 
 
+def damaged(content, rng):
+    """``content`` cut, with bytes flipped, a stretch zeroed, random, doubled or moved."""
+    data, kind = bytearray(content), rng.randrange(6)
+    a, b = sorted(rng.randrange(len(data)) for _ in range(2))
+    if kind == 0:
+        del data[a:]
+    elif kind == 1:
+        for _ in range(rng.choice((1, 3, 30))):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        data[a:b] = bytes(b - a)
+    elif kind == 3:
+        data[a : a + 64] = rng.randbytes(64)
+    elif kind == 4:
+        data[a:a] = data[a:b]
+    else:
+        del data[a:b]
+    return bytes(data)
+
+
 @pytest.fixture
 def simulator():
     return make_simulator().eval()

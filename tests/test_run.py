@@ -239,7 +239,7 @@ def test_compile_trains(ups_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_configurations(tmp_path):
+def test_the_wheel_holds_the_configurations_and_the_shipped_model(tmp_path):
     from pathlib import Path
     from zipfile import ZipFile
 
@@ -257,3 +257,8 @@ def test_the_wheel_holds_the_configurations(tmp_path):
     )  # fmt: skip
     assert str(tmp_path / "site/ups/conf") in done.stdout, done.stderr
     assert "usage: python -m ups.run" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", "import ups; print(ups.__file__, ups.load('burgers-small').equation)"],
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.stdout == f"{tmp_path / 'site/ups/__init__.py'} burgers\n", done.stderr

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ups import pretrained
 from ups.errors import UpsError
 from ups.files import sha256
 from ups.models import build
@@ -255,9 +256,14 @@ class Simulator(nn.Module):
             "correctors": correctors,
         }
 
+    def save(self, folder: str | Path, card: str = "") -> None:
+        """Write a folder that :func:`load` and other tools read: config.json, model.safetensors and README.md, the ``card``."""
+        pretrained.write(Path(folder), self.description(), self.state_dict(), card)
+
 
 def load(path: str | Path, data: Any = None) -> Simulator:
-    """Load a trained simulator, in eval mode, from a run directory (its EMA weights, all finished stages) or a checkpoint file.
+    """Load a trained simulator, in eval mode, from a run directory (its EMA weights, all finished stages), a checkpoint file, a folder
+    that :meth:`Simulator.save` wrote, or, by its name, from what comes with UPS: "burgers-small".
 
     ``data``, a datamodule, is compared with what the simulator was trained for.
 
@@ -266,11 +272,16 @@ def load(path: str | Path, data: Any = None) -> Simulator:
     Raises:
         UpsError: nothing there, not a checkpoint of UPS, weights of another architecture (says which keys differ), or other data.
     """
-    path = newest(Path(path)) if Path(path).is_dir() else Path(path)
-    if not path.is_file():
-        raise UpsError(f"{path} is neither a run directory nor a checkpoint file")
-    checkpoint = read_checkpoint(path)
-    simulator = restore(checkpoint["simulator"], checkpoint["state_dict"], path)
+    names = pretrained.shipped()
+    path = pretrained.SHIPPED / path if str(path) in names and not Path(path).exists() else Path(path)
+    if pretrained.is_folder(path):
+        simulator = restore(*pretrained.read(path), path)
+    else:
+        path = newest(path) if path.is_dir() else path
+        if not path.is_file():
+            raise UpsError(f"{path} is neither a run directory nor a checkpoint file, nor a model that comes with UPS: {', '.join(names)}")
+        checkpoint = read_checkpoint(path)
+        simulator = restore(checkpoint["simulator"], checkpoint["state_dict"], path)
     if data is not None and (simulator.equation, len(simulator.x), simulator.dt) != (data.equation, data.points, data.dt):
         raise UpsError(
             f"{path} was trained for {simulator.equation} at {len(simulator.x)} points and dt {simulator.dt:g}; "
@@ -308,18 +319,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def restore(about: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path) -> Simulator:
     """Make a simulator from its :meth:`Simulator.description` and its weights."""
-    x = torch.tensor(about["x"])
-    simulator = Simulator(
-        build(about["model"], points=len(x)),
-        x,
-        about["dt"],
-        about["length"],
-        spec=about["model"],
-        equation=about["equation"],
-        nus=about.get("nus", ()),
-    )
-    for name, spec in about.get("correctors", {}).items():
-        simulator.add_corrector(name, spec)
+    try:
+        x = torch.tensor(about["x"])
+        simulator = Simulator(
+            build(about["model"], points=len(x)),
+            x,
+            about["dt"],
+            about["length"],
+            spec=about["model"],
+            equation=about["equation"],
+            nus=about.get("nus", ()),
+        )
+        for name, spec in about.get("correctors", {}).items():
+            simulator.add_corrector(name, spec)
+    except UpsError:
+        raise
+    except Exception as error:  # a person may have edited it
+        raise UpsError(f"{where} does not describe a simulator ({type(error).__name__}: {error})") from None
     own = simulator.state_dict()
     differ = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
     if differ:

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_simulator
+from conftest import TINY, damaged, make_simulator
 from test_data import pdebench_file
 
 import ups
@@ -19,26 +19,6 @@ from ups.datamodules.hdf5 import TrajectoryFile
 from ups.errors import UpsError
 
 INPUTS = 1000  # in all: a half of data files, a half of checkpoints
-
-
-def damaged(content, rng):
-    """``content`` cut, with bytes flipped, a stretch zeroed, random, doubled or moved."""
-    data, kind = bytearray(content), rng.randrange(6)
-    a, b = sorted(rng.randrange(len(data)) for _ in range(2))
-    if kind == 0:
-        del data[a:]
-    elif kind == 1:
-        for _ in range(rng.choice((1, 3, 30))):
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    elif kind == 2:
-        data[a:b] = bytes(b - a)
-    elif kind == 3:
-        data[a : a + 64] = rng.randbytes(64)
-    elif kind == 4:
-        data[a:a] = data[a:b]
-    else:
-        del data[a:b]
-    return bytes(data)
 
 
 class Hangs(Exception):

@@ -93,7 +93,7 @@ class UPT(nn.Module):
 
     def encode(self, u: Tensor) -> Tensor:
         """Fields (B, X, F) of unit scale -> tokens (B, N, C)."""
-        own = u.permute(1, 2, 0).reshape(self.tokens, self.per_token, len(u))  # (N, P F, B)
+        own = u.permute(1, 2, 0).reshape(self.tokens, self.per_token, u.shape[0])  # (N, P F, B)
         patches = torch.cat([own.roll(-k, 0) for k in self._offsets()], 1)
         h = torch.einsum("cp,npb->cnb", self.patches_in, patches) + self.constant
         z = self.bound(self.encoder(h))

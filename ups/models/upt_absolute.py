@@ -63,10 +63,10 @@ class PlainUPT(nn.Module):
 
     def encode(self, u: Tensor) -> Tensor:
         """Fields (B, X, F) of unit scale -> tokens (B, N, C)."""
-        h = self.embed(u.reshape(len(u), self.patches, -1)) + self.patch_places
+        h = self.embed(u.reshape(u.shape[0], self.patches, -1)) + self.patch_places
         for block in self.encoder:
             h = block(h)
-        z = self.queries + self.pool(self.queries.expand(len(u), -1, -1), h)
+        z = self.queries + self.pool(self.queries.expand(u.shape[0], -1, -1), h)
         return _unit(z + self.pool_mlp(z))
 
     def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class PlainUPT(nn.Module):
         """Tokens (B, N, C) -> fields (B, X, F) on the training grid."""
         for block in self.decoder:
             z = block(z)
-        places = self.place(self.point_places).expand(len(z), -1, -1)
+        places = self.place(self.point_places).expand(z.shape[0], -1, -1)
         h = places + self.read(places, z)
         return self.project(h + self.read_mlp(h))
 

@@ -1,0 +1,259 @@
+"""What leaves UPS and comes back: model folders, the shipped model, graphs, data sets."""
+
+import importlib.util
+import json
+import random
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import SPEC, TINY, damaged, make_simulator
+from safetensors.torch import load_file
+
+import ups
+from ups import export, pretrained
+from ups.card import card
+from ups.errors import UpsError
+from ups.metrics import pdebench_metrics
+from ups.models import FieldModel
+from ups.physics import burgers
+
+NU = 0.001
+NETS = {"mean": {"width": 8, "depth": 1}, "noise": {"width": 8, "depth": 1}, "steps": 2}
+
+
+def fields(n=3, points=32, seed=0):
+    return burgers.initial_conditions(n, burgers.grid(points), seed)
+
+
+@pytest.fixture
+def folder(simulator, tmp_path):
+    simulator.add_corrector("diffusion", NETS)
+    simulator.nus = (NU,)
+    simulator.save(tmp_path / "model", card="# a card\n")
+    return tmp_path / "model"
+
+
+def test_a_folder_gives_back_the_simulator(simulator, folder):
+    again = ups.load(folder)
+    assert not again.training
+    assert again.description() == simulator.description()
+    own, read = simulator.state_dict(), again.state_dict()
+    assert own.keys() == read.keys()
+    assert all(torch.equal(own[key], read[key]) for key in own)
+    for how in ({}, {"correct": "diffusion", "temperature": 0}):
+        assert torch.equal(again.rollout(fields(), 3, nu=NU, **how), simulator.rollout(fields(), 3, nu=NU, **how))
+    assert load_file(folder / "model.safetensors").keys() == own.keys()  # as any other tool reads it
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"]["architecture"] == "upt"
+    assert (folder / "README.md").read_text() == "# a card\n"
+
+
+def test_damaged_folders_are_refused_in_one_sentence(folder, tmp_path, simulator):
+    rng, refused = random.Random(0), 0
+    for i in range(100):
+        name = ("config.json", "model.safetensors")[i % 2]
+        bad = shutil.copytree(folder, tmp_path / f"bad{i}")
+        (bad / name).write_bytes(damaged((folder / name).read_bytes(), rng))
+        try:
+            ups.load(bad)  # what config.json may say after a change, it says
+            assert name == "config.json" or (bad / name).read_bytes() == (folder / name).read_bytes()
+        except UpsError as error:
+            refused += 1
+            assert str(bad) in str(error) or "model." in str(error)
+            assert "\n" not in str(error)
+    assert refused > 80
+
+
+def test_files_of_two_folders_are_not_mixed_up(folder, tmp_path):
+    make_simulator(seed=1).save(tmp_path / "other")
+    shutil.copy(tmp_path / "other/model.safetensors", folder)
+    with pytest.raises(
+        UpsError, match=r"model is not a model folder .*: model\.safetensors is not the file that config\.json was written for"
+    ):
+        ups.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UpsError, match=r"model is not a model folder of UPS, or is damaged \(FileNotFoundError"):
+        ups.load(folder)
+
+
+def test_a_config_that_describes_no_simulator_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for change, words in (
+        ({"dt": "soon"}, "does not describe a simulator"),
+        ({"model": {"architecture": "os.system"}}, "model.architecture"),
+        ({"model": {**config["model"], "width": 24}}, "keys differ"),
+        ({"equation": "alchemy"}, "equation='alchemy'"),
+        ({"correctors": {}}, r"keys differ: correctors\.diffusion"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(UpsError, match=words):
+            ups.load(folder)
+
+
+def test_the_shipped_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.shipped() == ["burgers-small"]
+    assert sum(path.stat().st_size for path in (pretrained.SHIPPED / "burgers-small").iterdir()) < 5e6
+    sim = ups.load("burgers-small")
+    assert set(sim.correctors) == {"diffusion", "consistency"}
+    u0 = burgers.initial_conditions(6, burgers.grid(1024), seed=12345)  # of no split that it has seen
+    truth = burgers.solve(u0, [sim.dt * k for k in range(11)], NU)[..., ::4]
+    for how in ({}, {"correct": "diffusion"}, {"correct": "consistency"}):
+        assert pdebench_metrics(sim.rollout(truth[:, 0], 10, nu=NU, **how), truth[:, 1:])["nrmse"] < 0.02
+    with pytest.raises(UpsError, match="nor a model that comes with UPS: burgers-small"):
+        ups.load("burgers-large")
+    make_simulator().save("burgers-small")  # what stands there goes first
+    assert len(ups.load("burgers-small").x) == 32
+
+
+@pytest.mark.slow
+def test_the_shipped_models_card_tells_its_error(tmp_path):
+    front = (pretrained.SHIPPED / "burgers-small/README.md").read_text().split("---\n")[1]
+    (told,) = yaml.safe_load(front)["model-index"]
+    data = ups.datamodules.BurgersDataModule(directory=str(tmp_path), train=1, validation=1)
+    data.prepare_data()
+    data.setup()
+    sim, truth = ups.load("burgers-small", data), data.values["test"]
+    for result in told["results"][:2]:
+        u = sim.rollout(truth[:, 0], 40, nu=NU, mode=result["task"]["name"])
+        (expected,) = (m["value"] for m in result["metrics"] if m["type"] == "nrmse")
+        assert pdebench_metrics(u, truth[:, 1:])["nrmse"] == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_runs_card_tells_the_numbers_of_its_reports(ups_run, tmp_path, monkeypatch, capsys):
+    ups_run(*TINY, "trainer.max_epochs=1", "name=a")
+    run = tmp_path / "outputs/a"
+    monkeypatch.setattr(sys, "argv", ["ups.export", str(run), str(tmp_path / "mine")])
+    export.main()
+    assert "written: README.md config.json model.safetensors in" in capsys.readouterr().out
+    u0 = fields(2)
+    assert torch.equal(ups.load(tmp_path / "mine").rollout(u0, 3, nu=NU), ups.load(run).rollout(u0, 3, nu=NU))
+    text = (tmp_path / "mine/README.md").read_text()
+    rows = json.loads((run / "reports/eval_operator.json").read_text())["rows"]
+    for row in rows:
+        assert re.search(rf"\| {row['model']} \| {row['mode']} \| {row['nrmse']:.4f} \| {row['one_step_nrmse']:.4f} \|", text)
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["model-index"][0]["results"][0]["metrics"][0] == {"type": "nrmse", "name": "rollout nRMSE", "value": rows[0]["nrmse"]}
+    assert f"python -m ups.run {' '.join(word for word in TINY if word != 'preflight=false')} trainer.max_epochs=1\n" in text
+    assert "license" not in front
+    shutil.copy(run / "checkpoints/operator.ckpt", run / "checkpoints/operator_ema.ckpt")  # weights that were never tested
+    with pytest.raises(UpsError, match="no test results of the weights"):
+        card(run, "a")
+
+
+def needs(*packages):
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+def rolled(encode, step, decode, u0, steps):
+    z, frames = encode(u0), []
+    for _ in range(steps):
+        z = step(z, torch.full((len(u0),), NU))
+        frames.append(decode(z))
+    return torch.stack(frames, 1)
+
+
+@pytest.mark.parametrize("spec", [SPEC, {"architecture": "resnet", "width": 8, "blocks": 1}])  # with latent tokens, and without
+def test_torch_graphs_roll_out_as_the_simulator_does(spec, tmp_path):
+    torch.manual_seed(1)
+    simulator = ups.Simulator(ups.models.build(spec, 32), burgers.grid(32), dt=0.05, scale=0.6, spec=spec).eval()
+    simulator.add_corrector("diffusion", NETS)
+    export.to_torch(simulator, tmp_path)
+    maps = [torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encode", "step", "decode")]
+    for batch in (1, 5):
+        u0 = fields(batch)
+        assert torch.allclose(rolled(*maps, u0, 4), simulator.rollout(u0, 4, nu=NU), atol=1e-5)
+    assert "diffusion" in simulator.correctors  # what was exported is as it was
+
+
+@needs("onnx", "onnxscript", "onnxruntime")
+def test_onnx_graphs_roll_out_as_the_simulator_does(simulator, tmp_path):
+    import onnxruntime
+
+    export.to_onnx(simulator, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decode.onnx", "encode.onnx", "step.onnx"]
+
+    def graph(name):
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+        inputs = [i.name for i in session.get_inputs()]
+        assert inputs == {"encode": ["u"], "step": ["z", "nu"], "decode": ["z"]}[name]
+        return lambda *values: torch.from_numpy(session.run(None, {k: v.numpy() for k, v in zip(inputs, values, strict=True)})[0])
+
+    maps = [graph(name) for name in ("encode", "step", "decode")]
+    for batch in (1, 5):
+        u0 = fields(batch)
+        assert torch.allclose(rolled(*maps, u0, 4), simulator.rollout(u0, 4, nu=NU), atol=1e-5)
+
+
+class Drifting(FieldModel):
+    """Every call answers otherwise, which no graph can."""
+
+    calls = 0
+
+    def forward(self, u):
+        Drifting.calls += 1
+        return u[:, :1] * Drifting.calls
+
+
+class Branching(FieldModel):
+    """Does what depends on values, which no graph can."""
+
+    def forward(self, u):
+        return u[:, :1] if u.sum() > 0 else -u[:, :1]
+
+
+@pytest.mark.parametrize(("model", "words"), [(Drifting, "would differ from the simulator by"), (Branching, "can't be made")])
+def test_a_graph_that_is_not_the_simulator_is_not_written(model, words, tmp_path):
+    simulator = ups.Simulator(model(32, conserve=False), burgers.grid(32), dt=0.05)
+    with pytest.raises(UpsError, match=rf"step\.pt2 {words}"):
+        export.to_torch(simulator, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path, simulator):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(UpsError, match=r"pip install 'ups\[onnx\]'"):
+        export.to_onnx(simulator, tmp_path)
+    with pytest.raises(UpsError, match=r"pip install 'ups\[xarray\]'"):
+        export.to_xarray(simulator, fields(), 2, nu=NU)
+
+
+def test_the_command_refuses_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ups.export", str(tmp_path / "nothing"), str(tmp_path / "out"), "--to", "torch"])
+    with pytest.raises(SystemExit) as stopped:
+        export.main()
+    assert stopped.value.code == 2
+    assert "neither a run directory" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@needs("xarray", "h5netcdf")
+def test_rollouts_come_back_from_netcdf(simulator, folder, tmp_path):
+    import xarray
+
+    u0, nu, x_out = fields(), torch.tensor([0.001, 0.002, 0.004]), torch.tensor([0.1, 0.55])
+    made = export.to_xarray(simulator, u0, 4, nu=nu, mode="physical")
+    made.to_netcdf(tmp_path / "rollouts.nc")
+    with xarray.open_dataset(tmp_path / "rollouts.nc") as read:
+        assert read.identical(made)
+        assert read.u.dims == ("trajectory", "time", "x")
+        assert torch.equal(torch.from_numpy(read.u.values[:, 1:]), simulator.rollout(u0, 4, nu=nu, mode="physical"))
+        assert torch.equal(torch.from_numpy(read.u.sel(time=0).values), u0)
+        assert torch.equal(torch.tensor(read.x.values), simulator.x)
+        assert read.time.values == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+        assert read.nu.values == pytest.approx(nu.numpy())
+        assert read.u.attrs["units"] == read.time.attrs["units"] == "1"
+        assert read.attrs["dt"] == simulator.dt
+        assert json.loads(read.attrs["model"]) == simulator.spec
+        assert "mode=physical" in read.attrs["history"]
+        assert read.attrs["weights_sha256"] == json.loads((folder / "config.json").read_text())["sha256"]
+    some = export.to_xarray(simulator, u0, 2, nu=NU, x_out=x_out)
+    assert torch.equal(torch.from_numpy(some.u.values[:, 1:]), simulator.rollout(u0, 2, nu=NU, x_out=x_out))
+    assert some.x.values == pytest.approx(x_out.numpy())
