@@ -12,6 +12,8 @@ import pytest
 import torch
 from test_data import pdebench_file
 
+import ups
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SIZES = [
@@ -92,7 +94,11 @@ def test_a_piece_of_python(text, tmp_path, run_of_all_stages, monkeypatch):
     shutil.copytree(run_of_all_stages, tmp_path / "outputs/burgers_upt")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    exec(text, {"u0": torch.randn(2, 32) if "x=x" not in text else torch.randn(2, 40), "x": torch.rand(40), "x_out": torch.rand(50)})
+    sim = ups.load("outputs/burgers_upt")
+    exec(
+        text,
+        {"sim": sim, "u0": torch.randn(2, 32) if "x=x" not in text else torch.randn(2, 40), "x": torch.rand(40), "x_out": torch.rand(50)},
+    )
 
 
 def test_all_pages_are_read():
