@@ -50,7 +50,7 @@ def small(words):
     """The command's words, and what makes it small."""
     if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
         return words
-    sizes = [*SIZES, *([] if any("pdebench" in word or "burgers_upt" in word for word in words) else GENERATED)]
+    sizes = [*SIZES, *([] if any("pdebench" in word or word == "experiment=burgers_upt" for word in words) else GENERATED)]
     if not any(word.startswith("model=") or "experiment=smoke" in word for word in words):
         sizes += FIRST
     if "hparams_search=optuna" in words:
@@ -61,22 +61,32 @@ def small(words):
 @pytest.fixture(scope="session")
 def run_of_all_stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("all")
-    command = [sys.executable, *small(shlex.split("python -m ups.run stage=all"))[1:]]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(folder, shlex.split("python -m ups.run stage=all"))
     return folder / "outputs/burgers_upt"
 
 
 def prepare(folder, words, trained):
-    """What the reader of the page has at hand: PDEBench's file, the runs that are named, the model of docs/models.md."""
-    pdebench_file(folder / "1D_Burgers_Sols_Nu0.001.hdf5", trajectories=16, frames=31, points=128)
+    """What the reader of the page has at hand: PDEBench's files, the runs that are named, the files that the page shows."""
+    for name in ("1D_Burgers_Sols_Nu0.001.hdf5", "1D_Advection_Sols_beta0.4.hdf5"):
+        pdebench_file(folder / name, trajectories=16, frames=31, points=128)
     for name in {match[1] for word in words if (match := re.match(r"outputs/(\w+)", word))}:
         shutil.copytree(trained, folder / "outputs" / name)
     if "--config-dir" in words:
-        python, yaml, *_ = blocks(ROOT / "docs/models.md")[1:]
-        (folder / "mine.py").write_text(python)
-        (folder / "conf/model").mkdir(parents=True)
-        (folder / "conf/model/shallow.yaml").write_text(yaml)
+        for kind, name, page in (("model", "shallow", "models"), ("data", "mine", "equations")):
+            yaml = next(block for block in blocks(ROOT / f"docs/{page}.md") if block.startswith("# @package"))
+            path = folder / f"conf/{kind}/{name}.yaml"
+            path.parent.mkdir(parents=True)
+            path.write_text(yaml.split("\npython -m")[0])
+        python = next(block for block in blocks(ROOT / "docs/models.md") if "class Shallow" in block)
+        equation = (ROOT / "ups/physics/advection.py").read_text()
+        (folder / "mine.py").write_text(python if "model=shallow" in words else equation)
+    if "stage=evaluate" in words:
+        run(folder, ["stage=operator" if word == "stage=evaluate" else word for word in words])
+
+
+def run(folder, words):
+    done = subprocess.run([sys.executable, *small(words)[1:]], cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -84,8 +94,7 @@ def prepare(folder, words, trained):
 def test_a_command(command, tmp_path, run_of_all_stages):
     words = shlex.split(command)
     prepare(tmp_path, words, run_of_all_stages)
-    done = subprocess.run([sys.executable, *small(words)[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(tmp_path, words)
 
 
 @pytest.mark.slow
@@ -95,10 +104,7 @@ def test_a_piece_of_python(text, tmp_path, run_of_all_stages, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     sim = ups.load("outputs/burgers_upt")
-    exec(
-        text,
-        {"sim": sim, "u0": torch.randn(2, 32) if "x=x" not in text else torch.randn(2, 40), "x": torch.rand(40), "x_out": torch.rand(50)},
-    )
+    exec(text, {"sim": sim, "u0": torch.randn(2, 32), "x": torch.rand(32), "x_out": torch.rand(50)})
 
 
 def test_all_pages_are_read():
