@@ -128,7 +128,7 @@ def to_xarray(
     """Roll out ``u0`` and return the trajectories, t = 0 included, as an xarray data set; ``.to_netcdf(path)`` writes it.
 
     ``u`` has the dimensions (trajectory, time, x), ``nu`` (trajectory,); the attributes say what made it.
-    Arguments as in :meth:`Simulator.rollout`.
+    Arguments as in ``Simulator.rollout``.
     """
     try:
         import xarray

@@ -19,7 +19,7 @@ PARTS = ("state", "pred", "target")
 
 @dataclass
 class Steps:
-    """Single steps of the operator (S, N, C) that should have led elsewhere; made by :func:`assimilated`.
+    """Single steps of the operator (S, N, C) that should have led elsewhere; made by ``assimilated``.
 
     ``state`` and ``pred`` = A(state); ``target``, the prediction moved as little as it takes to decode to the true next ``field`` (S, X);
     ``certainty`` (S, X) of that field; ``nu`` (S,).
@@ -58,7 +58,7 @@ def _about(simulator: Simulator, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class LatentCache:
-    """The :class:`Steps` of an epoch's windows in one file, in float16 or float32; read by the windows' numbers, never written while read.
+    """The ``Steps`` of an epoch's windows in one file, in float16 or float32; read by the windows' numbers, never written while read.
 
     Raises:
         UpsError: it would be larger than ``limit`` bytes, or than what is free; names both numbers, before a byte is written.

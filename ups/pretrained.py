@@ -48,7 +48,7 @@ def write(folder: Path, about: Mapping[str, Any], state: Mapping[str, Tensor], c
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What :func:`write` was given: description and weights; an UpsError where the folder is incomplete or damaged."""
+    """What ``write`` was given: description and weights; an UpsError where the folder is incomplete or damaged."""
     try:
         about, content = json.loads((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes()
         if hashlib.sha256(content).hexdigest() != about["sha256"]:

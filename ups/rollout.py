@@ -106,7 +106,7 @@ class Simulator(nn.Module):
         return z
 
     def add_corrector(self, name: str, spec: Mapping[str, Any]) -> Corrector:
-        """Make the corrector ``name`` from its ``spec``, the arguments of :class:`ups.sampling.Corrector` without the tokens' sizes."""
+        """Make the corrector ``name`` from its ``spec``, the arguments of ``ups.sampling.Corrector`` without the tokens' sizes."""
         sizes = {"width": self.model.width, "free": self.model.free}
         corrector = Corrector(**{**spec, **sizes})
         self.correctors[name] = corrector
@@ -117,7 +117,7 @@ class Simulator(nn.Module):
     ) -> Tensor:
         """``draws`` corrected steps from tokens ``z`` (B, N, C): (B, draws, N, C), by torch's random numbers.
 
-        See :meth:`stream` for ``temperature``; with ``mean_first`` the first of the steps is by the corrector's mean.
+        See ``stream`` for ``temperature``; with ``mean_first`` the first of the steps is by the corrector's mean.
         """
         pred = self.step(z, nu)
         if correct == "none":
@@ -139,7 +139,7 @@ class Simulator(nn.Module):
         x_out: Tensor | None = None,
         temperature: float | None = None,
     ) -> Tensor:
-        """Roll out ``u0`` for ``steps`` times ``dt``: (B, steps, X_out), without the initial frame. Arguments as in :meth:`stream`."""
+        """Roll out ``u0`` for ``steps`` times ``dt``: (B, steps, X_out), without the initial frame. Arguments as in ``stream``."""
         return torch.stack(list(self._frames(TOGETHER, u0, steps, nu, mode, correct, ttc, x, x_out, temperature)), 1)
 
     def stream(
@@ -188,7 +188,7 @@ class Simulator(nn.Module):
         x_out: Tensor | None,
         temperature: float | None,
     ) -> Iterator[Tensor]:
-        """The frames of :meth:`stream`, about ``together`` fields decoded at a time where that need not be done step by step."""
+        """The frames of ``stream``, about ``together`` fields decoded at a time where that need not be done step by step."""
         u0, nu = self._checked(u0, steps, nu, mode, correct, x, temperature)
         u = u0 if x is None else interpolate(u0, self._position(x, "x"), self.x, self.length)
         out = None if x_out is None else self._position(x_out, "x_out")
@@ -257,13 +257,13 @@ class Simulator(nn.Module):
         }
 
     def save(self, folder: str | Path, card: str = "") -> None:
-        """Write a folder that :func:`load` and other tools read: config.json, model.safetensors and README.md, the ``card``."""
+        """Write a folder that ``load`` and other tools read: config.json, model.safetensors and README.md, the ``card``."""
         pretrained.write(Path(folder), self.description(), self.state_dict(), card)
 
 
 def load(path: str | Path, data: Any = None) -> Simulator:
     """Load a trained simulator, in eval mode, from a run directory (its EMA weights, all finished stages), a checkpoint file, a folder
-    that :meth:`Simulator.save` wrote, or, by its name, from what comes with UPS: "burgers-small".
+    that ``Simulator.save`` wrote, or, by its name, from what comes with UPS: "burgers-small".
 
     ``data``, a datamodule, is compared with what the simulator was trained for.
 
@@ -318,7 +318,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def restore(about: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path) -> Simulator:
-    """Make a simulator from its :meth:`Simulator.description` and its weights."""
+    """Make a simulator from its ``Simulator.description`` and its weights."""
     try:
         x = torch.tensor(about["x"])
         simulator = Simulator(

@@ -25,7 +25,7 @@ class Corrector(nn.Module):
     Args:
         width: channels C of the tokens.
         free: how many of them, from the first on, may be corrected; the others (a carried mean, say) stay as predicted.
-        mean, noise: sizes of the two networks, see :class:`ups.models.denoiser.Denoiser`.
+        mean, noise: sizes of the two networks, see ``ups.models.denoiser.Denoiser``.
         sampler: "heun" integrates the probability-flow ODE in ``steps`` steps of Heun's method, 2 steps - 1 network calls;
             "consistency" jumps to its end, in one call.
         sigma_min, sigma_max: noise levels between which the sampler works, in units of the residual's standard deviation.
@@ -106,7 +106,7 @@ class Corrector(nn.Module):
         return pred + torch.cat((residual * self.scale, fixed), -1)
 
     def residual(self, pred: Tensor, target: Tensor) -> Tensor:
-        """What :meth:`add` would have to add to reach ``target``: (B, N, free), in units of ``scale``."""
+        """What ``add`` would have to add to reach ``target``: (B, N, free), in units of ``scale``."""
         return (target - pred)[..., : self.free] / self.scale
 
 

@@ -35,7 +35,7 @@ class TTC:
         guidance_strength: in [0, 1].
         refine: how much finer than the training grid the equation is integrated.
         jump, reach: where its answer is trusted, see ``certainty`` of the equation's module.
-        weights: of the terms of the reward, see :func:`reward`.
+        weights: of the terms of the reward, see ``reward``.
     """
 
     candidates: int = 1

@@ -28,7 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint for going on, but only from where a run can; see :func:`can_go_on_from`."""
+    """Lightning's ModelCheckpoint for going on, but only from where a run can; see ``can_go_on_from``."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if can_go_on_from(trainer, batch_idx):

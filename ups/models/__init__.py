@@ -3,7 +3,7 @@
 A model has three maps, for fields (B, X, F) of unit scale on a uniform periodic grid and latent tokens (B, N, C):
 ``encode(u) -> z``, ``step(z, dt, nu) -> z`` with dt and nu of shape (B,), ``decode(z) -> u``; and ``matrices()`` lists the weights
 that the optimiser treats as matrices, if any. ``tokens`` and ``width`` are N and C; ``free`` says how many channels, from the first on,
-a step may change. A model without latent tokens is a :class:`ups.models.field.FieldModel`, which needs one method.
+a step may change. A model without latent tokens is a ``ups.models.field.FieldModel``, which needs one method.
 """
 
 import inspect

@@ -16,7 +16,7 @@ class Denoiser(nn.Module):
     Args:
         channels: of all parts together.
         out: channels of the answer; it begins at zero.
-        width, hidden, depth, distances: as in :class:`ups.models.upt.UPT`.
+        width, hidden, depth, distances: as in ``ups.models.upt.UPT``.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class UPT(nn.Module):
         encoder, approximator, decoder: blocks in each part.
         patch: patches of points/tokens points that a token sees, and writes to, around its own place; odd.
         fields: components F of the field.
-        limit: where the size of a token saturates; see :meth:`bound`.
+        limit: where the size of a token saturates; see ``bound``.
         conserve: for equations that keep the mean of each field: the last F channels of every token carry it through all steps
             untouched, and the decoder sets it, so that mass is kept to round-off.
     """

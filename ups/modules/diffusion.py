@@ -18,11 +18,11 @@ class DiffusionModule(ResidualModule):
     """Trains ``simulator.correctors["diffusion"]`` on what the operator leaves along windows of true frames; the operator is frozen.
 
     loss = L_tokens + L_fields + L_noise, with r the residual in units of its standard deviation and mu its predicted mean, see
-    :class:`ups.latents.Steps`: L_tokens = |r - mu|^2; L_fields = |D(A + mu) - u_{t+1}|^2 / |u_{t+1}|^2, as it is and weighted by certainty,
+    ``ups.latents.Steps``: L_tokens = |r - mu|^2; L_fields = |D(A + mu) - u_{t+1}|^2 / |u_{t+1}|^2, as it is and weighted by certainty,
     both relative to the operator's own; L_noise is EDM's weighted denoising error of r - mu, at log-normal noise levels.
 
     Args:
-        corrector: arguments of :class:`ups.sampling.Corrector` beside the tokens' sizes.
+        corrector: arguments of ``ups.sampling.Corrector`` beside the tokens' sizes.
         level_mean, level_std: of the logarithm of the noise levels that are trained on.
     """
 

@@ -12,9 +12,9 @@ from ups.rollout import Simulator
 
 
 class OperatorModule(StageModule):
-    """Trains a :class:`Simulator` on windows with the forward and the two inverse losses.
+    """Trains a ``Simulator`` on windows with the forward and the two inverse losses.
 
-    loss = L_forward + lambda_inv_enc L_inv_enc + lambda_inv_dec L_inv_dec; see :func:`ups.losses.operator_losses`. The inverse
+    loss = L_forward + lambda_inv_enc L_inv_enc + lambda_inv_dec L_inv_dec; see ``ups.losses.operator_losses``. The inverse
     terms are computed for a batch while ``inverse_now`` is set, which the InverseLossFrequency callback does.
 
     Validation is the latent rollout of whole trajectories, in physical space: ``validation/operator/nrmse`` picks the best weights.

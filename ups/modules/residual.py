@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class ResidualModule(StageModule):
-    """Trains a corrector on :class:`ups.latents.Steps`.
+    """Trains a corrector on ``ups.latents.Steps``.
 
     Hyperparameters beside those of every stage: gradient_steps, that move a prediction's tokens to where they should be; latent_cache,
     "float16" or "float32" for a cache on disk of the windows that every epoch then repeats, or None; latent_cache_limit, its bytes at most.

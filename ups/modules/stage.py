@@ -16,7 +16,7 @@ from ups.rollout import Simulator
 
 
 class StageModule(pl.LightningModule):
-    """Trains a part of a :class:`Simulator`. A stage gives ``loss_terms``, and ``draw`` where its loss needs random numbers.
+    """Trains a part of a ``Simulator``. A stage gives ``loss_terms``, and ``draw`` where its loss needs random numbers.
 
     Hyperparameters that every stage has: optimizer, lr, weight_decay, betas, momentum, warmup, final_lr, threads (see conf/stage).
     Validation rolls out whole trajectories with ``correct``: ``validation/<stage>/nrmse`` picks the best weights.

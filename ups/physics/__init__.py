@@ -1,6 +1,6 @@
 """The equations: initial conditions, reference solvers, exact solutions, invariants. Knows nothing of models.
 
-An equation is a module with the names of :class:`Equation`. Each module here that has a ``solve`` is one, under its own name; one of your
+An equation is a module with the names of ``Equation``. Each module here that has a ``solve`` is one, under its own name; one of your
 own is given by the name that Python imports it by. ``ups.physics.line`` holds what equations of a field on a periodic line share.
 """
 
@@ -36,7 +36,7 @@ class Equation(Protocol):
         """Point values ``u`` one ``dt`` on at ``nu`` (B,), by the equation alone, on a grid ``refine`` times finer: (B, X)."""
 
     def certainty(self, u: Tensor, jump: float = ..., reach: int = ...) -> Tensor:
-        """How far :meth:`advance` can be trusted where it leads to ``u``: (B, X), from 0 to 1."""
+        """How far ``advance`` can be trusted where it leads to ``u``: (B, X), from 0 to 1."""
 
     def mass(self, u: Tensor, length: float = 1.0) -> Tensor:
         """(..., X) -> (...)."""

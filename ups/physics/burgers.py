@@ -98,7 +98,7 @@ def advance(u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int =
     """Point values ``u`` (B, X) one ``dt`` on, at ``nu`` (B,), by the equation alone: (B, X) in u's dtype.
 
     The values are read as lines between points, on a grid ``refine`` times finer, where the fluxes are integrated in as many CFL steps
-    as ``dt`` takes, so that moving shocks are seen; :func:`certainty` says where to trust the answer.
+    as ``dt`` takes, so that moving shocks are seen; ``certainty`` says where to trust the answer.
     """
     share = torch.arange(refine, device=u.device, dtype=u.dtype) / refine
     fine = torch.lerp(u[..., None], u.roll(-1, -1)[..., None], share).flatten(-2)
@@ -113,7 +113,7 @@ def certainty(u: Tensor, jump: float = 0.03, reach: int = 3) -> Tensor:
     """How far point values ``u`` (B, X) say what the solution is: (B, X), 1 where it is smooth, near 0 around shocks.
 
     1 / sqrt(1 + (d / jump)^2), where d is the largest difference of two neighbours within ``reach`` points, relative to the root mean
-    square of u. Where in its cell a shock stands point values don't tell, and an error of a part of a cell is all that :func:`advance`
+    square of u. Where in its cell a shock stands point values don't tell, and an error of a part of a cell is all that ``advance``
     then leaves around it.
     """
     d = (u.roll(-1, -1) - u).abs()
