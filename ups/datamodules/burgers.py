@@ -77,7 +77,7 @@ class BurgersDataModule(pl.LightningDataModule):
         order_seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         if path is None and nu is None:
             raise UpsError("data.path must be given, a PDEBench file to read; or data.nu, a number, to make data")
         if path is None and solver_points % points:
