@@ -127,7 +127,7 @@ def test_tensorboard(interrupted, call, tmp_path):
     assert len(list(folder.parent.iterdir())) == 2
 
 
-def test_mlflow(interrupted, tmp_path):
+def test_mlflow(interrupted, call, tmp_path):
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
@@ -143,6 +143,8 @@ def test_mlflow(interrupted, tmp_path):
     assert kept >= {*KEPT, "reports/eval_operator.png"}
     simulator = ups.load(client.download_artifacts(one.info.run_id, ""))  # the files that were kept are a run's folder
     assert len(simulator.x) == 32
+    with pytest.raises(UpsError, match="MLFlowLogger: .*nosuch"):
+        call("logger=mlflow", "logger.run_id=nosuch", "name=other")
 
 
 @pytest.mark.parametrize("name", ["mlflow", "tensorboard", "wandb"])

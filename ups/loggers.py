@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +28,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
     a new one.
 
     Raises:
-        UpsError: the logger's package is not installed.
+        UpsError: the logger's package is not installed, or refuses: no login, say.
     """
     kind = cfg.logger._target_.rpartition(".")[2]
     ids = folder / "logger.json"
@@ -38,14 +37,17 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
     try:
         logger = instantiate(cfg.logger, **again)
         if is_first_process() and kind in IDENTITY:
-            with FileLock(Path(cfg.output_dir) / f".{kind}.lock"):  # two jobs of a sweep would both create MLflow's experiment
+            lock = FileLock(Path(cfg.output_dir) / ".mlflow.lock")  # two jobs of a sweep would both create its experiment
+            with lock if isinstance(logger, MLFlowLogger) else nullcontext():
                 _ = logger.experiment
             write_text(ids, json.dumps({**known, kind: logger.version}) + "\n")
-    except (InstantiationException, ModuleNotFoundError) as error:
-        if not isinstance(error.__cause__ or error, ModuleNotFoundError):
-            raise
-        extra = kind.removesuffix("Logger").lower()
-        raise UpsError(f"{cfg.logger._target_} needs a package that is not installed; pip install 'ups[{extra}]'") from None
+    except Exception as error:
+        cause, package = error.__cause__ or error, kind.removesuffix("Logger").lower()
+        if isinstance(cause, ModuleNotFoundError):
+            raise UpsError(f"{cfg.logger._target_} needs a package that is not installed; pip install 'ups[{package}]'") from None
+        if type(cause).__module__.partition(".")[0] == package:  # no login, no answer from its server, a run that was deleted there
+            raise UpsError(f"{kind}: {cause}") from None
+        raise
     status = "failed"
     try:
         loggers = [logger] if isinstance(logger, CSVLogger) else [logger, CSVLogger(folder, name="logs")]
