@@ -25,16 +25,17 @@ FIRST = ["model=tiny", "model.tokens=8", "model.width=16"]
 
 
 def blocks(page):
-    """The indented and fenced blocks of a page."""
-    text = re.sub(r"^```\w*\n(.*?)^```$", lambda m: re.sub("^", "    ", m[1], flags=re.M), page.read_text(), flags=re.M | re.S)
-    return [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n(?:\n+(?=    ))?)+", text + "\n", flags=re.M)]
+    """The indented blocks of a page. What stands in a fence (```console) needs a cluster, or a machine of its own."""
+    found = re.findall(r"(?:^    .*\n(?:\n+(?=    ))?)+", page.read_text() + "\n", flags=re.M)
+    return [re.sub("^    ", "", block, flags=re.M) for block in found]
 
 
 def commands():
     found = {}
     for page in PAGES:
-        lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
-        for line in [*lines, *re.findall(r"`(python -m ups[^`]*)`", page.read_text())]:
+        lines = [line for block in blocks(page) for line in block.splitlines()]
+        inline = [line for line in re.findall(r"`(python -m ups[^`]*)`", page.read_text()) if "launcher" not in line]
+        for line in [*lines, *inline]:
             line = " ".join(line.split("  #")[0].split())
             if re.match(r"python -m ups\.", line):
                 found.setdefault(line, page.name)

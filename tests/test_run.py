@@ -182,11 +182,6 @@ def test_help_reads_like_a_manual_page(ups_run):
         assert words in text, words
 
 
-def test_wandb_offline(ups_run, tmp_path):
-    ups_run(*TINY, "trainer.max_epochs=1", "name=w", "logger=wandb", "logger.offline=true")
-    assert list((tmp_path / "outputs/w/wandb").glob("offline-run-*/run-*.wandb"))
-
-
 def test_early_stopping_ends_the_stage(ups_run, tmp_path):
     args = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=10"]
     done = ups_run(*TINY, *args, "name=early", "trainer.max_epochs=50")

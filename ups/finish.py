@@ -17,12 +17,13 @@ class OnFinish(Callback):
     """A Hydra callback that runs the shell command ``callbacks.on_finish`` once, as the last thing that the process does.
 
     That is after the run or the whole sweep, finished, failed or stopped, when all files are flushed and all loggers closed. Only SIGKILL
-    forestalls it. Its failure changes nothing.
+    forestalls it. Its failure changes nothing. Of several processes the first on each machine runs it.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         command = config.callbacks.get("on_finish")
-        if command and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
+        if command and int(local_rank) == 0:
             atexit.register(finish, command)
 
     on_multirun_start = on_run_start

@@ -17,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:  # imported where they are used, so that --help doesn't wait for torch
-    from lightning.pytorch.loggers import Logger
-
     from ups.datamodules import TrajectoryDataModule
+    from ups.training import Loggers
 
 CONF = next(str(p) for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf") if p.is_dir())
 log = logging.getLogger("ups")
@@ -58,11 +57,12 @@ def main(cfg: DictConfig) -> float:
 def run(cfg: DictConfig) -> float:
     """Train the stages that are not finished, test, report. Returns the last stage's validation nRMSE, for sweepers."""
     from ups.config import check
+    from ups.loggers import open_loggers
     from ups.preflight import preflight
     from ups.provenance import note_provenance, refuse_other_than_expected
     from ups.report import finished_results, print_table
     from ups.stages import pending, validation_score
-    from ups.training import goes_on_alone, open_logger
+    from ups.training import goes_on_alone
     from ups.workspace import open_folder
 
     check(cfg)
@@ -77,11 +77,11 @@ def run(cfg: DictConfig) -> float:
         parts = preflight(cfg, todo, folder)
         if cfg.stage.name == "preflight":
             return 0.0
-        with open_logger(cfg) as logger:
+        with open_loggers(cfg, folder) as loggers:
             for stage in todo:
-                train(cfg, stage, folder, logger, parts.get(stage, 1))
+                train(cfg, stage, folder, loggers, parts.get(stage, 1))
             if goes_on_alone():
-                test(cfg, folder, logger)
+                test(cfg, folder, loggers)
         return validation_score(folder)
 
 
@@ -97,7 +97,7 @@ def make_data(cfg: DictConfig) -> "TrajectoryDataModule":
     return data
 
 
-def train(cfg: DictConfig, stage: str, folder: Path, logger: "Logger", parts: int = 1) -> None:
+def train(cfg: DictConfig, stage: str, folder: Path, logger: "Loggers", parts: int = 1) -> None:
     """Train one stage on top of those before it, its batches in ``parts``, and write its weights."""
     import lightning.pytorch as pl
     from hydra.utils import instantiate
@@ -119,7 +119,7 @@ def train(cfg: DictConfig, stage: str, folder: Path, logger: "Logger", parts: in
     fit(cfg, stage, module, data, folder, logger)
 
 
-def test(cfg: DictConfig, folder: Path, logger: "Logger") -> None:
+def test(cfg: DictConfig, folder: Path, logger: "Loggers") -> None:
     """Rollouts over the test split with everything that the stage asks for, and the baselines, by the same code; then the reports."""
     import lightning.pytorch as pl
 

@@ -3,14 +3,11 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
@@ -25,11 +22,12 @@ from ups.parallel import is_first_process
 from ups.rollout import Simulator
 from ups.stages import parent_hash, weights
 
+Loggers = Logger | list[Logger]
 COMPILE_CACHE = "compile_cache"  # in the run's folder
 log = logging.getLogger(__name__)
 
 
-def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningDataModule, folder: Path, logger: Logger) -> None:
+def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningDataModule, folder: Path, logger: Loggers) -> None:
     """Train ``module``, or go on from the folder's last checkpoint, and write the stage's two files of weights.
 
     ``cfg`` is the stage's own configuration.
@@ -72,7 +70,7 @@ def new_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
     return Simulator(model, data.x, data.dt, data.length, data.scale, spec=spec, equation=data.equation, nus=[nu for nu, _ in data.parts])
 
 
-def make_trainer(cfg: DictConfig, folder: Path, logger: Logger | bool) -> pl.Trainer:
+def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers) -> pl.Trainer:
     """Lightning's Trainer by the names of conf/trainer, with the callbacks of conf/callbacks."""
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     precision, max_time = options.pop("precision"), options.pop("max_time")
@@ -130,23 +128,3 @@ def compile_simulator(simulator: Simulator, folder: Path) -> None:
         log.warning("compile=true: falling back to eager (%s)", str(error).strip().splitlines()[0])
         for name in eager:
             model.__dict__.pop(name, None)
-
-
-@contextmanager
-def open_logger(cfg: DictConfig) -> Iterator[Logger]:
-    """The configured logger, told the configuration; closed at the end, so that every job of a sweep has a W&B run of its own."""
-    try:
-        logger = instantiate(cfg.logger)
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, ModuleNotFoundError):
-            raise
-        raise UpsError(f"{cfg.logger._target_} needs a package that is not installed; pip install 'ups[wandb]'") from None
-    status = "failed"
-    try:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-        yield logger
-        status = "success"
-    finally:
-        logger.finalize(status)
-        if "wandb" in cfg.logger._target_.lower():
-            logger.experiment.finish(exit_code=int(status == "failed"))

@@ -76,7 +76,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         equation: str = "burgers",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         self.equation = equation
         if path is None and nu is None:
             raise UpsError("data.path must be given, a PDEBench file to read; or data.nu, a number, to make data")

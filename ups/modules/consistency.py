@@ -39,7 +39,7 @@ class ConsistencyModule(ResidualModule):
         threads: int = 1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["simulator"])
+        self.save_hyperparameters(ignore=["simulator"], logger=False)
         if "diffusion" not in simulator.correctors:
             raise UpsError("stage consistency distils a diffusion corrector, and the simulator has none; stage diffusion trains one")
         simulator.requires_grad_(False)

@@ -49,7 +49,7 @@ class DiffusionModule(ResidualModule):
         threads: int = 1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["simulator"])
+        self.save_hyperparameters(ignore=["simulator"], logger=False)
         simulator.requires_grad_(False)
         self.corrector = simulator.add_corrector("diffusion", corrector)
         self.simulator = simulator

@@ -38,7 +38,7 @@ class OperatorModule(StageModule):
         threads: int = 1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["simulator"])
+        self.save_hyperparameters(ignore=["simulator"], logger=False)
         self.simulator = simulator
         self.inverse_now = True
 
