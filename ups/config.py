@@ -11,7 +11,7 @@ from ups.errors import UpsError
 # keys that may differ between two calls that continue one run
 FREE = (
     *("name", "output_dir", "overwrite", "preflight", "expect", "compile_cache_limit", "logger", "callbacks.on_finish"),
-    *("trainer.max_time", "trainer.log_every_n_steps"),
+    *("callbacks.epoch_log", "trainer.max_time", "trainer.log_every_n_steps"),
     *("data.directory", "data.num_workers", "data.in_memory", "data.eval_batch_size"),
 )
 

@@ -64,7 +64,7 @@ def preflight(cfg: DictConfig, todo: list[str], folder: Path) -> dict[str, int]:
         if same_disk(folder, data.path):
             disk += data.to_be_made()
         require_space(folder, disk, "this run")  # a cache goes when its stage ends
-        write_text(path, json.dumps({**known, **found}, indent=1, default=str) + "\n")
+        write_text(path, json.dumps({**known, **found, "test": {"seconds": test_seconds}}, indent=1, default=str) + "\n")
     return {stage: needs["parts"] for stage, needs in found.items()}
 
 

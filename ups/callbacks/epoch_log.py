@@ -2,18 +2,33 @@
 
 import logging
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
+from ups.files import read_json
+
 log = logging.getLogger(__name__)
 
 
 class EpochLog(pl.Callback):
-    """Logs, at each epoch's end, the mean of every loss term, the last validation result, steps a second and the time left."""
+    """Logs, at each epoch's end, the mean of every loss term, the last validation result, steps a second and the time left.
+
+    Args:
+        dirpath: the run's folder, whose preflight.json tells what the stages after this one and the test will take.
+        stages: those that the command trains.
+    """
+
+    def __init__(self, dirpath: str, stages: Sequence[str]) -> None:
+        self.path, self.stages = Path(dirpath) / "preflight.json", list(stages)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = read_json(self.path) if self.path.exists() else {}
+        later = [*self.stages[self.stages.index(str(pl_module.stage)) + 1 :], "test"] if pl_module.stage in self.stages else []
+        self.after = sum(found[stage]["seconds"] for stage in later if stage in found)
         self.on_train_epoch_start(trainer, pl_module)  # a run that goes on in mid-epoch doesn't start that epoch again
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -40,6 +55,7 @@ class EpochLog(pl.Callback):
         seconds = time.monotonic() - self.started
         parts.append(f"{(trainer.global_step - self.first_step) / seconds:.1f} steps/s")
         if trainer.max_epochs and trainer.max_epochs > 0:
-            parts.append(f"{seconds * (trainer.max_epochs - trainer.current_epoch - 1) / 60:.1f} min left")
+            left = seconds * (trainer.max_epochs - trainer.current_epoch - 1)
+            parts.append(f"{left / 60:.1f} min left" + (f", {(left + self.after) / 60:.1f} in all" if self.after else ""))
         if trainer.is_global_zero:
             log.info("  ".join(parts))
