@@ -143,7 +143,7 @@ def test_mlflow(interrupted, call, tmp_path):
     assert kept >= {*KEPT, "reports/eval_operator.png"}
     simulator = ups.load(client.download_artifacts(one.info.run_id, ""))  # the files that were kept are a run's folder
     assert len(simulator.x) == 32
-    with pytest.raises(UpsError, match="MLFlowLogger: .*nosuch"):
+    with pytest.raises(UpsError, match=r"MLFlowLogger: .*nosuch"):
         call("logger=mlflow", "logger.run_id=nosuch", "name=other")
 
 
