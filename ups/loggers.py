@@ -34,13 +34,14 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
     ids = folder / "logger.json"
     known = read_json(ids) if ids.exists() and not cfg.overwrite else {}
     again = {IDENTITY[kind]: known[kind]} if kind in known and cfg.logger.get(IDENTITY[kind]) is None else {}
+    # two jobs of a sweep would both create MLflow's tables and experiment
+    lock = FileLock(Path(cfg.output_dir) / ".mlflow.lock") if kind == "MLFlowLogger" else nullcontext()
     try:
-        logger = instantiate(cfg.logger, **again)
-        if is_first_process() and kind in IDENTITY:
-            lock = FileLock(Path(cfg.output_dir) / ".mlflow.lock")  # two jobs of a sweep would both create its experiment
-            with lock if isinstance(logger, MLFlowLogger) else nullcontext():
+        with lock:
+            logger = instantiate(cfg.logger, **again)
+            if is_first_process() and kind in IDENTITY:
                 _ = logger.experiment
-            write_text(ids, json.dumps({**known, kind: logger.version}) + "\n")
+                write_text(ids, json.dumps({**known, kind: logger.version}) + "\n")
     except Exception as error:
         cause, package = error.__cause__ or error, kind.removesuffix("Logger").lower()
         if isinstance(cause, ModuleNotFoundError):
@@ -53,7 +54,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
         loggers = [logger] if isinstance(logger, CSVLogger) else [logger, CSVLogger(folder, name="logs")]
         told: Any = OmegaConf.to_container(cfg, resolve=True)
         for each in loggers:
-            if not (again and isinstance(each, MLFlowLogger)):  # which refuses to be told again what has changed since, max_time say
+            if not (isinstance(each, MLFlowLogger) and (again or cfg.logger.run_id)):  # which refuses what has changed since, max_time say
                 each.log_hyperparams(told)
         yield loggers
         if is_first_process():
