@@ -130,7 +130,7 @@ def test_a_stage_without_the_one_before_it_is_refused(tmp_path):
 
 def test_other_data_than_the_simulator_was_trained_for_is_refused(copied):
     printed = call(copied, "name=one", "stage=evaluate", "data.points=16", code=2)
-    assert "was trained at 32 points" in printed
+    assert "for burgers at 32 points" in printed
 
 
 @pytest.mark.slow
