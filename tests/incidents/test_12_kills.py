@@ -94,7 +94,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, sign):
     assert_same(calm(30), tmp_path / "outputs/stopped")
 
 
-@pytest.mark.parametrize("accumulate", [2, pytest.param(12, marks=pytest.mark.slow)])  # 12: one step an epoch
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [2, 12])  # 12: one step an epoch
 def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(calm, tmp_path, accumulate):
     codes, accumulated = [], f"trainer.accumulate_grad_batches={accumulate}"
     arguments = command("limited", 30, accumulated, "trainer.max_time=00:00:00:01")

@@ -13,6 +13,7 @@ from conftest import TINY
 
 import ups
 
+pytestmark = pytest.mark.slow
 ARGS = [
     *TINY, "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "callbacks.ema.decay=0.9", "loss.inverse_loss_frequency=2",
     "stage.operator.module.threads=1",
@@ -23,7 +24,7 @@ CORRECTOR = [f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden
 def run(folder, name, devices, *args):
     command = [sys.executable, "-m", "ups.run", *ARGS, f"name={name}", f"trainer.devices={devices}", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -73,7 +74,6 @@ def test_rows_lines_and_preflight_stand_once(both):
     assert json.loads((folder / "outputs/two/provenance.json").read_text())["data_hash"]
 
 
-@pytest.mark.slow
 def test_all_stages_in_two_processes(tmp_path):
     run(tmp_path, "all", 2, "stage=all", "data.batch_size=4", "trainer.max_epochs=1", "ttc.candidates=2", *CORRECTOR)
     assert set(ups.load(tmp_path / "outputs/all").correctors) == {"diffusion", "consistency"}
