@@ -81,6 +81,28 @@ def test_any_points_in_any_order(simulator):
     assert simulator.rollout(u0[:, :1], 2, nu=NU, x=torch.tensor([0.3]), x_out=torch.tensor([0.0])).shape == (3, 2, 1)
 
 
+@pytest.mark.parametrize("mode", ["latent", "physical"])
+def test_between_the_grids_points_stands_the_rollout_of_the_shifted_field(simulator, mode):
+    u0, between = fields(), simulator.x + 0.5 / 32
+    shifted = simulator.rollout(interpolate(u0, simulator.x, between % 1, 1.0), 3, nu=NU, mode=mode)
+    assert torch.allclose(simulator.rollout(u0, 3, nu=NU, mode=mode, x_out=between % 1), shifted, atol=1e-6)
+    both = simulator.rollout(u0, 3, nu=NU, mode=mode, x_out=torch.cat((simulator.x, between % 1)))
+    assert torch.allclose(both, torch.cat((simulator.rollout(u0, 3, nu=NU, mode=mode), shifted), -1), atol=1e-6)
+
+
+def test_fields_between_the_grids_points_are_as_accurate_as_on_it():
+    sim, fine = ups.load("burgers-small"), ups.physics.burgers.grid(1024)
+    u0 = ups.physics.burgers.initial_conditions(8, fine, 5)
+    truth = ups.physics.burgers.solve(u0, [sim.dt * k for k in range(1, 41)], NU)
+
+    def error(pred, target):
+        return ups.metrics.pdebench_metrics(pred, target)["nrmse"]
+
+    own, on_grid = u0[:, ::4], truth[:, :, ::4]
+    at_fine = error(sim.rollout(own, 40, nu=NU, x_out=fine), truth)
+    assert at_fine < 1.2 * error(sim.rollout(own, 40, nu=NU), on_grid)
+
+
 def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
     def error(points):  # of a sine at uneven points
         torch.manual_seed(0)

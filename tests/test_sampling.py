@@ -196,6 +196,14 @@ def test_a_rollout_draws_anew_each_time_and_repeats_with_its_seed(simulator):
     assert (roll(0).mean(-1) - u0.mean(-1, keepdim=True)).abs().max() < 1e-6
 
 
+def test_the_two_grids_of_one_field_share_their_noise(simulator):
+    simulator.add_corrector("diffusion", {**NETS, "steps": 3})
+    z, nu = simulator.encode(torch.randn(2, 32)).repeat_interleave(2, 0), torch.full((4,), 0.001)
+    states = simulator.advance(z, nu, "diffusion", temperature=1.0, alike=2)
+    assert torch.allclose(states[::2], states[1::2], atol=1e-6)
+    assert not torch.allclose(states, simulator.advance(z, nu, "diffusion", temperature=1.0, alike=2), atol=1e-4)
+
+
 def test_heun_ends_with_an_euler_step():
     x, ones = torch.randn(3, 2, 2), torch.ones(3)
     assert torch.allclose(heun_step(gaussian(0.3, 0.5), x, ones, 0 * ones), gaussian(0.3, 0.5)(x, ones), atol=1e-6)

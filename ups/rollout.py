@@ -113,17 +113,25 @@ class Simulator(nn.Module):
         return corrector
 
     def advance(
-        self, z: Tensor, nu: Tensor, correct: str = "none", draws: int = 1, temperature: float | None = None, mean_first: bool = False
+        self,
+        z: Tensor,
+        nu: Tensor,
+        correct: str = "none",
+        draws: int = 1,
+        temperature: float | None = None,
+        mean_first: bool = False,
+        alike: int = 1,
     ) -> Tensor:
         """``draws`` corrected steps from tokens ``z`` (B, N, C): (B, draws, N, C), by torch's random numbers.
 
-        See ``stream`` for ``temperature``; with ``mean_first`` the first of the steps is by the corrector's mean.
+        See ``stream`` for ``temperature``; with ``mean_first`` the first of the steps is by the corrector's mean. Every ``alike`` states in
+        a row share their noise.
         """
         pred = self.step(z, nu)
         if correct == "none":
             return pred[:, None].expand(-1, draws, -1, -1)
         corrector: Any = self.correctors[correct]
-        noise = torch.randn(len(z), draws - mean_first, z.shape[1], corrector.free, device=z.device)
+        noise = torch.randn(len(z) // alike, draws - mean_first, z.shape[1], corrector.free, device=z.device).repeat_interleave(alike, 0)
         return corrector.sample(z, pred, torch.full_like(nu, self.dt), nu, noise, temperature, mean_first)
 
     def rollout(
@@ -165,7 +173,8 @@ class Simulator(nn.Module):
             correct: a corrector trained by a later stage ("diffusion" or "consistency"), or "none".
             ttc: whether to choose among corrected candidates by physics at every step.
             x, x_out: positions (X,) and (X_out,) of ``u0`` and of the answer in [0, length), any number in any order;
-                default: the training grid.
+                default: the training grid. Fields asked for elsewhere are rolled out twice, on the training grid and half a cell
+                beside it: a field knows where between two points a shock stands only if it is a point.
             temperature: of a corrector's draws: 1 draws from the law that it has learnt, as ensembles need, 0 takes its mean, the best
                 single guess; default: what it was trained with. Draws come from torch's random numbers.
 
@@ -190,18 +199,23 @@ class Simulator(nn.Module):
     ) -> Iterator[Tensor]:
         """The frames of ``stream``, about ``together`` fields decoded at a time where that need not be done step by step."""
         u0, nu = self._checked(u0, steps, nu, mode, correct, x, temperature)
-        u = u0 if x is None else interpolate(u0, self._position(x, "x"), self.x, self.length)
         out = None if x_out is None else self._position(x_out, "x_out")
+        grids = 1 if out is None or bool(torch.isin(out, self.x).all()) else 2  # one solution, seen on grids that lie between each other
+        points = len(self.x) * grids
+        seen_at = torch.stack([(self.x + k * self.length / points) % self.length for k in range(grids)], -1).flatten()
+        u = u0 if x is None and grids == 1 else interpolate(u0, self.x if x is None else self._position(x, "x"), seen_at, self.length)
+        u, nu = u.unflatten(-1, (-1, grids)).mT.flatten(0, 1), nu.repeat_interleave(grids)
         conditioner = Conditioner(self, nu, correct) if ttc else None
-        z, group = self.encode(u), max(1, together // len(u0)) if mode == "latent" else 1
+        z, group = self.encode(u), max(1, together // len(u)) if mode == "latent" else 1
         waiting: list[Tensor] = []
         for step in range(1, steps + 1):
-            z = self.advance(z, nu, correct, temperature=temperature)[:, 0] if conditioner is None else conditioner(z)
+            z = self.advance(z, nu, correct, temperature=temperature, alike=grids)[:, 0] if conditioner is None else conditioner(z)
             waiting.append(z)
             if len(waiting) < group and step < steps:
                 continue
             u = self.decode(torch.cat(waiting) if len(waiting) > 1 else z)
-            yield from (u if out is None else interpolate(u, self.x, out, self.length)).split(len(u0))
+            frames = u.unflatten(0, (-1, grids)).mT.flatten(1)
+            yield from (frames if out is None else interpolate(frames, seen_at, out, self.length)).split(len(u0))
             waiting.clear()
             if mode == "physical":
                 z = self.encode(u)
