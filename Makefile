@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: train test test-slow lint help
+.PHONY: train test test-slow test-launchers lint help
 
 help:
 	@grep -E '^# make|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ -/'
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-dev lint  ## lint, types and the fast tests
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+# Ray's plugin and SkyPilot want older packages than constraints.txt has
+test-launchers: $(VENV)-launchers/.installed  ## sweeps on a local Ray cluster, and SkyPilot's parser, in an environment of their own
+	OMP_NUM_THREADS=1 $(VENV)-launchers/bin/python -m pytest -k "ray or sky" tests/test_launchers.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check ups tests
@@ -32,4 +36,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)-launchers/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-launchers
+	$(VENV)-launchers/bin/python -m pip install -q -c constraints.txt torch
+	$(VENV)-launchers/bin/python -m pip install -q -e ".[ray]" skypilot pytest
 	@touch $@

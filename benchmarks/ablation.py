@@ -1,6 +1,6 @@
 """What each part of the default operator is worth: one thing changed at a time, three epochs, three seeds.
 
-    python benchmarks/ablation.py [epochs]     writes benchmarks/results/ablation.json, a change at a time; finished runs are not repeated
+    python benchmarks/ablation.py [epochs]     writes benchmarks/results/ablation.json, a change at a time; what it holds is not repeated
 
 Each change is a Hydra sweep over the seeds; two sweeps run side by side, on a core each. A difference counts where it is larger than the
 two standard deviations together.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runs import SEEDS, save, side_by_side, spread
+from runs import SEEDS, read, save, side_by_side, spread
 
 from ups import leaderboard
 
@@ -51,9 +51,12 @@ def main(epochs: int) -> None:
         "stage.operator.module.threads=1",
         "preflight=false",
     ]
-    sweeps = [[*common, f"name={slug(change)}-e{epochs}", *settings] for change, settings in CHANGES.items()]
-    result: dict[str, Any] = {"epochs": epochs, "changes": {}}
-    for change, _ in zip(CHANGES, side_by_side(sweeps), strict=True):
+    result: dict[str, Any] = read("ablation")
+    if result.get("epochs") != epochs:
+        result = {"epochs": epochs, "changes": {}}
+    left = [change for change in CHANGES if change not in result["changes"]]
+    sweeps = [[*common, f"name={slug(change)}-e{epochs}", *CHANGES[change]] for change in left]
+    for change, _ in zip(left, side_by_side(sweeps), strict=True):
         board = leaderboard.read(OUT / "leaderboard.csv")
         rows = [row for row in board if row["name"] != "baseline" and row["name"].startswith(f"{slug(change)}-e{epochs}-")]
         found = {

@@ -44,9 +44,9 @@ def calm(tmp_path_factory):
     return make
 
 
-def assert_same(a, b):
+def assert_same(a, b, name="operator"):
     for suffix in ("", "_ema"):
-        one, other = (ups.load(run / f"checkpoints/operator{suffix}.ckpt").state_dict() for run in (a, b))
+        one, other = (ups.load(run / f"checkpoints/{name}{suffix}.ckpt").state_dict() for run in (a, b))
         assert all(torch.equal(one[key], other[key]) for key in one), suffix
 
 
@@ -72,6 +72,27 @@ def test_twenty_kills_at_random_moments(calm, tmp_path):
         kills += 1
     finish(tmp_path, "killed", 150)
     assert_same(whole, tmp_path / "outputs/killed")
+
+
+@pytest.mark.slow
+def test_kills_in_every_stage(tmp_path):
+    """The later stages have a cache, measured scales and noise of their own."""
+    lengths = [f"stage.{stage}.trainer.max_epochs=60" for stage in ("diffusion", "consistency")]
+    arguments = ["stage=all", "data.test=2", *lengths]
+    finish(tmp_path, "calm", 60, *arguments)
+    rng, kills, where = random.Random(1), 0, set()
+    while not (tmp_path / "outputs/killed/checkpoints/consistency.ckpt").exists():
+        process = start(tmp_path, "killed", 60, *arguments)
+        time.sleep(rng.uniform(0.5, 3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        where |= {path.name.split("-")[0] for path in (tmp_path / "outputs/killed/checkpoints").glob("*-last.ckpt")}
+        kills += 1
+        assert kills < 60
+    finish(tmp_path, "killed", 60, *arguments)
+    assert where == {"operator", "diffusion", "consistency"}
+    for name in ("operator", "diffusion_residual", "consistency"):
+        assert_same(tmp_path / "outputs/calm", tmp_path / "outputs/killed", name)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGKILL, signal.SIGINT))])

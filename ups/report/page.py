@@ -154,9 +154,10 @@ def _headline(rows: Mapping[str, Row]) -> dict[str, Any]:
 
 
 def _checks(rows: Mapping[str, Row]) -> dict[str, Any]:
-    found = [[label, *(f"{row[key]:.3g}" if key in row else "-" for _, key in CHECKS)] for label, row in rows.items()]
+    checks = [(head, key) for head, key in CHECKS if any(key in row for row in rows.values())]
+    found = [[label, *(f"{row[key]:.3g}" if key in row else "-" for _, key in checks)] for label, row in rows.items()]
     note = "What a solution must not do (0 is right), and the time for which the correlation with the truth stays above 0.8."
-    return _table("Physics checks", note, [head for head, _ in CHECKS], rows, found)
+    return _table("Physics checks", note, [head for head, _ in checks], rows, found)
 
 
 def _table(title: str, note: str, heads: list[str], rows: Mapping[str, Row], cells: list[list[str]]) -> dict[str, Any]:

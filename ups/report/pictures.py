@@ -6,7 +6,7 @@ from io import BytesIO, StringIO
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 Row = Mapping[str, Any]
@@ -52,11 +52,13 @@ def rollouts(examples: Mapping[str, tuple[Tensor, Tensor]], dt: float, length: f
         top, worst = max(float(truth.abs().max()), 1e-30), max(float(error.abs().max()), 1e-30)
         for what, field, limit in (("truth", truth, top), ("prediction", pred, top), ("error", error, worst)):
             figure = Figure(figsize=(3.6, 2.6))
-            axis = figure.add_axes((0.15, 0.18, 0.66, 0.78))
+            axis = figure.add_axes((0.15, 0.18, 0.6, 0.78))
             extent = (0.0, length, dt, dt * len(truth))
             image = axis.imshow(field, origin="lower", aspect="auto", extent=extent, cmap="RdBu_r", vmin=-limit, vmax=limit)
             axis.set(xlabel="x", ylabel="t")
-            figure.colorbar(image, cax=figure.add_axes((0.84, 0.18, 0.03, 0.78)))
+            bar = figure.colorbar(image, cax=figure.add_axes((0.78, 0.18, 0.03, 0.78)), format="%.2g")
+            bar.set_ticks([-limit, -limit / 2, 0, limit / 2, limit])
+            bar.ax.tick_params(labelsize=8)
             words = f"{which} test trajectory: {what} over space and time, from {-limit:.2g} (blue) to {limit:.2g} (red)"
             found.append({"title": f"{which}: {what}", "source": png(figure), "words": words})
     return found
@@ -85,7 +87,11 @@ def error_against_cost(rows: Mapping[str, Row]) -> str:
     for i, (label, row) in enumerate(rows.items()):
         if not is_baseline(row):
             axis.loglog(1e3 * row["seconds_per_trajectory"], row["nrmse"], "s", color=COLOURS[i % len(COLOURS)], label=label)
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_minor_locator(LogLocator(subs=(2, 5)))
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter("{x:g}")
+    axis.margins(0.12)
     axis.set(xlabel="milliseconds a trajectory", ylabel="rollout nRMSE")
     axis.legend(fontsize=7)
     return svg(figure)
