@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ IDENTITY = {"WandbLogger": "id", "MLFlowLogger": "run_id", "TensorBoardLogger": 
 FILES = ("checkpoints/*_ema.ckpt", "reports/*", "config.yaml", "provenance.json")  # all that `ups.load` needs, and the results
 
 
+def refuse_missing(cfg: DictConfig) -> None:
+    """Refuse a logger whose package is not installed, before anything long; open_loggers says what else is wrong."""
+    package = cfg.logger._target_.rpartition(".")[2].removesuffix("Logger").lower()
+    if package in ("wandb", "mlflow", "tensorboard") and find_spec(package) is None:
+        raise UpsError(f"{cfg.logger._target_} needs a package that is not installed; pip install 'ups[{package}]'")
+
+
 @contextmanager
 def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
     """The configured logger, and the CSV logger beside it; closed at the end, so that every job of a sweep has a run of its own.
@@ -28,7 +36,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
     a new one.
 
     Raises:
-        UpsError: the logger's package is not installed, or refuses: no login, say.
+        UpsError: the logger's service refuses: no login, say.
     """
     kind = cfg.logger._target_.rpartition(".")[2]
     ids = folder / "logger.json"
@@ -44,8 +52,6 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
                 write_text(ids, json.dumps({**known, kind: logger.version}) + "\n")
     except Exception as error:
         cause, package = error.__cause__ or error, kind.removesuffix("Logger").lower()
-        if isinstance(cause, ModuleNotFoundError):
-            raise UpsError(f"{cfg.logger._target_} needs a package that is not installed; pip install 'ups[{package}]'") from None
         if type(cause).__module__.partition(".")[0] == package:  # no login, no answer from its server, a run that was deleted there
             raise UpsError(f"{kind}: {cause}") from None
         raise

@@ -68,6 +68,7 @@ class RolloutMetrics(Metric):
 
 def pdebench_metrics(pred: Tensor, target: Tensor, length: float = 1.0) -> dict[str, float]:
     """PDEBench's metrics of one (B, T, X) prediction, T without the initial frame: a dict with the keys of ``NAMES``."""
+    pred, target = torch.as_tensor(pred), torch.as_tensor(target)
     if pred.ndim != 3:
         raise UpsError(f"pdebench_metrics takes (B, T, X) tensors, not {tuple(pred.shape)}")
     metrics = RolloutMetrics(pred.shape[1], pred.shape[2], length).to(pred.device)

@@ -207,7 +207,7 @@ def print_needs(cfg: DictConfig, found: dict[str, dict[str, Any]], test_seconds:
     table.add_row("test", "", "", "", "", f"{test_seconds / 60:.1f} min")
     whole = sum(need["seconds"] for need in found.values()) + test_seconds
     table.add_row("all", "", "", "", "", f"{whole / 60:.1f} min", style="bold")
-    Console(width=110).print(table)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
 def _seen(scratch: Path, stage: str) -> Path:

@@ -100,7 +100,8 @@ def git_state() -> tuple[str | None, bool | None]:
     try:
         if Path(git("rev-parse", "--show-toplevel")) != folder.parent:
             return None, None  # installed inside somebody else's repository
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        known = git("status", "--porcelain", "--untracked-files=no")  # what somebody leaves beside the code is no change of it
+        return git("rev-parse", "HEAD"), bool(known or git("status", "--porcelain", "--", ":/ups", ":/conf"))
     except (OSError, subprocess.SubprocessError):
         return None, None
 

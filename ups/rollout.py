@@ -223,16 +223,18 @@ class Simulator(nn.Module):
     def _checked(
         self, u0: Any, steps: int, nu: Any, mode: str, correct: str, x: Tensor | None, temperature: float | None
     ) -> tuple[Tensor, Tensor]:
+        if torch.as_tensor(u0).is_complex():
+            raise UpsError("u0 is complex; a real field is expected")
         u0 = torch.as_tensor(u0, dtype=torch.float32, device=self.x.device)
         u0 = u0[None] if u0.ndim == 1 else u0
-        points = len(self.x) if x is None else len(x)
-        if u0.ndim != 2 or u0.shape[1] != points:
+        points = len(self.x) if x is None else len(self._position(x, "x"))
+        if u0.ndim != 2 or u0.shape[1] != points or len(u0) == 0:
             grid = "the training grid; give x= for any other" if x is None else "x"
             raise UpsError(f"u0 has shape {tuple(u0.shape)}; (B, {points}) is expected, the points of {grid}")
         if not bool(torch.isfinite(u0).all()):
             raise UpsError("u0 has values that are not finite; all must be")
-        if not isinstance(steps, int) or steps < 1:
-            raise UpsError(f"steps={steps}: a whole number of at least 1 is allowed")
+        if not (hasattr(steps, "__index__") and steps >= 1):
+            raise UpsError(f"steps={steps!r}: a whole number of at least 1 is allowed")
         if mode not in MODES:
             raise UpsError(f"mode={mode!r}: allowed are {', '.join(MODES)}")
         if correct not in CORRECTIONS:
@@ -240,11 +242,14 @@ class Simulator(nn.Module):
         if correct != "none" and correct not in self.correctors:
             held = ", ".join(("none", *self.correctors))
             raise UpsError(f"correct={correct!r}: this simulator has no such corrector, its stage has not been trained; allowed are {held}")
-        if temperature is not None and not temperature >= 0:
-            raise UpsError(f"temperature={temperature}: a number of at least 0 is allowed")
-        nu = torch.as_tensor(nu, dtype=torch.float32, device=self.x.device).expand(len(u0))
-        if not bool((nu > 0).all()):
-            raise UpsError(f"nu={nu.min().item():g}: a positive {self.physics.PARAMETER} is allowed")
+        if temperature is not None and not (isinstance(temperature, int | float) and temperature >= 0):
+            raise UpsError(f"temperature={temperature!r}: a number of at least 0 is allowed")
+        try:
+            nu = torch.as_tensor(nu, dtype=torch.float32, device=self.x.device).expand(len(u0))
+        except (TypeError, ValueError, RuntimeError):
+            raise UpsError(f"nu={nu!r}: one number, or ({len(u0)},), one for each field, is allowed") from None
+        if not bool(((nu > 0) & nu.isfinite()).all()):
+            raise UpsError(f"nu={nu.tolist()}: a positive {self.physics.PARAMETER} is allowed")
         low, high = nu.min().item(), nu.max().item()
         if self.nus and not (0.999 * min(self.nus) <= low and high <= 1.001 * max(self.nus)):
             trained = ", ".join(f"{value:g}" for value in self.nus)
@@ -253,8 +258,11 @@ class Simulator(nn.Module):
 
     def _position(self, x: Any, name: str) -> Tensor:
         x = torch.as_tensor(x, dtype=torch.float32, device=self.x.device)
-        if x.ndim != 1 or len(x) == 0 or not bool(((x >= 0) & (x < self.length)).all()):
-            raise UpsError(f"{name} has shape {tuple(x.shape)}; a non-empty (X,) tensor of positions in [0, {self.length:g}) is expected")
+        if x.ndim != 1 or len(x) == 0:
+            raise UpsError(f"{name} has shape {tuple(x.shape)}; a non-empty (X,) tensor of positions is expected")
+        if not bool(((x >= 0) & (x < self.length)).all()):
+            low, high = x.min().item(), x.max().item()
+            raise UpsError(f"{name} reaches from {low:g} to {high:g}; positions in [0, {self.length:g}) are expected, the end left out")
         return x
 
     def description(self) -> dict[str, Any]:

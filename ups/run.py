@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import signal
 import sys
+from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,22 +59,27 @@ def main(cfg: DictConfig) -> float:
 def run(cfg: DictConfig) -> float:
     """Train the stages that are not finished, test, report. Returns the last stage's validation nRMSE, for sweepers."""
     from ups.config import check
-    from ups.loggers import open_loggers
+    from ups.loggers import open_loggers, refuse_missing
     from ups.preflight import preflight
     from ups.provenance import note_provenance, refuse_other_than_expected
-    from ups.report import finished_results, print_table
+    from ups.report import finished_results, print_table, say_next
+    from ups.rollout import newest
     from ups.stages import pending, validation_score
     from ups.training import goes_on_alone
     from ups.workspace import open_folder
 
     check(cfg)
     refuse_other_than_expected(cfg)
+    refuse_missing(cfg)
     with open_folder(cfg) as folder:
         todo = pending(cfg, folder)
         if not todo and (results := finished_results(cfg, folder)):
             log.info("finished already, in %s; overwrite=true or another name begins anew", folder)
             print_table(results["dataset"], results["rows"])
+            say_next(cfg, folder)
             return validation_score(folder)
+        if not todo:
+            newest(folder)  # refuses where there is nothing to test, before data are made
         note_provenance(cfg, folder)
         parts = preflight(cfg, todo, folder)
         if cfg.stage.name == "preflight":
@@ -150,10 +157,22 @@ def cli() -> None:
     try:
         main()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
-        texts = [str(e) for e in (error, error.__cause__) if e is not None]
-        lines = [line.strip() for text in texts for line in text.splitlines() if "object_type" not in line and line.strip()]
-        print("\n".join(dict.fromkeys(lines)), file=sys.stderr)
+        text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not re.search("object_type|To append to your config", line)]
+        print("\n".join([*dict.fromkeys(lines), *hints(text)]), file=sys.stderr)
         sys.exit(2)
+
+
+def hints(refusal: str) -> list[str]:
+    """What may mend a command that Hydra refuses: a key that is spelt like the one it doesn't know, a package of a launcher."""
+    from ups.config import KEYS, RULES
+
+    unknown = re.search(r"Could not override '(.+?)'", refusal)
+    near = get_close_matches(unknown[1], sorted({*KEYS, *RULES})) if unknown else []
+    found = [f"Close to it: {', '.join(near)}"] if near else []
+    if "hydra/launcher" in refusal:
+        found.append("A launcher's package may be missing: pip install 'ups[joblib]', 'ups[slurm]' or 'ups[ray]'")
+    return found
 
 
 if __name__ == "__main__":

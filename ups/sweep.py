@@ -44,7 +44,7 @@ def print_sweep(output_dir: Path, name: str, console: Console | None = None) -> 
         if row["name"] in settings:
             corrector = " + ".join([row["correct"]] * (row["correct"] != "none") + ["ttc"] * (row["ttc"] == "True"))
             errors[settings[row["name"]], row["mode"], corrector, row["dataset.hash"]].append(float(row["nrmse"]))
-    common = set.intersection(*(set(s) for s in settings.values())) if len(set(settings.values())) > 1 else set()
+    common = set.intersection(*map(set, settings.values())) if settings else set()
     table = Table(title=f"{name}: rollout nRMSE on the test set", title_justify="left", title_style="bold")
     for head in ("setting", "mode", "corrected by", "runs", "mean", "spread (std)", "best", "worst"):
         table.add_column(head, justify="left" if head in ("setting", "mode", "corrected by") else "right")
@@ -52,4 +52,4 @@ def print_sweep(output_dir: Path, name: str, console: Console | None = None) -> 
         spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
         numbers = [f"{statistics.mean(values):.4f}", spread, f"{min(values):.4f}", f"{max(values):.4f}"]
         table.add_row(" ".join(o for o in setting if o not in common) or "(the same)", mode, corrector, str(len(values)), *numbers)
-    (console or Console(width=120)).print(table)
+    (console or Console(width=None if sys.stdout.isatty() else 120)).print(table)

@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from ups.callbacks import AtomicCheckpointIO, CompileCache, Stop
+from ups.callbacks import AtomicCheckpointIO, CompileCache, Progress, Stop
 from ups.datamodules import TrajectoryDataModule
 from ups.errors import Interrupted, UpsError
 from ups.models import build
@@ -81,7 +81,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers) -> pl.Trainer:
     if cfg.compile:
         callbacks.append(CompileCache(folder / COMPILE_CACHE, cfg.compile_cache_limit))
     if sys.stdout.isatty():
-        callbacks.append(RichProgressBar())
+        callbacks.append(Progress())
     try:
         return pl.Trainer(
             **options,

@@ -61,6 +61,14 @@ def _only_call(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+class _Terminal(logging.StreamHandler):
+    """Writes to what sys.stdout is now: a progress bar puts itself there, so that lines stand whole above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
 def _log_to(path: Path | None) -> None:
     """Plain lines to the terminal and, appended, to the run's log file; warnings that only concern developers stay out.
 
@@ -70,7 +78,7 @@ def _log_to(path: Path | None) -> None:
     for handler in root.handlers[:]:
         root.removeHandler(handler)
         handler.close()
-    handlers: list[tuple[logging.Handler, str]] = [(logging.StreamHandler(sys.stdout), "%(message)s")]
+    handlers: list[tuple[logging.Handler, str]] = [(_Terminal(sys.stdout), "%(message)s")]
     if path is not None:
         handlers.append((logging.FileHandler(path), "%(asctime)s %(message)s"))
     for handler, form in handlers:

@@ -27,7 +27,7 @@ def test_it_runs_once_after_everything_else(tmp_path):
     run(tmp_path, "name=one", at_the_end())
     noted = (tmp_path / "over").read_text()
     assert noted.count("outputs/one/reports/eval_operator.json") == 1
-    assert "next: python -c" in noted  # the log's last line
+    assert "next: ups.load" in noted  # the log's last line
 
 
 def test_it_runs_when_the_run_fails(tmp_path):

@@ -5,6 +5,7 @@ from ups.callbacks.compile_cache import CompileCache
 from ups.callbacks.epoch_log import EpochLog
 from ups.callbacks.finite import FiniteLoss
 from ups.callbacks.inverse_frequency import InverseLossFrequency
+from ups.callbacks.progress import Progress
 from ups.callbacks.stop import Stop
 
-__all__ = ["AtomicCheckpointIO", "CompileCache", "EpochLog", "FiniteLoss", "InverseLossFrequency", "LastCheckpoint", "Stop"]
+__all__ = ["AtomicCheckpointIO", "CompileCache", "EpochLog", "FiniteLoss", "InverseLossFrequency", "LastCheckpoint", "Progress", "Stop"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ups.physics.line import energy, grid, half_slopes, initial_conditions, mass, total_variation  # noqa: F401  # an equation holds them
+from ups.physics.line import checked, energy, grid, half_slopes, initial_conditions, mass, total_variation  # noqa: F401  # an equation holds them
 
 PARAMETER = "beta"
 CONSERVED = ("mass", "energy")
@@ -23,12 +23,16 @@ def solve(
     """Solve from cell averages ``u0`` (B, X) to times ``t`` (T,), increasing and >= 0, at speed ``nu`` > 0: (B, T, X).
 
     MUSCL-Hancock (van Leer 1984) with van Leer's limiter: second order where the solution is smooth; mass is kept to round-off and no new
-    extrema appear up to ``cfl`` = 1, where a step is an exact shift by a cell. Runs where ``u0`` lies, in its dtype.
+    extrema appear up to ``cfl`` = 1, where a step is an exact shift by a cell. Runs where ``u0`` lies, in ``dtype``.
+
+    Raises:
+        UpsError: see ``ups.physics.line.checked``; exact too.
     """
+    u0, times, nu = checked(u0, t, nu)
     dx = length / u0.shape[-1]
     u = u0.to(dtype)
     frames, now = [], 0.0
-    for time in torch.as_tensor(t, dtype=torch.float64).tolist():
+    for time in times:
         cells = nu * (time - now) / dx  # that the field moves by until the next frame
         steps = math.ceil(cells / cfl)
         for _ in range(steps):
@@ -56,7 +60,8 @@ def shift(u: Tensor, distance: Tensor | float, length: float = 1.0) -> Tensor:
 
 def exact(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float = 1.0) -> Tensor:
     """The exact solution u0(x - beta t) from point values ``u0`` (B, X) at times ``t`` (T,): (B, T, X), in u0's dtype."""
-    distance = nu * torch.as_tensor(t, dtype=torch.float64, device=u0.device)
+    u0, times, nu = checked(u0, t, nu)
+    distance = nu * torch.tensor(times, dtype=torch.float64, device=u0.device)
     return shift(u0.double()[:, None], distance, length).to(u0.dtype)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ups.physics.line import energy, grid, half_slopes, initial_conditions, mass, total_variation  # noqa: F401  # an equation holds them
+from ups.physics.line import checked, energy, grid, half_slopes, initial_conditions, mass, total_variation  # noqa: F401  # an equation holds them
 
 PARAMETER = "nu"
 CONSERVED = ("mass",)
@@ -24,12 +24,16 @@ def solve(
 
     A finite-volume scheme in conservation form: MUSCL-Hancock (van Leer 1984) with van Leer's limiter and the exact Riemann flux,
     Strang-split from the diffusion, which is a positive, mass-keeping kernel. Second order where the solution is smooth; mass is
-    kept to round-off and no new extrema appear. Runs where ``u0`` lies, in its dtype.
+    kept to round-off and no new extrema appear. Runs where ``u0`` lies, in ``dtype``.
+
+    Raises:
+        UpsError: see ``ups.physics.line.checked``; cole_hopf too.
     """
+    u0, times, nu = checked(u0, t, nu)
     dx, mu = length / u0.shape[-1], nu / math.pi
     u = u0.to(dtype)
     frames, now = [], 0.0
-    for time in torch.as_tensor(t, dtype=torch.float64).tolist():
+    for time in times:
         if time > now:
             # max |u| never grows, so one step size is safe until the next frame
             steps = max(1, math.ceil((time - now) * float(u.abs().max()) / (cfl * dx)))
@@ -133,6 +137,7 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
     Phi' = u0 (Hopf 1950). All weights are positive, so a softmax is stable at any mu. ``u0`` is read as its trigonometric
     interpolant; the trapezoid rule is refined until it resolves the narrowest weight.
     """
+    u0, times, nu = checked(u0, t, nu)
     mu, points = nu / math.pi, u0.shape[-1]
     spectrum = torch.fft.rfft(u0.double())
     speed, mean = float(u0.abs().max()), spectrum[..., :1].real / points
@@ -142,7 +147,7 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
     potential = spectrum / k
     potential[..., 0] = 0
     frames = []
-    for time in torch.as_tensor(t, dtype=torch.float64).tolist():
+    for time in times:
         if time == 0:
             frames.append(u0.double())
             continue

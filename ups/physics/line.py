@@ -3,9 +3,15 @@
 Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodic grid of X points.
 """
 
+import math
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from ups.errors import UpsError
 
 
 def grid(points: int, length: float = 1.0) -> Tensor:
@@ -36,6 +42,25 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Ten
     window = 0.5 * (np.tanh((position - left) / 0.01) - np.tanh((position - right) / 0.01))
     u = np.where(rng.uniform(size=(n, 1)) < 0.1, u * window, u)
     return torch.from_numpy(u).float()
+
+
+def checked(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float], float]:
+    """The arguments of a solver, as a person may give them: fields (B, X), or (X,) as one sample; times (T,); one parameter.
+
+    Raises:
+        UpsError: fields of another shape or kind, times that don't increase from 0 on, a parameter that is not one number of at least 0.
+    """
+    u0 = torch.as_tensor(u0)
+    u0 = u0[None] if u0.ndim == 1 else u0
+    if u0.ndim != 2 or u0.shape[1] < 1 or not u0.is_floating_point():
+        raise UpsError(f"u0 is {u0.dtype} of shape {tuple(u0.shape)}; real fields (B, X), or (X,), are expected")
+    times = torch.as_tensor(t, dtype=torch.float64).reshape(-1).tolist()
+    if not times or times[0] < 0 or any(not a <= b < math.inf for a, b in pairwise([0.0, *times])):
+        raise UpsError(f"t={times}: times that increase, from 0 on, are allowed")
+    number = float(nu) if torch.as_tensor(nu).numel() == 1 else math.nan
+    if not 0 <= number < math.inf:
+        raise UpsError(f"nu={nu}: one number of at least 0 is allowed")
+    return u0, times, number
 
 
 def half_slopes(a: Tensor, b: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,26 +29,32 @@ def report(cfg: DictConfig, tested: EvaluateModule, data: TrajectoryDataModule, 
     draw_rollout(picture, *tested.examples["median"], data.dt, data.length, f"{cfg.name}: the median test trajectory")
     table = Path(cfg.output_dir) / "leaderboard.csv"
     leaderboard.record(table, leaderboard_rows(cfg.name, cfg.stage.name, data.dataset, tested.rows, origin))
-    page = write_page(cfg, tested, data, folder, origin)
+    write_page(cfg, tested, data, folder, origin)
     for ttc, path in paths.items():  # last: they say that the run is finished
         rows = [row for row in tested.rows if row["ttc"] == ttc or row["model"] != cfg.model.name]  # the baselines stand in both
         write_json(path, {"dataset": data.dataset, "rows": rows, "provenance": origin})
     print_table(data.dataset, tested.rows)
-    log.info("report: %s; all runs: %s", page or ", ".join(map(str, paths.values())), table.with_suffix(".html"))
-    log.info("next: python -c 'import ups; sim = ups.load(\"%s\")'", folder)
+    say_next(cfg, folder)
 
 
-def write_page(cfg: DictConfig, tested: EvaluateModule, data: TrajectoryDataModule, folder: Path, origin: Mapping[str, Any]) -> Path | None:
+def say_next(cfg: DictConfig, folder: Path) -> None:
+    """Where the results are, and what to do with them."""
+    pages = [folder / "reports/report.html", Path(cfg.output_dir) / "leaderboard.html"]
+    log.info("report: %s; all runs: %s", *(path if path.exists() else path.parent for path in pages))
+    more = "" if cfg.stage.name in ("all", "evaluate") else f"; python -m ups.run stage=all name={cfg.name} ... trains the later stages"
+    log.info('next: ups.load("%s") in Python; python -m ups.report %s RUN compares%s', folder, folder, more)
+
+
+def write_page(cfg: DictConfig, tested: EvaluateModule, data: TrajectoryDataModule, folder: Path, origin: Mapping[str, Any]) -> None:
     """``reports/report.html``; what goes wrong with it is said, and does not fail the run."""
     try:
         from ups.report.page import write_run
 
-        return write_run(cfg, tested, data, folder, origin)
+        write_run(cfg, tested, data, folder, origin)
     except Exception as error:
         log.warning(
             "%s could not be written (%s: %s); the results are beside it", folder / "reports/report.html", type(error).__name__, error
         )
-        return None
 
 
 def report_paths(cfg: DictConfig, folder: Path) -> dict[bool, Path]:
@@ -78,14 +85,16 @@ def print_table(dataset: Mapping[str, Any], rows: Sequence[Row], console: Consol
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("model")
     table.add_column("mode")
-    for head in ("nRMSE", "at the end", "one step", "RMSE", "max error", "mass (cRMSE)", "ms / trajectory"):
+    console = console or Console(width=None if sys.stdout.isatty() else 130)
+    few = console.width < 110
+    for head in ("nRMSE", "at the end", "one step", *(() if few else ("RMSE", "max error", "mass (cRMSE)")), "ms / trajectory"):
         table.add_column(head, justify="right")
     for row in rows:
-        values = (row["nrmse"], row["nrmse_over_time"][-1], row["one_step_nrmse"], row["rmse"], row["max_error"], row["crmse"])
-        numbers = [f"{value:.4f}" for value in values]
+        more = () if few else (row["rmse"], row["max_error"], row["crmse"])
+        numbers = [f"{value:.4f}" for value in (row["nrmse"], row["nrmse_over_time"][-1], row["one_step_nrmse"], *more)]
         name = row["model"] + (f" + {row['correct']}" if row["correct"] != "none" else "") + (" + ttc" if row["ttc"] else "")
         table.add_row(name, row["mode"], *numbers, f"{1e3 * row['seconds_per_trajectory']:.2f}")
-    (console or Console(width=130)).print(table)
+    console.print(table)
 
 
 def draw_rollout(path: Path, truth: Tensor, pred: Tensor, dt: float, length: float, title: str) -> None:

@@ -113,16 +113,17 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
         UpsError: a folder is no run that has been tested.
     """
     runs = {str(folder): Run.read(folder) for folder in folders}
+    hashes = {run.dataset["hash"] for run in runs.values()}
     rows: dict[str, Row] = {}
     for label, run in runs.items():
-        rows |= {key if pictures.is_baseline(row) else f"{label}: {key}": row for key, row in run.rows.items()}
+        apart = f" ({run.dataset['name']}, test set {run.dataset['hash']})" if len(hashes) > 1 else ""  # baselines belong to a test set
+        rows |= {f"{key}{apart}" if pictures.is_baseline(row) else f"{label}: {key}": row for key, row in run.rows.items()}
     stages: dict[str, dict[str, Any]] = {}
     for label, run in runs.items():
         for stage, series in run.curves().items():
             stages.setdefault(stage, {}).update(
                 {f"{label}: {name}": values for name, values in series.items() if name in ("loss", "validation nRMSE")}
             )
-    hashes = {run.dataset["hash"] for run in runs.values()}
     lines = ["Compared: " + ", ".join(runs) + "."]
     if len(hashes) > 1:
         lines.append(f"Careful: they were tested on different test sets ({', '.join(sorted(hashes))}); their errors are not comparable.")

@@ -49,6 +49,7 @@ def rollouts(examples: Mapping[str, tuple[Tensor, Tensor]], dt: float, length: f
     found = []
     for which, (truth, pred) in examples.items():
         error = pred - truth
+        nrmse = float((error.norm(dim=-1) / truth.norm(dim=-1).clamp_min(1e-30)).mean())
         top, worst = max(float(truth.abs().max()), 1e-30), max(float(error.abs().max()), 1e-30)
         for what, field, limit in (("truth", truth, top), ("prediction", pred, top), ("error", error, worst)):
             figure = Figure(figsize=(3.6, 2.6))
@@ -60,19 +61,20 @@ def rollouts(examples: Mapping[str, tuple[Tensor, Tensor]], dt: float, length: f
             bar.set_ticks([-limit, -limit / 2, 0, limit / 2, limit])
             bar.ax.tick_params(labelsize=8)
             words = f"{which} test trajectory: {what} over space and time, from {-limit:.2g} (blue) to {limit:.2g} (red)"
-            found.append({"title": f"{which}: {what}", "source": png(figure), "words": words})
+            found.append({"title": f"{which} (nRMSE {nrmse:.4f}): {what}", "source": png(figure), "words": words})
     return found
 
 
 def error_over_time(rows: Mapping[str, Row], dt: float | None) -> str:
     """The nRMSE of every frame; ``rows`` by what the lines are called."""
     figure, axis = axes()
+    lines = {"persistence": ":", "solver-64": "-.", "solver-128": "--"}
     for i, (label, row) in enumerate(rows.items()):
-        style = {"color": "0.55", "linestyle": ("-", "--", ":", "-.")[i % 4]} if is_baseline(row) else {"color": COLOURS[i % len(COLOURS)]}
+        style = {"color": "0.55", "linestyle": lines.get(row["model"], "-")} if is_baseline(row) else {"color": COLOURS[i % len(COLOURS)]}
         errors = row["nrmse_over_time"]
         axis.semilogy([(k + 1) * (dt or 1) for k in range(len(errors))], errors, label=label, **style)
     axis.set(xlabel="t" if dt else "frame", ylabel="nRMSE of a frame")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, framealpha=0.5)
     return svg(figure)
 
 
@@ -93,7 +95,7 @@ def error_against_cost(rows: Mapping[str, Row]) -> str:
         side.set_minor_formatter("{x:g}")
     axis.margins(0.12)
     axis.set(xlabel="milliseconds a trajectory", ylabel="rollout nRMSE")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, framealpha=0.5)
     return svg(figure)
 
 
@@ -103,7 +105,7 @@ def spectra(truth: Tensor, pred: Tensor) -> str:
     for label, values, style in (("truth", truth, {"color": "0.3"}), ("prediction", pred, {"color": COLOURS[1], "linestyle": "--"})):
         axis.loglog(range(1, len(values)), values[1:].clamp_min(1e-30), label=label, **style)
     axis.set(xlabel="wave number", ylabel="energy, last frame")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, framealpha=0.5)
     return svg(figure)
 
 
@@ -116,5 +118,5 @@ def learning_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
     if any(value > 0 for _, values in curves.values() for value in values):
         axis.set_yscale("log")
     axis.set(xlabel="step", ylabel="loss, nRMSE")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, framealpha=0.5)
     return svg(figure)
