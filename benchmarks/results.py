@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from runs import read
 
 HEAD = """Made by `python benchmarks/results.py` from the JSON files that the other benchmarks write: not to be edited. Errors are rollout
-nRMSE on the test set, mean and standard deviation over seeds."""
+nRMSE on the test set, mean and standard deviation over seeds. `small` and `upt-small` are this project's UPT by default, `upt_absolute` the plain one."""
 PAGE = Path(__file__).parents[1] / "docs/results.md"
 PICTURES = PAGE.parent / "pictures"
 

@@ -58,3 +58,15 @@ def test_shapes_are_refused_with_a_sentence():
         pdebench_metrics(torch.zeros(3, 4), torch.zeros(3, 4))
     with pytest.raises(UpsError, match="one shape"):
         pdebench_metrics(torch.zeros(3, 4, 5), torch.zeros(3, 4, 6))
+
+
+def test_a_floor_keeps_fields_that_have_decayed_from_deciding():
+    target = torch.cat((torch.randn(3, 2, 16), 1e-9 * torch.randn(1, 2, 16)))
+    pred = target + 1e-3
+    values = {}
+    for floor in (0.0, 0.01):
+        metrics = RolloutMetrics(2, 16, floor=floor)
+        metrics.update(pred, target)
+        values[floor] = metrics.compute()["nrmse"]
+    assert values[0.0] > 1e4
+    assert values[0.01] < 0.1

@@ -23,8 +23,9 @@ KEYS = (
 )
 
 
-def _whole(low: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: type(v) is int and v >= low, f"a whole number of at least {low}"
+def _whole(low: int, high: int = 2**40) -> tuple[Callable[[Any], bool], str]:
+    words = f"a whole number of at least {low}" + (f" and at most {high}" if high < 2**40 else "")
+    return lambda v: type(v) is int and low <= v <= high, words
 
 
 def _real(low: float, high: float = float("inf"), *, above: bool = False) -> tuple[Callable[[Any], bool], str]:
@@ -71,7 +72,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.nu": _none_or(_one_or_more(_real(0, above=True))),
     "data.points": _whole(2),
     "data.solver_points": _whole(4),
-    "data.dt": _real(0, above=True),
+    "data.dt": _real(0, 1000, above=True),
     "data.frames": _whole(2),
     "data.train": _whole(1),
     "data.validation": _whole(1),
@@ -98,8 +99,14 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.precision": _text(r"auto|32-true|bf16-mixed|16-mixed", "auto, 32-true, bf16-mixed or 16-mixed"),
     "callbacks.ema.decay": _real(0, 1),
     "callbacks.last.every_n_train_steps": _whole(1),
+    "callbacks.inverse_loss_frequency.every": _whole(1),
+    "output_dir": _text(r"[^\x00]+", "a folder"),
     "model.tokens": _whole(1),
     "model.width": _whole(2),
+    "model.name": _text(r"[^\x00]+", "a name"),
+    "model.patch": _whole(1),
+    "model.distances": _one_or_more(_whole(0)),
+    **{f"model.{part}": _whole(0, 1000) for part in ("encoder", "approximator", "decoder")},
     "model.hidden": _real(0, above=True),
     "model.limit": _real(0, above=True),
     **{
@@ -112,13 +119,29 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "module.warmup": _real(0, 1),
             "module.final_lr": _real(0, 1),
             "module.threads": _whole(1),
+            "module.betas": _one_or_more(_real(0, 1)),
+            "module.gradient_steps": _whole(1, 1000),
+            "module.latent_cache": _none_or(_text("float16|float32", "float16 or float32")),
+            "data.windows_per_trajectory": _none_or(_whole(1)),
             "trainer.max_epochs": _none_or(_whole(1)),
             "data.window": _none_or(_whole(1)),
             "data.batch_size": _none_or(_whole(1)),
         }.items()
     },
     **{f"stage.{stage}.module.latent_cache_limit": _real(0) for stage in ("diffusion", "consistency")},
+    "stage.diffusion.module.level_mean": _real(-100, 100),
     "stage.diffusion.module.level_std": _real(0, above=True),
+    "stage.diffusion.module.corrector.rho": _real(0, above=True),
+    **{
+        f"stage.diffusion.module.corrector.{network}.{key}": rule
+        for network in ("mean", "noise")
+        for key, rule in {
+            "width": _whole(1),
+            "hidden": _real(0, above=True),
+            "depth": _whole(0, 1000),
+            "distances": _one_or_more(_whole(0)),
+        }.items()
+    },
     "stage.diffusion.module.corrector.steps": _whole(1),
     "stage.diffusion.module.corrector.sigma_min": _real(0, above=True),
     "stage.diffusion.module.corrector.sigma_max": _real(0, above=True),
@@ -155,9 +178,20 @@ def check(cfg: DictConfig) -> None:
     unknown = sorted(set(cfg) - set(KEYS))
     if unknown:
         raise UpsError(f"{unknown[0]} is not a key of the configuration; these are: {', '.join(KEYS)}")
+    for name in cfg.callbacks:
+        if name != "on_finish" and not isinstance(cfg.callbacks[name], DictConfig | None):
+            raise UpsError(
+                f"callbacks.{name}={cfg.callbacks[name]!r} is not allowed: a mapping with the callback's class in _target_, or null, is"
+            )
     for stage in cfg.stage.train:
+        own = cfg.stage[stage]
         if not isinstance(OmegaConf.select(cfg, f"stage.{stage}.module._target_"), str):
             raise UpsError(f"stage.{stage}.module must be a mapping with the module's class in _target_")
+        if not all(isinstance(own[part], DictConfig) for part in ("trainer", "data")):
+            raise UpsError(f"stage.{stage}.trainer and stage.{stage}.data must be mappings of what differs from trainer and data")
+        every, last = ({**cfg.trainer, **own.trainer}[key] for key in ("check_val_every_n_epoch", "max_epochs"))
+        if every > last:
+            raise UpsError(f"trainer.check_val_every_n_epoch={every} is not allowed: at most stage {stage}'s max_epochs={last} is")
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise UpsError(f"{', '.join(sorted(missing))} must be given")

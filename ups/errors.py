@@ -23,6 +23,8 @@ def for_a_person(error: BaseException) -> UpsError | Unfinished | None:
     if isinstance(error, OSError) and disk_is_full(error):
         where = f" for {error.filename}" if error.filename else ""
         return UpsError(f"no space left on the disk{where}; all files are whole, and the same command goes on when there is room")
+    if isinstance(error, OSError) and error.filename is not None:
+        return UpsError(f"{error.filename} can't be read or written: {error.strerror}")
     if is_out_of_memory(error):
         return UpsError("out of memory; a smaller data.batch_size with a larger trainer.accumulate_grad_batches needs less")
     return next((e for e in (error, error.__cause__) if isinstance(e, UpsError | Unfinished)), None)
@@ -35,5 +37,5 @@ def disk_is_full(error: OSError) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Of the process or of the GPU: torch says both by a RuntimeError, and Python that a thread's stack has no room."""
-    words = ("memory", "can't start new thread")
+    words = ("out of memory", "allocate memory", "enough memory", "can't start new thread")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,12 +57,25 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def read_json(path: Path) -> Any:
-    """What the file ``path`` holds; an UpsError where it is damaged."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping that the file ``path`` holds; an UpsError where it is damaged."""
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"a mapping is expected, not {type(found).__name__}")
+        return found
     except ValueError as error:
         raise UpsError(f"{path} is damaged ({error}); without it the run doesn't know what it has done") from None
+
+
+def read_tensors(path: Path, map_location: Any = "cpu") -> Any:
+    """What ``torch.save`` wrote to ``path``: tensors and plain values only, each byte as it was written, by the file's own checksums."""
+    import torch
+
+    with zipfile.ZipFile(path) as file:
+        if (changed := file.testzip()) is not None:
+            raise ValueError(f"{changed} is not as it was written")
+    return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def require_space(path: Path, planned: int, what: str) -> None:

@@ -30,10 +30,10 @@ class OnFinish(Callback):
 
 
 def finish(command: str, tries: int = TRIES, timeout: float = TIMEOUT) -> None:
-    """Run ``command`` until it succeeds, at most ``tries`` times; never raises."""
+    """Run ``command`` until it succeeds, at most ``tries`` times; never raises. One more Ctrl-C, say, doesn't reach it."""
     for attempt in range(1, tries + 1):
         try:
-            code: object = subprocess.run(command, shell=True, timeout=timeout).returncode
+            code: object = subprocess.run(command, shell=True, timeout=timeout, start_new_session=True).returncode
         except (OSError, subprocess.TimeoutExpired) as error:
             code = error
         if code == 0:

@@ -9,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ups.errors import UpsError
 from ups.files import write_text
 
 PAGE = Path(__file__).with_name("leaderboard.html")
@@ -47,8 +48,11 @@ def read(path: Path) -> list[dict[str, str]]:
     """All rows of the table, as text; none where there is no table."""
     if not Path(path).exists():
         return []
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UpsError(f"{path} is damaged ({error}); move it away and another is begun") from None
 
 
 def _identity(row: Mapping[str, str]) -> tuple[str, ...]:

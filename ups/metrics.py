@@ -18,7 +18,8 @@ class RolloutMetrics(Metric):
     """Accumulates PDEBench's metrics over batches of (B, T, X) rollouts, whose first frame is not the initial one.
 
     ``compute`` gives a dict of floats: the keys of ``NAMES`` and ``nrmse_over_time``, a list of T values.
-    Fields are dimensionless, x has length ``length``. Sums are kept in float64.
+    Fields are dimensionless, x has length ``length``. Sums are kept in float64. A target whose root mean square is below ``floor`` counts
+    in the nrmse as if it were ``floor``; PDEBench has none.
     """
 
     full_state_update = False
@@ -30,9 +31,9 @@ class RolloutMetrics(Metric):
     largest: Tensor
     spectrum: Tensor
 
-    def __init__(self, frames: int, points: int, length: float = 1.0) -> None:
+    def __init__(self, frames: int, points: int, length: float = 1.0, floor: float = 0.0) -> None:
         super().__init__()
-        self.points, self.length = points, length
+        self.points, self.length, self.floor = points, length, floor
         for name, shape in {"samples": (), "rmse": (frames,), "nrmse": (frames,), "mass": (frames,), "boundary": (frames,),
                             "spectrum": (frames, points // 2 + 1)}.items():  # fmt: skip
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
@@ -46,7 +47,7 @@ class RolloutMetrics(Metric):
         rmse = error.square().mean(-1).sqrt()  # (B, T)
         self.samples += len(pred)
         self.rmse += rmse.sum(0)
-        self.nrmse += (rmse / target.square().mean(-1).sqrt()).sum(0)
+        self.nrmse += (rmse / target.square().mean(-1).sqrt().clamp_min(self.floor)).sum(0)
         self.mass += error.sum(-1).square().sum(0)
         self.boundary += ((error[..., 0].square() + error[..., -1].square()) / 2).sqrt().sum(0)
         self.spectrum += torch.fft.rfft(error).abs().square().sum(0)

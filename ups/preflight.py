@@ -54,7 +54,9 @@ def preflight(cfg: DictConfig, todo: list[str], folder: Path) -> dict[str, int]:
         stage: known[stage] for stage in todo if stage in known and (known[stage].items() >= now[stage].items() or begun(folder, stage))
     }
     alone = cfg.stage.name == "preflight"
-    if cfg.preflight and is_first_process() and (alone or len(found) < len(todo)):
+    if (cfg.preflight or alone) and is_first_process() and (alone or len(found) < len(todo)):
+        for stage in todo:
+            instantiate(stage_config(cfg, stage).data, _convert_="all").open_files()  # refuses files that hold less than is asked of them
         with tempfile.TemporaryDirectory(prefix="ups-preflight-") as scratch:
             needs, test_seconds = rehearse(cfg, todo, folder, Path(scratch))
         found = {stage: {**now[stage], **needs[stage]} for stage in todo}
@@ -99,7 +101,8 @@ def rehearse(cfg: DictConfig, todo: list[str], folder: Path, scratch: Path) -> t
         parts[stage] *= 2
         log.warning("stage %s: batches of %d windows don't fit into memory; they are taken in %d parts", stage, batch, parts[stage])
     seen = {stage: read_json(_seen(scratch, stage)) for stage in todo}
-    test = read_json(_seen(scratch, "test"))["seconds"] * cfg.data.test / min(cfg.data.test, TESTED)
+    tested = read_json(_seen(scratch, "test"))
+    test = tested["seconds"] * cfg.data.test / min(cfg.data.test, TESTED) + tested["beside"]
     return {stage: {"parts": parts[stage], **needs(cfg, stage, parts[stage], seen[stage])} for stage in todo}, test
 
 
@@ -122,6 +125,7 @@ def in_small(cfg: DictConfig, parts: dict[str, int], scratch: Path) -> DictConfi
     small.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto", "max_time": None, "check_val_every_n_epoch": 1})
     in_memory = cfg.data.train * _files(cfg) * cfg.data.frames * cfg.data.points * 4 if cfg.data.in_memory else 0
     small.callbacks.watch = {"_target_": "ups.preflight.Watch", "folder": str(scratch), "reserve": RESERVE + in_memory}
+    small.expect = dict.fromkeys(small.expect)  # they are said of the command, not of this
     small.output_dir, small.stage.name = str(scratch), "all" if cfg.stage.name == "preflight" else cfg.stage.name
     return small
 
@@ -242,8 +246,8 @@ def main(scratch: Path, stages: list[str]) -> None:
         for stage, _, parts in (stage.partition("=") for stage in stages):
             run.train(cfg, stage, folder, logger, int(parts))
         started = time.perf_counter()
-        run.test(cfg, folder, logger)
-        write_text(_seen(scratch, "test"), json.dumps({"seconds": time.perf_counter() - started}))
+        seconds = run.test(cfg, folder, logger)
+        write_text(_seen(scratch, "test"), json.dumps({"seconds": seconds, "beside": time.perf_counter() - started - seconds}))
     except Exception as error:
         stop = for_a_person(error)
         if stop is None:

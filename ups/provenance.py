@@ -43,21 +43,28 @@ def note_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None)
     return told
 
 
-def refuse_other_than_expected(cfg: DictConfig, data_hash: str | None = None) -> None:
-    """Compare with ``expect.*`` what the code, the configuration and, once they are known, the data are.
+def refuse_other_than_expected(cfg: DictConfig) -> None:
+    """Compare with ``expect.*`` what the code and the configuration of the command are.
 
     Raises:
         UpsError: one is another; says which, and what was expected.
     """
     commit, dirty = git_state()
-    found = {"commit": commit, "config_hash": config_hash(cfg), "data_hash": data_hash}
-    for name, expected in cfg.expect.items():
-        if expected is None or (name == "data_hash" and data_hash is None):
-            continue
-        if not (found[name] or "").startswith(expected):
-            raise UpsError(f"expect.{name}={expected}, but this is {found[name] or 'unknown'}")
-        if name == "commit" and dirty:
-            raise UpsError(f"expect.commit={expected}, but files of the repository have been changed since")
+    _refuse_other(cfg, "commit", commit)
+    _refuse_other(cfg, "config_hash", config_hash(cfg))
+    if cfg.expect.commit is not None and dirty:
+        raise UpsError(f"expect.commit={cfg.expect.commit}, but files of the repository have been changed since")
+
+
+def refuse_other_data(cfg: DictConfig, data_hash: str) -> None:
+    """Compare with ``expect.data_hash``, once it is known, the test set's hash; an UpsError where it is another."""
+    _refuse_other(cfg, "data_hash", data_hash)
+
+
+def _refuse_other(cfg: DictConfig, name: str, found: str | None) -> None:
+    expected = cfg.expect[name]
+    if expected is not None and not (found or "").startswith(expected):
+        raise UpsError(f"expect.{name}={expected}, but this is {found or 'unknown'}")
 
 
 def evaluated(cfg: DictConfig, folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The simulator: a trained model in physical units, and rollouts with it."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ups import pretrained
 from ups.errors import UpsError
-from ups.files import sha256
+from ups.files import read_tensors, sha256
 from ups.models import build
 from ups.models.geometry import interpolate
 from ups.physics import Equation, find
@@ -331,12 +332,21 @@ def newest(folder: Path) -> Path:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint file of a finished stage, its weights under the simulator's own names; an UpsError where it isn't one."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_tensors(path)
         state = {k.removeprefix("simulator."): v for k, v in checkpoint["state_dict"].items() if k.startswith("simulator.")}
         return {"made_from": None, **checkpoint, "simulator": dict(checkpoint["simulator"]), "state_dict": state}
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UpsError(f"{path} is not a checkpoint of UPS, or is damaged ({type(error).__name__}: {reason})") from None
+
+
+def differing(own: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
+    """The keys by which weights ``found`` somewhere are not those of a model whose ``own`` they should become."""
+
+    def fits(a: Tensor | None, b: Any) -> bool:
+        return a is not None and isinstance(b, Tensor) and (b.layout, b.shape, b.dtype) == (a.layout, a.shape, a.dtype)
+
+    return sorted(k for k in own.keys() | found.keys() if not fits(own.get(k), found.get(k)))
 
 
 def restore(about: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path) -> Simulator:
@@ -359,8 +369,11 @@ def restore(about: Mapping[str, Any], state: Mapping[str, Tensor], where: str | 
     except Exception as error:  # a person may have edited it
         raise UpsError(f"{where} does not describe a simulator ({type(error).__name__}: {error})") from None
     own = simulator.state_dict()
-    differ = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
+    differ = differing(own, state)
     if differ:
         raise UpsError(f"{where} holds weights of another architecture; {len(differ)} keys differ: {', '.join(differ[:6])}")
+    spoilt = [k for k, v in state.items() if not bool(torch.isfinite(v).all())]
+    if spoilt or not (0 < simulator.dt < math.inf and 0 < simulator.length < math.inf):
+        raise UpsError(f"{where} holds values that are not finite: {', '.join(spoilt) or 'dt, length'}")
     simulator.load_state_dict(state)
     return simulator.eval()

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -54,6 +55,9 @@ def main(cfg: DictConfig) -> float:
         if HydraConfig.get().mode == RunMode.MULTIRUN and not isinstance(stop, Interrupted):
             return float("nan")  # a sweep goes on with its other jobs and says at its end which have not finished
         sys.exit(3 if isinstance(stop, Unfinished) else 2)
+    finally:
+        for sign in (signal.SIGTERM, signal.SIGINT):  # one more of them is not to stop what is done at the very end
+            signal.signal(sign, signal.SIG_IGN)
 
 
 def run(cfg: DictConfig) -> float:
@@ -95,12 +99,12 @@ def run(cfg: DictConfig) -> float:
 def make_data(cfg: DictConfig) -> "TrajectoryDataModule":
     from hydra.utils import instantiate
 
-    from ups.provenance import refuse_other_than_expected
+    from ups.provenance import refuse_other_data
 
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup()
-    refuse_other_than_expected(cfg, data.dataset["hash"])
+    refuse_other_data(cfg, data.dataset["hash"])
     return data
 
 
@@ -126,8 +130,11 @@ def train(cfg: DictConfig, stage: str, folder: Path, logger: "Loggers", parts: i
     fit(cfg, stage, module, data, folder, logger)
 
 
-def test(cfg: DictConfig, folder: Path, logger: "Loggers") -> None:
-    """Rollouts over the test split with everything that the stage asks for, and the baselines, by the same code; then the reports."""
+def test(cfg: DictConfig, folder: Path, logger: "Loggers") -> float:
+    """Rollouts over the test split with everything that the stage asks for, and the baselines, by the same code; then the reports.
+
+    Returns the seconds that the rollouts took.
+    """
     import lightning.pytorch as pl
 
     from ups.modules import EvaluateModule
@@ -145,8 +152,11 @@ def test(cfg: DictConfig, folder: Path, logger: "Loggers") -> None:
         accelerator=cfg.trainer.accelerator, devices=1, logger=logger, enable_progress_bar=False, enable_model_summary=False
     )
     log.info("testing %s: %d trajectories, test set %s", folder, data.dataset["trajectories"], data.dataset["hash"])
+    started = time.perf_counter()
     trainer.test(module, datamodule=data, verbose=False)
+    seconds = time.perf_counter() - started
     report(cfg, module, data, folder)
+    return seconds
 
 
 def cli() -> None:

@@ -25,9 +25,9 @@ class SweepTable(Callback):
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        print_sweep(Path(config.output_dir), config.name)
         jobs = {path for path in Path(config.output_dir).glob(f"{config.name}-*") if path.is_dir()}
         left = sorted(job.name for job in jobs if not any(job.glob("reports/eval_*.json")))
+        print_sweep(Path(config.output_dir), config.name)
         if left:
             log.error("%d of %d jobs have not finished, the same command goes on with them: %s", len(left), len(jobs), ", ".join(left))
             sys.exit(2)
@@ -37,7 +37,13 @@ def print_sweep(output_dir: Path, name: str, console: Console | None = None) -> 
     """Group the runs ``<output_dir>/<name>-*`` by their overrides without the seed; rows come from the leaderboard."""
     settings: dict[str, tuple[str, ...]] = {}
     for path in sorted(output_dir.glob(f"{name}-*/overrides.yaml")):
-        overrides = yaml.safe_load(path.read_text()) or []
+        try:
+            overrides = yaml.safe_load(path.read_text()) or []
+        except (yaml.YAMLError, UnicodeDecodeError):
+            overrides = None
+        if not isinstance(overrides, list):
+            log.warning("%s is damaged, and its run left out", path)
+            continue
         settings[path.parent.name] = tuple(o for o in overrides if not o.startswith(("seed=", "name=", "stage=")))
     errors: dict[tuple[tuple[str, ...], str, str, str], list[float]] = defaultdict(list)
     for row in leaderboard.read(output_dir / "leaderboard.csv"):

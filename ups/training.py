@@ -11,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ups.callbacks import AtomicCheckpointIO, CompileCache, Progress, Stop
@@ -19,7 +20,7 @@ from ups.errors import Interrupted, UpsError
 from ups.models import build
 from ups.modules import StageModule
 from ups.parallel import is_first_process
-from ups.rollout import Simulator
+from ups.rollout import Simulator, differing
 from ups.stages import parent_hash, weights
 
 Loggers = Logger | list[Logger]
@@ -39,12 +40,18 @@ def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningData
     trainer = make_trainer(cfg, folder, logger)
     last = checkpoints / f"{stage}-last.ckpt"
     if last.exists():
+        refuse_other_checkpoint(last, module)
         log.info("resuming from %s", last)
     if cfg.compile:
         compile_simulator(module.simulator, folder)
-    trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    finally:
+        module.close()
     best = checkpoints / f"{stage}-best.ckpt"
-    monitor: Any = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
+    monitor: Any = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+    if monitor is None or monitor.best_model_score is None:
+        raise UpsError(f"stage {stage} ended without a validation by which callbacks.best could choose its weights; {last} is kept")
     if trainer.is_global_zero:
         export(best, folder, stage, module.simulator, float(monitor.best_model_score))
         for path in (best, last):
@@ -53,6 +60,16 @@ def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningData
     stop = next(c for c in trainer.callbacks if isinstance(c, Stop))  # type: ignore[attr-defined]
     if stop.signal:
         raise Interrupted(f"stopped by {stop.signal} at the end of stage {stage}; the same command goes on")
+
+
+def refuse_other_checkpoint(last: Path, module: StageModule) -> None:
+    """Refuse to go on from what is no checkpoint of this stage and these sizes; says which keys differ."""
+    checkpoint = AtomicCheckpointIO().load_checkpoint(last)
+    lacking = sorted({"state_dict", "optimizer_states", "loops", "callbacks"} - set(checkpoint if isinstance(checkpoint, dict) else ()))
+    differ = [] if lacking else differing(module.state_dict(), checkpoint["state_dict"])
+    if lacking or differ:
+        why = f"it lacks {', '.join(lacking)}" if lacking else f"{len(differ)} keys differ: {', '.join(differ[:6])}"
+        raise UpsError(f"{last} is no checkpoint that this stage can go on from ({why}); overwrite=true begins anew")
 
 
 def goes_on_alone() -> bool:
@@ -95,7 +112,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers) -> pl.Trainer:
             enable_model_summary=False,
             enable_progress_bar=sys.stdout.isatty(),
         )
-    except TypeError as error:  # an argument that it doesn't have
+    except (TypeError, ValueError, MisconfigurationException) as error:  # an argument or a value that it doesn't have
         raise UpsError(f"trainer: {error}") from None
 
 

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ups import stages
+from ups import leaderboard, stages
 from ups.errors import UpsError
 from ups.files import write_text
 from ups.parallel import is_first_process
@@ -42,6 +42,7 @@ def open_folder(cfg: DictConfig) -> Iterator[Path]:
             for stage in cfg.stage.train:
                 stages.remove(folder, stage)
         stages.refuse_other_settings(cfg, folder)
+        leaderboard.read(folder.parent / "leaderboard.csv")  # refuses a damaged one before the work
         _log_to(folder / "run.log")
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_text(folder / OVERRIDES, OmegaConf.to_yaml(job.overrides.task if job is not None else []))

@@ -1,5 +1,6 @@
 """Row 8: a command at the very end, on success and on failure alike, which can't fail the run."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -47,6 +48,28 @@ def test_it_runs_when_the_run_is_stopped(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 3
+    assert (tmp_path / "over").read_text() == "x\n"
+
+
+def test_a_second_signal_does_not_forestall_it(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "ups.run",
+        *TINY,
+        "trainer.max_epochs=5000",
+        "name=one",
+        "callbacks.on_finish='sleep 1; echo x >> over'",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    while not list(tmp_path.glob("outputs/one/checkpoints/*-best.ckpt")) and process.poll() is None:
+        time.sleep(0.05)
+    for _ in range(2):  # to the whole group, as a terminal does
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.6)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, text
+    assert "Traceback" not in text
     assert (tmp_path / "over").read_text() == "x\n"
 
 

@@ -68,6 +68,18 @@ def test_another_than_expected_is_refused_before_anything_is_trained(repository,
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_run_may_insist_on_what_it_was(repository):
+    """With every stage, whose settings differ, and the preflight, whose data are few."""
+    folder, _ = repository
+    shutil.rmtree(folder / "outputs", ignore_errors=True)
+    short = ["stage=all", "preflight=true", "data.test=12", *(f"stage.{s}.trainer.max_epochs=1" for s in ("diffusion", "consistency"))]
+    assert run(folder, *short).returncode == 0
+    told = json.loads((folder / "outputs/one/provenance.json").read_text())
+    again = [f"expect.{key}='{told[key]}'" for key in ("config_hash", "data_hash")]
+    done = run(folder, *short, *again, "name=two")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_changed_files_are_not_the_expected_commit(repository):
     folder, commit = repository
     (folder / "conf/config.yaml").write_text((folder / "conf/config.yaml").read_text() + "# changed\n")

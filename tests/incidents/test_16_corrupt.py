@@ -1,12 +1,14 @@
 """Row 16: whatever is damaged is refused with one sentence that names the file and the fault, or read as it was. Nothing hangs."""
 
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from test_data import pdebench_file
 
 import ups
 from ups.callbacks import AtomicCheckpointIO
+from ups.datamodules import BurgersDataModule
 from ups.datamodules.hdf5 import TrajectoryFile
 from ups.errors import UpsError
 
@@ -75,13 +78,70 @@ def test_damaged_checkpoints(tmp_path, no_hang):
         path.write_bytes(damaged(good, rng))
         no_hang()
         try:
-            assert ups.load(path).rollout(u, 1, nu=0.01).shape == (2, 1, 32)
+            loaded = ups.load(path)
+            assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), simulator.state_dict().values(), strict=True))
+            assert loaded.rollout(u, 1, nu=0.01).shape == (2, 1, 32)
         except UpsError as error:
             assert str(path) in str(error)
             assert "\n" not in str(error)
             refused += 1
         path.unlink()
     assert refused > INPUTS // 4
+
+
+def test_one_changed_bit_in_made_data_is_noticed(tmp_path):
+    sizes = {"points": 32, "solver_points": 64, "frames": 11, "train": 24, "validation": 4, "test": 6, "directory": str(tmp_path)}
+    data = BurgersDataModule(**sizes)
+    data.prepare_data()
+    with h5py.File(data.path, "r+") as file:
+        file["tensor"][3, 2, 1] += np.float32(1e-6)
+    with pytest.raises(UpsError, match="are not those that were written"):
+        data.setup()
+
+
+def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path):
+    subprocess.run(RUNS["stopped"], cwd=tmp_path, capture_output=True, timeout=100)
+    last = tmp_path / "outputs/one/checkpoints/operator-last.ckpt"
+    whole = AtomicCheckpointIO().load_checkpoint(last)
+    name = next(iter(whole["state_dict"]))
+    others = {
+        "it lacks callbacks": {"a": 1},
+        f"1 keys differ: {name}": {**whole, "state_dict": {**whole["state_dict"], name: torch.ones(3)}},
+    }
+    for words, other in others.items():
+        AtomicCheckpointIO().save_checkpoint(other, last)
+        done = subprocess.run(RUNS["stopped"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert words in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("where", ["output_dir=file", "output_dir=file/deeper", "data.directory=file"])
+def test_what_can_not_be_written_is_named(tmp_path, where):
+    (tmp_path / "file").touch()
+    done = subprocess.run([*RUNS["finished"], where], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search("file.* can't be read or written", done.stdout + done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.check_val_every_n_epoch=5", "at most stage operator's max_epochs=1 is"),
+        ("trainer.accelerator=abc", "trainer: "),
+        ("trainer.devices=0", "trainer: "),
+        ("model.encoder=-1", "model.encoder=-1 is not allowed"),
+        ("callbacks.finite_loss=abc", "callbacks.finite_loss='abc' is not allowed"),
+        ("callbacks.best=null", "without a validation by which callbacks.best"),
+        ("data.dt=1e30", "at most 1000"),
+    ],
+)
+def test_a_value_that_can_not_work_is_refused(tmp_path, override, words):
+    done = subprocess.run([*RUNS["finished"], "trainer.max_epochs=1", override], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 YAML = [

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ups.errors import UpsError
-from ups.files import write_bytes
+from ups.files import read_tensors, write_bytes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,7 +22,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return read_tensors(path, map_location)
         except Exception as error:  # torch raises many kinds
             raise UpsError(f"{path} is not a checkpoint, or is damaged ({type(error).__name__})") from None
 

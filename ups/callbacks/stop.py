@@ -48,7 +48,9 @@ class Stop(pl.Callback):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             trainer.save_checkpoint(self.checkpoint)
-            kind, why = (Interrupted, f"stopped by {self.signal}") if self.signal else (Unfinished, f"time limit {self.duration} reached")
+            kind, why = (Unfinished, f"time limit {self.duration} reached") if time.monotonic() > self.end else (Interrupted, "stopped")
+            if self.signal:
+                kind, why = Interrupted, f"stopped by {self.signal}"
             raise kind(f"{why} in epoch {trainer.current_epoch + 1}; the same command goes on from {self.checkpoint}")
 
     def _remember(self, sign: int, frame: Any) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -51,13 +52,26 @@ class TrajectoryFile:
         out = np.empty((len(trajectories), stop - start, self.points), np.float32)
         for row, i in enumerate(trajectories):
             # whole lines are read and thinned in memory: strided reads along the last axis are many times slower
-            out[row] = tensor[i, start * self.time_stride : (stop - 1) * self.time_stride + 1 : self.time_stride][:, :: self.space_stride]
+            try:
+                lines = tensor[i, start * self.time_stride : (stop - 1) * self.time_stride + 1 : self.time_stride]
+            except (OSError, RuntimeError) as error:  # a damaged chunk
+                raise UpsError(f"{self.path}: trajectory {i} of 'tensor' can't be read ({str(error).splitlines()[0]})") from None
+            out[row] = lines[:, :: self.space_stride]
             if not np.isfinite(out[row]).all():
                 raise UpsError(f"{self.path}: 'tensor' has a value that is not finite in trajectory {i}; all must be finite")
         return out
 
+    def refuse_changed(self, parts: Sequence[np.ndarray]) -> None:
+        """Compare all that the file holds, read in ``parts``, with the hash that it was written with, where it has one."""
+        known = self._open().attrs.get("hash")
+        if known is not None and digest(parts) != known:
+            raise UpsError(f"{self.path}: the values of 'tensor' are not those that were written; remove the file and it is made again")
+
     def _dataset(self, name: str, rank: int) -> h5py.Dataset:
-        dataset = self._open().get(name)
+        try:
+            dataset = self._open().get(name)
+        except (OSError, RuntimeError, KeyError):  # a link that leads nowhere
+            dataset = None
         if not isinstance(dataset, h5py.Dataset):
             raise UpsError(f"{self.path}: there is no dataset '{name}'; PDEBench's layout has 'tensor', 'x-coordinate' and 't-coordinate'")
         if dataset.ndim != rank or dataset.dtype.kind != "f" or 0 in dataset.shape:
@@ -67,7 +81,10 @@ class TrajectoryFile:
         return dataset
 
     def _coordinate(self, name: str) -> np.ndarray:
-        values = np.asarray(self._dataset(name, 1)[:], np.float64)
+        try:
+            values = np.asarray(self._dataset(name, 1)[:], np.float64)
+        except (OSError, RuntimeError) as error:
+            raise UpsError(f"{self.path}: '{name}' can't be read ({str(error).splitlines()[0]})") from None
         steps = np.diff(values)
         if len(values) < 2 or not np.isfinite(values).all() or (steps <= 0).any() or np.ptp(steps) > 1e-3 * steps.mean():
             raise UpsError(f"{self.path}: '{name}' must be finite, increasing and evenly spaced, with at least 2 entries")
@@ -86,6 +103,9 @@ class TrajectoryFile:
         return {**self.__dict__, "_file": None}
 
 
-def digest(values: np.ndarray) -> str:
-    """A short content hash of an array: the first 12 hex digits of the SHA-256 of its shape and bytes."""
-    return hashlib.sha256(repr(values.shape).encode() + np.ascontiguousarray(values).tobytes()).hexdigest()[:12]
+def digest(parts: Sequence[np.ndarray]) -> str:
+    """A short content hash of an array in ``parts`` along its first axis: the first 12 hex digits of the SHA-256 of its shape and bytes."""
+    content = hashlib.sha256(repr((sum(map(len, parts)), *parts[0].shape[1:])).encode())
+    for part in parts:
+        content.update(np.ascontiguousarray(part).data)
+    return content.hexdigest()[:12]

@@ -25,6 +25,7 @@ from ups.files import require_memory, require_space, whole_or_absent
 from ups.physics import Equation, find, line
 
 SPLITS = ("train", "validation", "test")
+SCALES = 1e-12, 1e12  # of the data, that float32 and its squares bear
 
 
 class TrajectoryDataModule(pl.LightningDataModule):
@@ -95,6 +96,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if self.hparams["path"] is None:
             for i, (nu, path) in enumerate(self.parts):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists():
+                    continue
                 with FileLock(f"{path}.lock"):  # parallel sweep jobs make it once
                     if not path.exists():
                         self._make(i, nu, path)
@@ -109,7 +112,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if self.ready:
             return
         h: Any = self.hparams
-        files = [self._open(path) for _, path in self.parts]
+        files = self.open_files()
         first = files[0]
         for file in files[1:]:
             if (file.points, file.frames, file.dt) != (first.points, first.frames, first.dt):
@@ -123,19 +126,25 @@ class TrajectoryDataModule(pl.LightningDataModule):
         rows = {"train": range(h.train), "validation": range(n - h.test - h.validation, n - h.test), "test": range(n - h.test, n)}
         self.dt, self.length, self.frames, self.points = first.dt, first.length, first.frames, first.points
         self.x = torch.from_numpy(first.x)
-        self.train_sources = [(file, row) for file in files for row in rows["train"]]
         if h.in_memory:
-            require_memory(len(self.train_sources) * first.frames * first.points * 4, "data.in_memory=true")
-        self.train_values = _joined([file.read(rows["train"]) for file in files]) if h.in_memory else None
-        known = self.train_values
-        if known is None:
-            known = _joined([file.read(rows["train"][:: max(1, h.train // 500)]) for file in files])
+            require_memory(len(files) * h.train * first.frames * first.points * 4, "data.in_memory=true")
+        self.train_sources = [(file, row) for file in files for row in rows["train"]]
+        some = rows["train"] if h.in_memory else rows["train"][:: max(1, h.train // 500)]
+        read = {split: [file.read(chosen) for file in files] for split, chosen in {**rows, "train": some}.items()}
+        if h.in_memory and h.path is None:
+            for file, *parts in zip(files, *read.values(), strict=True):
+                file.refuse_changed(parts)
+        known = _joined(read["train"])
+        self.train_values = known if h.in_memory else None
         self.scale = float(np.std(known, dtype=np.float64))  # the mean stays: removing it would break u -> -u
-        self.values = {split: torch.from_numpy(_joined([file.read(rows[split]) for file in files])) for split in SPLITS[1:]}
+        if not SCALES[0] < self.scale < SCALES[1]:
+            allowed = f"from {SCALES[0]:g} to {SCALES[1]:g}"
+            raise UpsError(f"{first.path}: the training data's standard deviation is {self.scale:g}; {allowed} is what can be trained on")
+        self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         self.nus = {split: torch.tensor([nu for nu, _ in self.parts]).repeat_interleave(h[split]) for split in SPLITS}
         self.dataset: dict[str, Any] = {
             "name": self._name(*(nu for nu, _ in self.parts)),
-            "hash": digest(self.values["test"].numpy()),
+            "hash": digest([self.values["test"].numpy()]),
             "split": "test",
             "trajectories": len(self.values["test"]),
             "points": self.points,
@@ -143,6 +152,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
             "nu": self.nu,
         }
         self.ready = True
+
+    def open_files(self) -> list[TrajectoryFile]:
+        """The files that are there; an UpsError where one is damaged or holds less than is asked of it."""
+        return [self._open(path) for _, path in self.parts if self.hparams["path"] is not None or path.exists()]
 
     def _open(self, path: Path) -> TrajectoryFile:
         h: Any = self.hparams
@@ -218,7 +231,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
             file["x-coordinate"] = x[:: h.solver_points // h.points].numpy()
             file["t-coordinate"] = (np.arange(h.frames + 1) * h.dt).astype(np.float32)
             file.attrs["recipe"] = json.dumps(recipe)
-            file.attrs["hash"] = digest(values.numpy())
+            file.attrs["hash"] = digest([values.numpy()])
 
 
 BurgersDataModule = TrajectoryDataModule  # of the equation that is its default

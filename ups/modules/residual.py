@@ -24,10 +24,10 @@ class ResidualModule(StageModule):
     """
 
     corrector: Corrector
+    cache: LatentCache | None = None
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.cache: LatentCache | None = None
         dtype = self.hparams["latent_cache"]
         if dtype is None:
             return
@@ -42,7 +42,7 @@ class ResidualModule(StageModule):
         self.cache = LatentCache(path, self.simulator, batches, windows, frames, dtype, steps, limit)
         log.info("%s: latents of %d windows cached in %s, %s", self.stage, windows, path, size(self.cache.bytes))
 
-    def on_fit_end(self) -> None:
+    def close(self) -> None:
         if self.cache is not None:
             self.cache.remove()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ups.datamodules.windows import Batch
 from ups.errors import UpsError
+from ups.losses import FLOOR
 from ups.metrics import RolloutMetrics
 from ups.optim import Muon
 from ups.parallel import sharded_loss
@@ -37,6 +38,9 @@ class StageModule(pl.LightningModule):
     def trained(self) -> torch.nn.Module:
         """The part of the simulator that this stage trains."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Remove what is only needed while this stage trains, however that ends."""
 
     def on_fit_start(self) -> None:
         self.seed = torch.initial_seed()
@@ -68,7 +72,9 @@ class StageModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         target = batch.u[:, 1:]
         if self.metrics is None:
-            self.metrics = RolloutMetrics(target.shape[1], target.shape[2], self.simulator.length).to(self.device)
+            # fields that have decayed to nothing, whose relative error is noise, don't choose the weights
+            floor = FLOOR * float(self.simulator.scale)
+            self.metrics = RolloutMetrics(target.shape[1], target.shape[2], self.simulator.length, floor).to(self.device)
         self.metrics.update(self.simulator.rollout(batch.u[:, 0], target.shape[1], nu=batch.nu, correct=self.correct), target)
 
     def on_validation_epoch_end(self) -> None:

@@ -68,7 +68,7 @@ def finished_results(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     """The evaluation that the folder holds of just these weights and settings, or None where one is missing or stale."""
     results = [read_json(path) if path.exists() else None for path in report_paths(cfg, folder).values()]
     now = evaluated(cfg, folder)
-    fresh = [result for result in results if result is not None and result["provenance"].get("evaluated") == now]
+    fresh = [result for result in results if result is not None and result.get("provenance", {}).get("evaluated") == now]
     if len(fresh) < len(results):
         return None
     rows = {(r["model"], r["mode"], r["correct"], r["ttc"]): r for result in fresh for r in result["rows"]}  # baselines stand in both
@@ -91,7 +91,10 @@ def print_table(dataset: Mapping[str, Any], rows: Sequence[Row], console: Consol
         table.add_column(head, justify="right")
     for row in rows:
         more = () if few else (row["rmse"], row["max_error"], row["crmse"])
-        numbers = [f"{value:.4f}" for value in (row["nrmse"], row["nrmse_over_time"][-1], row["one_step_nrmse"], *more)]
+        numbers = [
+            f"{value:.4f}" if value < 1000 else f"{value:.1e}"
+            for value in (row["nrmse"], row["nrmse_over_time"][-1], row["one_step_nrmse"], *more)
+        ]
         name = row["model"] + (f" + {row['correct']}" if row["correct"] != "none" else "") + (" + ttc" if row["ttc"] else "")
         table.add_row(name, row["mode"], *numbers, f"{1e3 * row['seconds_per_trajectory']:.2f}")
     console.print(table)

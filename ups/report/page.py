@@ -149,7 +149,7 @@ def _headline(rows: Mapping[str, Row]) -> dict[str, Any]:
     found = []
     for label, row in rows.items():
         values = {**row, "last_frame": row["nrmse_over_time"][-1], "milliseconds": 1e3 * row["seconds_per_trajectory"]}
-        found.append([label, *(f"{values[key]:.{digits}f}" for _, key, digits in HEADLINE)])
+        found.append([label, *(f"{values[key]:.{digits}f}" if values[key] < 1e6 else f"{values[key]:.1e}" for _, key, digits in HEADLINE)])
     note = "In physical space, of rollouts from t = 0; the mean over frames and trajectories. Grey: baselines."
     return _table("Errors and cost", note, [head for head, _, _ in HEADLINE], rows, found)
 
