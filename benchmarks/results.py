@@ -56,7 +56,8 @@ def accuracy(result: dict[str, Any]) -> str:
     axis.set(xlabel="frame", ylabel="nRMSE of a frame")
     axis.legend()
     figure.savefig(PICTURES / "accuracy.png", dpi=110)
-    return table(head, rows) + "\n\n![error over time](pictures/accuracy.png)"
+    about = "How the models are compared, and why the plain UPT's row says little: [models](models.md)."
+    return "\n\n".join((table(head, rows), about, "![error over time](pictures/accuracy.png)"))
 
 
 def pareto(result: dict[str, Any]) -> str:
