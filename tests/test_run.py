@@ -112,6 +112,7 @@ def test_the_same_command_again_trains_nothing(finished):
         ("model.tokens=7", "multiple of tokens"),
         ("data=pdebench", "data.path must be given"),
         ("lambda_invv=1", "Key 'lambda_invv' is not in struct"),
+        ("lamda_inv=1", "Close to it: lambda_inv"),
         ("stage=operetta", "Could not find 'stage/operetta'"),
     ],
 )

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from ups.callbacks.epoch_log import duration
 from ups.errors import UpsError, for_a_person, is_out_of_memory
 from ups.files import read_json, require_space, same_disk, size, write_text
 from ups.parallel import is_first_process
@@ -207,10 +208,10 @@ def print_needs(cfg: DictConfig, found: dict[str, dict[str, Any]], test_seconds:
         windows = stage_config(cfg, stage).data.batch_size // need["parts"]
         batch = f"{need['parts']} x {windows}" if need["parts"] > 1 else str(windows)
         sizes = size(need["memory"]), size(need["checkpoints"] + need["cache"])
-        table.add_row(stage, batch, *sizes, f"{1e3 * need['step_seconds']:.0f} ms", f"{need['seconds'] / 60:.1f} min")
-    table.add_row("test", "", "", "", "", f"{test_seconds / 60:.1f} min")
+        table.add_row(stage, batch, *sizes, f"{1e3 * need['step_seconds']:.0f} ms", duration(need["seconds"]))
+    table.add_row("test", "", "", "", "", duration(test_seconds))
     whole = sum(need["seconds"] for need in found.values()) + test_seconds
-    table.add_row("all", "", "", "", "", f"{whole / 60:.1f} min", style="bold")
+    table.add_row("all", "", "", "", "", duration(whole), style="bold")
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 

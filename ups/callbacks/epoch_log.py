@@ -14,6 +14,11 @@ from ups.files import read_json
 log = logging.getLogger(__name__)
 
 
+def duration(seconds: float) -> str:
+    """In words: "40 s", "12.3 min"."""
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
 class EpochLog(pl.Callback):
     """Logs, at each epoch's end, the mean of every loss term, the last validation result, steps a second and the time left.
 
@@ -56,6 +61,6 @@ class EpochLog(pl.Callback):
         parts.append(f"{(trainer.global_step - self.first_step) / seconds:.1f} steps/s")
         if trainer.max_epochs and trainer.max_epochs > 0:
             left = seconds * (trainer.max_epochs - trainer.current_epoch - 1)
-            parts.append(f"{left / 60:.1f} min left" + (f", {(left + self.after) / 60:.1f} in all" if self.after else ""))
+            parts.append(f"{duration(left)} left" + (f", {duration(left + self.after)} in all" if self.after else ""))
         if trainer.is_global_zero:
             log.info("  ".join(parts))
