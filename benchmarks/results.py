@@ -98,7 +98,24 @@ def pareto(result: dict[str, Any]) -> str:
     axes[0].set(ylabel="rollout nRMSE")
     axes[1].legend(fontsize=7)
     figure.savefig(PICTURES / "pareto.png", dpi=110)
-    return table(head, rows) + "\n\n![error against cost](pictures/pareto.png)"
+    fronts = "; ".join(
+        f"{words}: {', '.join(front(result['rows'], batch))}" for words, batch in (("one at a time", "1"), ("64 at once", "64"))
+    )
+    about = (
+        f"On the front, where no other row is both faster and as accurate: {fronts}. The solver's rows get the same 256 points as the models, "
+        "which is what leaves 0.008 of error at 1024. Both sides are PyTorch, operation by operation: for one trajectory that is mostly the "
+        "cost of the calls, and a solver in compiled code would be far faster there."
+    )
+    return "\n\n".join((table(head, rows), about, "![error against cost](pictures/pareto.png)"))
+
+
+def front(rows: list[dict[str, Any]], batch: str) -> list[str]:
+    """The rows for which no other is both faster and at least as accurate."""
+
+    def beaten(row: dict[str, Any]) -> bool:
+        return any(o["seconds"][batch] < row["seconds"][batch] and o["nrmse"] <= row["nrmse"] for o in rows)
+
+    return [f"{row['name']} ({row['nrmse']:.4f})" for row in rows if not beaten(row)]
 
 
 def ablation(result: dict[str, Any]) -> str:
