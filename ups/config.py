@@ -84,6 +84,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.batch_size": _whole(1),
     "data.eval_batch_size": _whole(1),
     "data.repeat": _switch(),
+    "data.stretch": _whole(1),
     "data.early": _real(0, above=True),
     "data.shift": _switch(),
     "data.mirror": _switch(),

@@ -45,7 +45,7 @@ class TrajectoryFile:
         self.length = round(float(x[-1] - x[0]) * points / (points - 1), 6)  # periodic: one cell more than the distance of the centres
         self.dt = float(self.t[1] - self.t[0])
 
-    def read(self, trajectories: np.ndarray | range, start: int = 0, frames: int | None = None) -> np.ndarray:
+    def read(self, trajectories: Sequence[int], start: int = 0, frames: int | None = None) -> np.ndarray:
         """Frames ``start`` to ``start + frames`` (in strides; all by default) of some trajectories: (B, frames, X) float32."""
         tensor = self._dataset("tensor", 3)
         stop = self.frames if frames is None else start + frames

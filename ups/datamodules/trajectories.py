@@ -69,6 +69,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         shift: bool = True,
         mirror: bool = True,
         early: float = 2.0,
+        stretch: int = 1,
         repeat: bool = False,
         in_memory: bool = True,
         num_workers: int = 0,
@@ -120,8 +121,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
                     f"{file.path} has {file.points} points, {file.frames} frames and dt {file.dt:g}, but {first.path} {first.points}, "
                     f"{first.frames} and {first.dt:g}; files of one data set must agree"
                 )
-        if h.window >= first.frames:
-            raise UpsError(f"data.window={h.window}: {first.path} has {first.frames} frames, so at most {first.frames - 1} is allowed")
+        if h.window * h.stretch >= first.frames:
+            what = f"data.window={h.window}" + (f" times data.stretch={h.stretch}" if h.stretch > 1 else "")
+            raise UpsError(f"{what}: {first.path} has {first.frames} frames, so at most {first.frames - 1} is allowed")
         n = first.trajectories
         rows = {"train": range(h.train), "validation": range(n - h.test - h.validation, n - h.test), "test": range(n - h.test, n)}
         self.dt, self.length, self.frames, self.points = first.dt, first.length, first.frames, first.points
@@ -172,20 +174,22 @@ class TrajectoryDataModule(pl.LightningDataModule):
         trainer = self.trainer
         sampler = WindowSampler(
             len(self.train_sources),
-            self.frames - h.window,
+            self.frames,
+            h.window,
             self.points,
             windows_per_trajectory=h.windows_per_trajectory,
             batch_size=h.batch_size,
             shift=h.shift,
             mirror=h.mirror,
             early=h.early,
+            stretch=h.stretch,
             repeat=h.repeat,
             seed=h.order_seed,
             position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
-        dataset = WindowDataset(self.train_sources, self.train_values, h.window, self.nus["train"].numpy(), self.physics.mirror)
+        dataset = WindowDataset(self.train_sources, self.train_values, h.window, self.nus["train"].numpy(), self.physics)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=h.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ups.datamodules.hdf5 import TrajectoryFile
+from ups.physics import Equation
 
 
 @dataclass
@@ -37,19 +38,21 @@ class Batch:
 
 @dataclass
 class Windows:
-    """Which windows a batch holds, an integer array (B,) each: number in the epoch, trajectory, first frame, shift in points, mirrored."""
+    """Which windows a batch holds, an integer array (B,) each: number in the epoch, trajectory, first frame, shift in points, mirrored,
+    frames from one to the next."""
 
     number: np.ndarray
     trajectory: np.ndarray
     start: np.ndarray
     shift: np.ndarray
     mirror: np.ndarray
+    stride: np.ndarray
 
 
 class WindowDataset(Dataset[Batch]):
     """Makes batches from trajectories in memory (N, T, X) or, where ``values`` is None, straight from their files.
 
-    ``sources`` tells each trajectory's file and place in it, ``nu`` (N,) its parameter; ``mirror`` is the equation's symmetry.
+    ``sources`` tells each trajectory's file and place in it, ``nu`` (N,) its parameter; ``physics`` has the equation's symmetries.
     """
 
     def __init__(
@@ -58,30 +61,34 @@ class WindowDataset(Dataset[Batch]):
         values: np.ndarray | None,
         window: int,
         nu: np.ndarray,
-        mirror: Callable[[Tensor], Tensor],
+        physics: Equation,
     ) -> None:
-        self.sources, self.values, self.window, self.nu, self.mirror = sources, values, window, nu.astype(np.float32), mirror
+        self.sources, self.values, self.window, self.nu, self.physics = sources, values, window, nu.astype(np.float32), physics
 
     def __getitem__(self, w: Windows) -> Batch:
         frames = self.window + 1
         if self.values is not None:
-            u = self.values[w.trajectory[:, None], w.start[:, None] + np.arange(frames)]
+            u = self.values[w.trajectory[:, None], w.start[:, None] + w.stride[:, None] * np.arange(frames)]
         else:
-            rows = ((*self.sources[i], start) for i, start in zip(w.trajectory, w.start, strict=True))
-            u = np.concatenate([file.read(range(row, row + 1), start, frames) for file, row, start in rows])
+            rows = ((*self.sources[i], start, stride) for i, start, stride in zip(w.trajectory, w.start, w.stride, strict=True))
+            u = np.concatenate([file.read([row], start, self.window * stride + 1)[:, ::stride] for file, row, start, stride in rows])
         mirrored = w.mirror == 1
-        u[mirrored] = self.mirror(torch.from_numpy(u[mirrored])).numpy()
+        u[mirrored] = self.physics.mirror(torch.from_numpy(u[mirrored])).numpy()
+        for stride in set(w.stride[w.stride > 1].tolist()):
+            faster = w.stride == stride
+            u[faster] = self.physics.hasten(torch.from_numpy(u[faster]), stride).numpy()
         points = (np.arange(u.shape[-1]) + w.shift[:, None]) % u.shape[-1]
         u = np.take_along_axis(u, points[:, None], -1)
         trajectory, number = torch.from_numpy(w.trajectory), torch.from_numpy(w.number)
-        return Batch(torch.from_numpy(u), torch.from_numpy(self.nu[w.trajectory]), trajectory, number)
+        return Batch(torch.from_numpy(u), torch.from_numpy(self.nu[w.trajectory] * w.stride.astype(np.float32)), trajectory, number)
 
 
 class WindowSampler(Sampler[Windows]):
     """Draws batches of windows; batch number n of a run is a function of ``seed`` and n alone.
 
     An epoch takes ``windows_per_trajectory`` random windows of every trajectory, each with a random shift and mirroring where
-    those are on; with ``repeat`` every epoch takes the same ones, in the same order. ``early`` above 1 draws first frames more often.
+    those are on; with ``repeat`` every epoch takes the same ones, in the same order. ``early`` above 1 draws first frames more often, and
+    ``stretch`` above 1 takes, of as many windows each, every first, second, ... ``stretch``-th frame.
     ``position`` tells how many batches the run has taken so far: an interrupted run goes on with the very next one.
     With several processes each takes its share of every global batch.
     """
@@ -89,7 +96,8 @@ class WindowSampler(Sampler[Windows]):
     def __init__(
         self,
         trajectories: int,
-        starts: int,
+        frames: int,
+        window: int,
         points: int,
         *,
         windows_per_trajectory: int,
@@ -97,13 +105,14 @@ class WindowSampler(Sampler[Windows]):
         shift: bool,
         mirror: bool,
         early: float = 1.0,
+        stretch: int = 1,
         repeat: bool = False,
         seed: int,
         position: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.trajectories, self.starts, self.points = trajectories, starts, points
+        self.trajectories, self.frames, self.window, self.points, self.stretch = trajectories, frames, window, points, stretch
         self.windows_per_trajectory, self.batch_size = windows_per_trajectory, batch_size
         self.shift, self.mirror, self.early, self.repeat, self.seed = shift, mirror, early, repeat, seed
         self.position, self.rank, self.world = position, rank, world
@@ -127,10 +136,12 @@ class WindowSampler(Sampler[Windows]):
         rng = np.random.default_rng((self.seed, epoch))
         n = self.windows
         trajectory = rng.permutation(n) % self.trajectories
-        start = (self.starts * rng.random(n) ** self.early).astype(np.int64)  # early frames more often: see docs/method.md
+        place = rng.random(n) ** self.early  # early frames more often: see docs/method.md
         shift = rng.integers(self.points, size=n) * self.shift
         mirror = rng.integers(2, size=n) * self.mirror
+        stride = rng.integers(1, self.stretch + 1, size=n)
+        start = ((self.frames - self.window * stride) * place).astype(np.int64)
         for b in range(first, len(self)):
             rows = np.arange(self.batch_size) + (b * self.world + self.rank) * self.batch_size
             rows = rows % n  # only a data set smaller than one batch comes round again
-            yield Windows(rows, trajectory[rows], start[rows], shift[rows], mirror[rows])
+            yield Windows(rows, trajectory[rows], start[rows], shift[rows], mirror[rows], stride[rows])

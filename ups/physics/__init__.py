@@ -32,6 +32,9 @@ class Equation(Protocol):
     def mirror(self, u: Tensor) -> Tensor:
         """A symmetry beside the shift, for augmentation: (..., X) -> (..., X), solutions to solutions."""
 
+    def hasten(self, u: Tensor, times: float) -> Tensor:
+        """The field of a solution that runs ``times`` as fast, at ``times`` the parameter: (..., X), for augmentation."""
+
     def advance(self, u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4) -> Tensor:
         """Point values ``u`` one ``dt`` on at ``nu`` (B,), by the equation alone, on a grid ``refine`` times finer: (B, X)."""
 
