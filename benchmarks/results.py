@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from runs import read
 
 HEAD = """Made by `python benchmarks/results.py` from the JSON files that the other benchmarks write: not to be edited. Errors are rollout
-nRMSE on the test set, mean and standard deviation over seeds. `small` and `upt-small` are this project's UPT by default, `upt_absolute` the plain one."""
+nRMSE on the test set, mean and standard deviation over seeds. `small` and `upt-small` are
+this project's UPT by default, `upt_absolute` the plain one."""
 PAGE = Path(__file__).parents[1] / "docs/results.md"
 PICTURES = PAGE.parent / "pictures"
 
@@ -102,9 +103,9 @@ def pareto(result: dict[str, Any]) -> str:
         f"{words}: {', '.join(front(result['rows'], batch))}" for words, batch in (("one at a time", "1"), ("64 at once", "64"))
     )
     about = (
-        f"On the front, where no other row is both faster and as accurate: {fronts}. The solver's rows get the same 256 points as the models, "
-        "which is what leaves 0.008 of error at 1024. Both sides are PyTorch, operation by operation: for one trajectory that is mostly the "
-        "cost of the calls, and a solver in compiled code would be far faster there."
+        f"On the front, where no other row is both faster and as accurate: {fronts}. The solver's rows get the same 256 points as the "
+        "models, which is what leaves 0.008 of error at 1024. Both sides are PyTorch, operation by operation: for one trajectory that is "
+        "mostly the cost of the calls, and a solver in compiled code would be far faster there."
     )
     return "\n\n".join((table(head, rows), about, "![error against cost](pictures/pareto.png)"))
 
@@ -144,7 +145,7 @@ def throughput(result: dict[str, Any]) -> str:
 def generality(result: dict[str, Any]) -> str:
     points = [[name, number(v), f"{v['of_the_training_grid']:.2f}"] for name, v in result["points and times"].items()]
     parts = [table(["points and times", "rollout nRMSE", "of the training grid's"], points)]
-    if "viscosities" in result:
+    for setting, viscosities in result.get("viscosities", {}).items():
         rows = [
             [
                 nu,
@@ -153,10 +154,19 @@ def generality(result: dict[str, Any]) -> str:
                 "" if v["seen"] else f"{v['of_the_neighbours_mean']:.2f}",
                 f"{v['nrmse']['mean']:.2g}",
             ]
-            for nu, v in result["viscosities"].items()
+            for nu, v in viscosities.items()
         ]
         parts.append(
-            table(["nu", "seen in training", "error relative to the trajectory", "of the mean of its neighbours'", "rollout nRMSE"], rows)
+            table(
+                [
+                    f"nu, {setting}",
+                    "seen in training",
+                    "error relative to the trajectory",
+                    "of the mean of its neighbours'",
+                    "rollout nRMSE",
+                ],
+                rows,
+            )
         )
     return "\n\n".join(parts)
 

@@ -104,3 +104,12 @@ def test_equations_are_found_by_their_modules_name(monkeypatch):
     for name in ("line", "", "no.such", ".burgers"):
         with pytest.raises(UpsError, match=r"allowed are .*burgers"):
             find(name)
+
+
+@pytest.mark.parametrize("name", ["burgers", "advection"])
+def test_a_hastened_solution_solves_the_equation_at_as_many_times_the_parameter(name):
+    physics = find(name)
+    u0 = physics.initial_conditions(3, physics.grid(128), 0).double()
+    slow = physics.solve(u0, [0.05, 0.1, 0.2], 0.01)
+    fast = physics.solve(physics.hasten(u0, 2), [0.025, 0.05, 0.1], 0.02)
+    assert torch.allclose(fast, physics.hasten(slow, 2), atol=1e-10)
