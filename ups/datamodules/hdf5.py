@@ -82,7 +82,8 @@ class TrajectoryFile:
 
     def _coordinate(self, name: str) -> np.ndarray:
         try:
-            values = np.asarray(self._dataset(name, 1)[:], np.float64)
+            with np.errstate(invalid="ignore"):  # what is damaged is looked at below
+                values = np.asarray(self._dataset(name, 1)[:], np.float64)
         except (OSError, RuntimeError) as error:
             raise UpsError(f"{self.path}: '{name}' can't be read ({str(error).splitlines()[0]})") from None
         steps = np.diff(values)

@@ -42,6 +42,9 @@ class ResidualModule(StageModule):
         self.cache = LatentCache(path, self.simulator, batches, windows, frames, dtype, steps, limit)
         log.info("%s: latents of %d windows cached in %s, %s", self.stage, windows, path, size(self.cache.bytes))
 
+    def on_fit_end(self) -> None:
+        self.close()
+
     def close(self) -> None:
         if self.cache is not None:
             self.cache.remove()
