@@ -11,7 +11,7 @@ class LayerNormUPT(UPT):
     """Tokens held by LayerNorm without parameters instead of a bound."""
 
     def bound(self, z: Tensor) -> Tensor:
-        return F.layer_norm(z.movedim(0, -1), z.shape[:1]).movedim(-1, 0)
+        return F.layer_norm(z, z.shape[-1:])
 
 
 class PlacedUPT(UPT):
@@ -19,5 +19,5 @@ class PlacedUPT(UPT):
 
     def __init__(self, points: int, tokens: int = 64, width: int = 48, **sizes: object) -> None:
         super().__init__(points, tokens, width, **sizes)  # type: ignore[arg-type]
-        self.places = nn.Parameter(torch.randn(width, tokens, 1))
+        self.places = nn.Parameter(torch.randn(tokens, width))
         self.encoder.register_forward_pre_hook(lambda module, arguments: (arguments[0] + self.places,))

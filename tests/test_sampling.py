@@ -44,7 +44,7 @@ def test_one_jump_of_the_exact_consistency_function_ends_where_the_sampler_does(
 def toy(steps=400):
     """A corrector trained on a residual that is +1 or -1 in all channels of a sample, whatever the state: its mean says nothing."""
     torch.manual_seed(0)
-    corrector = Corrector(width=4, free=3, **NETS, steps=12, sigma_max=5.0, temperature=1.0)
+    corrector = Corrector(tokens=4, width=4, free=3, **NETS, steps=12, sigma_max=5.0, temperature=1.0)
     mats = corrector.noise_network.matrices()
     others = [p for p in corrector.noise_network.parameters() if all(p is not m for m in mats)]
     optimizer = Muon(mats, others, lr=5e-3)
@@ -76,7 +76,7 @@ def test_a_diffusion_model_is_no_regression():
 
 def test_an_unknown_sampler_is_refused():
     with pytest.raises(UpsError, match="allowed are heun, consistency"):
-        Corrector(width=4, free=3, **NETS, sampler="euler")
+        Corrector(tokens=4, width=4, free=3, **NETS, sampler="euler")
 
 
 def data(tmp_path, window=2, repeat=False):

@@ -108,7 +108,7 @@ class Simulator(nn.Module):
 
     def add_corrector(self, name: str, spec: Mapping[str, Any]) -> Corrector:
         """Make the corrector ``name`` from its ``spec``, the arguments of ``ups.sampling.Corrector`` without the tokens' sizes."""
-        sizes = {"width": self.model.width, "free": self.model.free}
+        sizes = {"tokens": self.model.tokens, "width": self.model.width, "free": self.model.free}
         corrector = Corrector(**{**spec, **sizes})
         self.correctors[name] = corrector
         return corrector

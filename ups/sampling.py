@@ -23,7 +23,7 @@ class Corrector(nn.Module):
     """Draws the operator's residual, given the state and the operator's prediction.
 
     Args:
-        width: channels C of the tokens.
+        tokens, width: N and C of the latent state.
         free: how many of them, from the first on, may be corrected; the others (a carried mean, say) stay as predicted.
         mean, noise: sizes of the two networks, see ``ups.models.denoiser.Denoiser``.
         sampler: "heun" integrates the probability-flow ODE in ``steps`` steps of Heun's method, 2 steps - 1 network calls;
@@ -37,6 +37,7 @@ class Corrector(nn.Module):
 
     def __init__(
         self,
+        tokens: int,
         width: int,
         free: int,
         mean: Mapping[str, Any],
@@ -52,13 +53,13 @@ class Corrector(nn.Module):
         if sampler not in SAMPLERS:
             raise UpsError(f"sampler={sampler!r}: allowed are {', '.join(SAMPLERS)}")
         self.spec = {
-            "width": width, "free": free, "mean": dict(mean), "noise": dict(noise), "sampler": sampler, "steps": steps,
-            "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "temperature": temperature,
+            "tokens": tokens, "width": width, "free": free, "mean": dict(mean), "noise": dict(noise), "sampler": sampler,
+            "steps": steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "temperature": temperature,
         }  # fmt: skip
         self.free, self.sampler, self.steps, self.temperature = free, sampler, steps, temperature
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
-        self.mean_network = Denoiser(2 * width, free, **mean)
-        self.noise_network = Denoiser(2 * width + 2 * free, free, **noise)
+        self.mean_network = Denoiser(tokens, 2 * width, free, **mean)
+        self.noise_network = Denoiser(tokens, 2 * width + 2 * free, free, **noise)
         self.register_buffer("scale", torch.ones(free))  # the residual's standard deviation, set from the training data
 
     def matrices(self) -> list[Tensor]:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.models.upt import DT_SCALE, NU_SCALE, MixerBlock, _inside, _outside
+from ups.models.upt import DT_SCALE, NU_SCALE, MixerBlock
 
 LEVELS = 4  # sines and cosines that tell a noise level
 
@@ -14,20 +15,28 @@ class Denoiser(nn.Module):
     """Maps tokens ``parts`` (B, N, C) each, a noise level, dt and nu to tokens (B, N, out), by the blocks of the UPT.
 
     Args:
+        tokens: N.
         channels: of all parts together.
         out: channels of the answer; it begins at zero.
         width, hidden, depth, distances: as in ``ups.models.upt.UPT``.
     """
 
     def __init__(
-        self, channels: int, out: int, width: int = 64, hidden: float = 1.0, depth: int = 6, distances: Sequence[int] = (1, 2, 4, 1)
+        self,
+        tokens: int,
+        channels: int,
+        out: int,
+        width: int = 64,
+        hidden: float = 1.0,
+        depth: int = 6,
+        distances: Sequence[int] = (1, 2, 4, 1),
     ) -> None:
         super().__init__()
         inner = round(hidden * width)
         self.tokens_in = nn.Parameter(torch.randn(width, channels) * channels**-0.5)
         self.constant = nn.Parameter(torch.randn(width, 1, 1))
         self.condition = nn.Linear(2 + 2 * LEVELS, width)
-        self.blocks = nn.Sequential(*(MixerBlock(width, inner, distances[i % len(distances)]) for i in range(depth)))
+        self.blocks = nn.Sequential(*(MixerBlock(tokens, width, inner, distances[i % len(distances)]) for i in range(depth)))
         self.tokens_out = nn.Parameter(torch.zeros(out, width))
         self.register_buffer("frequencies", 0.25 * 2.0 ** torch.arange(LEVELS), persistent=False)
         self.frequencies: Tensor
@@ -36,11 +45,8 @@ class Denoiser(nn.Module):
         """``parts`` (B, N, C) each, ``level`` (B,): the logarithm of the noise level; ``dt``, ``nu`` (B,) -> (B, N, out)."""
         angles = level[:, None] * self.frequencies
         about = torch.cat(((dt / DT_SCALE - 1)[:, None], (nu / NU_SCALE).log()[:, None], angles.sin(), angles.cos()), -1)
-        h = torch.cat([_inside(part) for part in parts])
-        c, n, b = h.shape
-        h = (self.tokens_in @ h.view(c, n * b)).view(-1, n, b) + self.constant + self.condition(about).T[:, None]
-        h = self.blocks(h)
-        return _outside((self.tokens_out @ h.view(h.shape[0], n * b)).view(-1, n, b))
+        h = F.linear(torch.cat(tuple(parts), -1), self.tokens_in, self.constant.view(-1)) + self.condition(about)[:, None]
+        return F.linear(self.blocks(h), self.tokens_out)
 
     def matrices(self) -> list[Tensor]:
         """The blocks' weight matrices, which an optimiser may treat as such."""

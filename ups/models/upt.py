@@ -20,23 +20,29 @@ NU_SCALE, DT_SCALE = 1e-3, 0.05  # where log nu and dt are centred; a matter of 
 class MixerBlock(nn.Module):
     """h + W2 silu(W1 [h_{j-d}, h_j, h_{j+d}] + b): tokens at a distance d meet, then channels.
 
-    Tokens are held as (C, N, B), the batch last: every product is then one large matrix product without a transposition.
+    Tokens are rows of C channels, so that one copy puts the three that meet in a row: all else is two matrix products.
     """
 
-    def __init__(self, channels: int, hidden: int, distance: int) -> None:
+    def __init__(self, tokens: int, channels: int, hidden: int, distance: int) -> None:
         super().__init__()
-        self.distance = distance
+        self.register_buffer("meeting", neighbours(tokens, (-distance, 0, distance)), persistent=False)
         self.w1 = nn.Parameter(torch.randn(hidden, 3 * channels) * (3 * channels) ** -0.5)
         self.b1 = nn.Parameter(torch.zeros(hidden, 1))
         self.w2 = nn.Parameter(torch.randn(channels, hidden) * 0.5 * hidden**-0.5)
+        self.meeting: Tensor
 
     def forward(self, h: Tensor) -> Tensor:
-        c, n, b = h.shape
-        neighbours = torch.cat((h.roll(self.distance, 1), h, h.roll(-self.distance, 1)))
-        y = F.silu(torch.addmm(self.b1, self.w1, neighbours.view(3 * c, n * b)))
+        """Tokens (B, N, C) -> (B, N, C)."""
+        b, n, c = h.shape
+        y = F.silu(F.linear(h.index_select(1, self.meeting).view(b * n, 3 * c), self.w1, self.b1.view(-1)))
         if torch.is_autocast_enabled(h.device.type):
-            return h + (self.w2 @ y).view(c, n, b)  # products in low precision, the running sum not
-        return torch.addmm(h.reshape(c, n * b), self.w2, y).view(c, n, b)
+            return h + F.linear(y, self.w2).view(b, n, c)  # products in low precision, the running sum not
+        return torch.addmm(h.reshape(b * n, c), y, self.w2.T).view(b, n, c)
+
+
+def neighbours(tokens: int, offsets: Sequence[int]) -> Tensor:
+    """The places at some ``offsets`` from each of a circle of ``tokens``, place by place: (tokens * len(offsets),)."""
+    return ((torch.arange(tokens)[:, None] + torch.tensor(offsets)) % tokens).flatten()
 
 
 class UPT(nn.Module):
@@ -77,12 +83,15 @@ class UPT(nn.Module):
                 f"model.tokens={tokens}, model.patch={patch}: the {points} points must be a multiple of tokens; patch odd, at most tokens"
             )
         self.tokens, self.width, self.patch, self.limit = tokens, width, patch, limit
+        self.offsets = range(-(patch // 2), patch // 2 + 1)
+        self.register_buffer("seen", neighbours(tokens, self.offsets), persistent=False)
+        self.seen: Tensor
         self.free = width - fields if conserve else width  # channels that a step may change
         self.fields, self.per_token, self.conserve = fields, points // tokens * fields, conserve
         inner = round(hidden * width)
 
         def stack(depth: int) -> nn.Sequential:
-            return nn.Sequential(*(MixerBlock(width, inner, distances[i % len(distances)]) for i in range(depth)))
+            return nn.Sequential(*(MixerBlock(tokens, width, inner, distances[i % len(distances)]) for i in range(depth)))
 
         self.patches_in = nn.Parameter(torch.randn(width, patch * self.per_token) * (patch * self.per_token) ** -0.5)
         # a constant beside the field, so that the tokens of a field and of its double are not multiples of each other
@@ -93,51 +102,35 @@ class UPT(nn.Module):
 
     def encode(self, u: Tensor) -> Tensor:
         """Fields (B, X, F) of unit scale -> tokens (B, N, C)."""
-        own = u.permute(1, 2, 0).reshape(self.tokens, self.per_token, u.shape[0])  # (N, P F, B)
-        patches = torch.cat([own.roll(-k, 0) for k in self._offsets()], 1)
-        h = torch.einsum("cp,npb->cnb", self.patches_in, patches) + self.constant
-        z = self.bound(self.encoder(h))
-        return _outside(self._keep(z, u.mean(1).T[:, None].expand(-1, self.tokens, -1)))
+        own = u.reshape(u.shape[0], self.tokens, self.per_token)
+        patches = own.index_select(1, self.seen).view(u.shape[0], self.tokens, -1)
+        h = F.linear(patches, self.patches_in, self.constant.view(-1))
+        return self._keep(self.bound(self.encoder(h)), u.mean(1, keepdim=True).expand(-1, self.tokens, -1))
 
     def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
         """Tokens (B, N, C) -> tokens ``dt`` (B,) later, at ``nu`` (B,)."""
         about = self.condition(torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1))  # (B, C)
-        z = _inside(z)
-        return _outside(self._keep(self.bound(self.approximator(z + about.T[:, None])), z[-self.fields :]))
+        return self._keep(self.bound(self.approximator(z + about[:, None])), z[..., -self.fields :])
 
     def decode(self, z: Tensor) -> Tensor:
         """Tokens (B, N, C) -> fields (B, X, F) on the training grid."""
-        z = _inside(z)
-        h = self.decoder(z)
-        patches = (self.patches_out @ h.view(h.shape[0], -1)).view(self.patch, self.per_token, self.tokens, -1)
-        u = torch.stack([part.roll(k, 1) for part, k in zip(patches, self._offsets(), strict=True)]).sum(0)
-        u = u.permute(2, 1, 0).reshape(u.shape[2], -1, self.fields).to(z.dtype)
-        return u - u.mean(1, keepdim=True) + z[-self.fields :].mean(1).T[:, None] if self.conserve else u
+        patches = F.linear(self.decoder(z), self.patches_out).view(*z.shape[:2], self.patch, self.per_token)
+        u = sum(part.roll(k, 1) for part, k in zip(patches.unbind(2), self.offsets, strict=True))
+        u = u.view(z.shape[0], -1, self.fields).to(z.dtype)
+        return u - u.mean(1, keepdim=True) + z[..., -self.fields :].mean(1, keepdim=True) if self.conserve else u
 
     def bound(self, z: Tensor) -> Tensor:
-        """z / sqrt(1 + |z|^2 / limit^2), |z|^2 the mean over a token's channels, for (C, N, B): the identity for small tokens, bounded for
+        """z / sqrt(1 + |z|^2 / limit^2), |z|^2 the mean over a token's channels, for (B, N, C): the identity for small tokens, bounded for
         large ones.
 
         LayerNorm, which bounds latent rollouts too, throws a token's size away, and with it the precision of small differences: see
         docs/method.md for both measured.
         """
-        return z * torch.rsqrt(1 + z.square().mean(0, keepdim=True) / self.limit**2)
+        return z * torch.rsqrt(1 + z.square().mean(-1, keepdim=True) / self.limit**2)
 
     def _keep(self, z: Tensor, mean: Tensor) -> Tensor:
-        return torch.cat((z[: -self.fields], mean)) if self.conserve else z
+        return torch.cat((z[..., : -self.fields], mean), -1) if self.conserve else z
 
     def matrices(self) -> list[Tensor]:
         """The blocks' weight matrices, which an optimiser may treat as such."""
         return [p for m in self.modules() if isinstance(m, MixerBlock) for p in (m.w1, m.w2)]
-
-    def _offsets(self) -> range:
-        return range(-(self.patch // 2), self.patch // 2 + 1)
-
-
-def _inside(z: Tensor) -> Tensor:
-    """(B, N, C) -> (C, N, B); a view where ``z`` came from here."""
-    return z.permute(2, 1, 0).contiguous()
-
-
-def _outside(h: Tensor) -> Tensor:
-    return h.permute(2, 1, 0)
