@@ -3,9 +3,9 @@
     python benchmarks/generality.py RUN [RUN ...]     writes benchmarks/results/generality.json
 
 RUN: runs of one model, one a seed, on the default data; the points and times are read off them. For the viscosities two models a seed
-are trained here (in outputs/generality) on nu 0.001, 0.004, 0.01 and 0.04, 500 trajectories each, for as many steps as the default, one on
-windows as they are, one on every 1st to 3rd frame too (data.stretch=3), and tested on each of these and on 0.002 and 0.02, whose data
-they have not seen.
+are trained here (in outputs/generality) on nu 0.001, 0.004, 0.01 and 0.04, 500 trajectories each, for as many steps as the default: one on
+windows as they are (data.stretch=1), one, the default, on windows of every 2nd and 3rd frame too (data.stretch=3). They are tested on each
+of these and on 0.002 and 0.02, whose data they have not seen.
 """
 
 import sys

@@ -137,6 +137,12 @@ def throughput(result: dict[str, Any]) -> str:
             parts.append(table([name, "ms", f"of {ratio[3:]}'s"], rows))
     memory = [[name, f"{v['before']}", f"{v['peak']}"] for name, v in result["training_memory"].items()]
     parts.append(table(["peak memory of training, MB", "before the first step", "peak"], memory))
+    floor = result["floor"]
+    shares = ", ".join(f"`{name}` {share:.0%}" for name, share in floor["share"].items())
+    parts.append(
+        f"A training step of `small` on one thread: {floor['milliseconds']:.1f} ms for {floor['gigaflops']:.2f} GFLOP of matrix products, "
+        f"which one large product does in {floor['milliseconds_of_a_large_product_as_long']:.1f} ms here. By operation: {shares}."
+    )
     return (
         "\n\n".join(parts)
         + f"\n\nThe reference solver makes {result['data, trajectories a second']:.0f} trajectories a second at 1024 points."

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from runs import save
+from torch.utils.flop_counter import FlopCounterMode
 
 from ups.datamodules.windows import Batch
 from ups.models import build
@@ -55,7 +57,8 @@ def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
     batch = Batch(fields(size, len(sim.x), cfg.data.window + 1), torch.full((size,), 1e-3), *(torch.arange(size) for _ in range(2)))
 
     def step() -> None:
-        terms = sharded_loss(module.loss_terms, batch.shards(options.threads), list(module.parameters()))
+        shards = batch.shards(options.threads)
+        terms = sharded_loss(module.loss_terms, shards, list(module.parameters())) if len(shards) > 1 else module.loss_terms(batch)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
@@ -68,6 +71,7 @@ def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list
     times: dict[str, list[float]] = {name: [] for name in calls}
     for block in range(BLOCKS + 1):  # the first is a warm-up
         for name, call in calls.items():
+            call()  # what the one before left in the caches and took from the allocator is not this one's affair
             start = time.perf_counter()
             for _ in range(repeats):
                 call()
@@ -84,6 +88,32 @@ def compared(calls: dict[str, Callable[[], Any]], repeats: int, to: str) -> dict
     for name, values in found.items():
         print(f"  {name}: {values['milliseconds']:.2f} ms, {ratios[name]:.2f} of {to}", flush=True)
     return found
+
+
+def floor(cfg: Any) -> dict[str, Any]:
+    """Where a training step's time goes, on one thread: its matrix products' operations, how long they would take at the speed of a large
+    product on this machine, and the share of each PyTorch operation."""
+    step = trainer(OmegaConf.merge(cfg, {"stage": {"operator": {"module": {"threads": 1}}}}))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    square = torch.randn(1024, 1024)
+    times = in_turn({"step": step, "product": lambda: square @ square}, 10)
+    seconds = {name: min(each) for name, each in times.items()}
+    with FlopCounterMode(display=False) as counter:
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(10):
+            step()
+    torch.set_num_threads(threads)
+    own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    largest = sorted(own, key=lambda name: -own[name])[:8]
+    flops = counter.get_total_flops()
+    return {
+        "milliseconds": 1e3 * seconds["step"],
+        "gigaflops": flops / 1e9,
+        "milliseconds_of_a_large_product_as_long": 1e3 * seconds["product"] * flops / (2 * 1024**3),
+        "share": {name: own[name] / sum(own.values()) for name in largest},
+    }
 
 
 def peak(settings: list[str], answer: Any) -> None:
@@ -140,6 +170,8 @@ def main() -> None:
     models = {"small": same, "upt_absolute": configuration("model=upt_absolute", *alike, *inverse)}
     models |= {name: configuration(f"model={name}", *alike) for name in ("fno", "resnet", "unet")}
     result["training_step"] = compared({name: trainer(cfg) for name, cfg in models.items()}, 5, "small")
+    result["floor"] = floor(same)
+    print(result["floor"], flush=True)
     print("peak memory of training, MB")
     result["training_memory"] = {name: peak_megabytes(f"model={name}", *alike, *(inverse if "upt" in name else [])) for name in models}
     result["training_memory"]["burgers_upt, one batch of 12"] = peak_megabytes("experiment=burgers_upt", "data.path=none")

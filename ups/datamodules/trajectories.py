@@ -37,7 +37,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
     on disk unless ``in_memory``. The first ``train`` trajectories train; the last ``test`` ones test; ``validation`` stand before those.
 
     ``nu`` is the equation's parameter. It, and with it ``path``, may be lists: one model over several values. Each has a file of its own
-    with as many trajectories, and the splits hold them one value after the other.
+    with as many trajectories, and the splits hold them one value after the other. Training windows then take every second, ...
+    ``stretch``-th frame as often as every one, where that leads to a value within the list and to fields of a size that the data begin
+    with: hastened, they solve the equation at as many times ``nu`` (see docs/method.md).
 
     Training batches are windows of ``window`` + 1 frames; validation and test batches whole trajectories of one ``nu``.
 
@@ -69,7 +71,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         shift: bool = True,
         mirror: bool = True,
         early: float = 2.0,
-        stretch: int = 1,
+        stretch: int = 3,
         repeat: bool = False,
         in_memory: bool = True,
         num_workers: int = 0,
@@ -121,9 +123,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
                     f"{file.path} has {file.points} points, {file.frames} frames and dt {file.dt:g}, but {first.path} {first.points}, "
                     f"{first.frames} and {first.dt:g}; files of one data set must agree"
                 )
-        if h.window * h.stretch >= first.frames:
-            what = f"data.window={h.window}" + (f" times data.stretch={h.stretch}" if h.stretch > 1 else "")
-            raise UpsError(f"{what}: {first.path} has {first.frames} frames, so at most {first.frames - 1} is allowed")
+        if h.window >= first.frames:
+            raise UpsError(f"data.window={h.window}: {first.path} has {first.frames} frames, so at most {first.frames - 1} is allowed")
         n = first.trajectories
         rows = {"train": range(h.train), "validation": range(n - h.test - h.validation, n - h.test), "test": range(n - h.test, n)}
         self.dt, self.length, self.frames, self.points = first.dt, first.length, first.frames, first.points
@@ -139,6 +140,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         known = _joined(read["train"])
         self.train_values = known if h.in_memory else None
         self.scale = float(np.std(known, dtype=np.float64))  # the mean stays: removing it would break u -> -u
+        self.usual_size = float(np.quantile(np.abs(known[:, 0]).max(-1), 0.8))  # that most solutions begin with
         if not SCALES[0] < self.scale < SCALES[1]:
             allowed = f"from {SCALES[0]:g} to {SCALES[1]:g}"
             raise UpsError(f"{first.path}: the training data's standard deviation is {self.scale:g}; {allowed} is what can be trained on")
@@ -171,7 +173,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         h: Any = self.hparams
-        trainer = self.trainer
+        trainer, nus = self.trainer, self.nus["train"].numpy()
         sampler = WindowSampler(
             len(self.train_sources),
             self.frames,
@@ -182,14 +184,14 @@ class TrajectoryDataModule(pl.LightningDataModule):
             shift=h.shift,
             mirror=h.mirror,
             early=h.early,
-            stretch=h.stretch,
+            stretch=np.minimum(nus.max() / nus + 1e-6, min(h.stretch, (self.frames - 1) // h.window)).astype(int),
             repeat=h.repeat,
             seed=h.order_seed,
             position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
-        dataset = WindowDataset(self.train_sources, self.train_values, h.window, self.nus["train"].numpy(), self.physics)
+        dataset = WindowDataset(self.train_sources, self.train_values, h.window, nus, self.physics, self.usual_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=h.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:

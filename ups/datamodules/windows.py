@@ -1,7 +1,8 @@
 """Training windows: one batch type, one way to make a batch, and an order that is a function of seed and position alone."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class WindowDataset(Dataset[Batch]):
     """Makes batches from trajectories in memory (N, T, X) or, where ``values`` is None, straight from their files.
 
     ``sources`` tells each trajectory's file and place in it, ``nu`` (N,) its parameter; ``physics`` has the equation's symmetries.
+    No window is hastened so much that its first field is larger than ``limit``: what is faster than the data a model need not learn.
     """
 
     def __init__(
@@ -62,16 +64,14 @@ class WindowDataset(Dataset[Batch]):
         window: int,
         nu: np.ndarray,
         physics: Equation,
+        limit: float = math.inf,
     ) -> None:
-        self.sources, self.values, self.window, self.nu, self.physics = sources, values, window, nu.astype(np.float32), physics
+        self.sources, self.values, self.window, self.nu = sources, values, window, nu.astype(np.float32)
+        self.physics, self.limit = physics, limit
 
     def __getitem__(self, w: Windows) -> Batch:
-        frames = self.window + 1
-        if self.values is not None:
-            u = self.values[w.trajectory[:, None], w.start[:, None] + w.stride[:, None] * np.arange(frames)]
-        else:
-            rows = ((*self.sources[i], start, stride) for i, start, stride in zip(w.trajectory, w.start, w.stride, strict=True))
-            u = np.concatenate([file.read([row], start, self.window * stride + 1)[:, ::stride] for file, row, start, stride in rows])
+        w = self._within_limit(w) if w.stride.max() > 1 else w
+        u = self._read(w, self.window + 1)
         mirrored = w.mirror == 1
         u[mirrored] = self.physics.mirror(torch.from_numpy(u[mirrored])).numpy()
         for stride in set(w.stride[w.stride > 1].tolist()):
@@ -82,13 +82,26 @@ class WindowDataset(Dataset[Batch]):
         trajectory, number = torch.from_numpy(w.trajectory), torch.from_numpy(w.number)
         return Batch(torch.from_numpy(u), torch.from_numpy(self.nu[w.trajectory] * w.stride.astype(np.float32)), trajectory, number)
 
+    def _read(self, w: Windows, frames: int) -> np.ndarray:
+        if self.values is not None:
+            return self.values[w.trajectory[:, None], w.start[:, None] + w.stride[:, None] * np.arange(frames)]
+        rows = ((*self.sources[i], start, stride) for i, start, stride in zip(w.trajectory, w.start, w.stride, strict=True))
+        return np.concatenate([file.read([row], start, (frames - 1) * stride + 1)[:, ::stride] for file, row, start, stride in rows])
+
+    def _within_limit(self, w: Windows) -> Windows:
+        stride, first = w.stride.copy(), torch.from_numpy(self._read(w, 1)[:, 0])
+        for times in range(stride.max(), 1, -1):
+            size = self.physics.hasten(first, times).abs().amax(-1).numpy()
+            stride[(stride == times) & (size > self.limit)] -= 1
+        return replace(w, stride=stride)
+
 
 class WindowSampler(Sampler[Windows]):
     """Draws batches of windows; batch number n of a run is a function of ``seed`` and n alone.
 
     An epoch takes ``windows_per_trajectory`` random windows of every trajectory, each with a random shift and mirroring where
     those are on; with ``repeat`` every epoch takes the same ones, in the same order. ``early`` above 1 draws first frames more often, and
-    ``stretch`` above 1 takes, of as many windows each, every first, second, ... ``stretch``-th frame.
+    ``stretch`` (N,), a number for each trajectory, takes of as many windows each every first, second, ... ``stretch``-th frame.
     ``position`` tells how many batches the run has taken so far: an interrupted run goes on with the very next one.
     With several processes each takes its share of every global batch.
     """
@@ -105,14 +118,15 @@ class WindowSampler(Sampler[Windows]):
         shift: bool,
         mirror: bool,
         early: float = 1.0,
-        stretch: int = 1,
+        stretch: np.ndarray | None = None,
         repeat: bool = False,
         seed: int,
         position: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.trajectories, self.frames, self.window, self.points, self.stretch = trajectories, frames, window, points, stretch
+        self.trajectories, self.frames, self.window, self.points = trajectories, frames, window, points
+        self.stretch = np.ones(trajectories, int) if stretch is None else stretch
         self.windows_per_trajectory, self.batch_size = windows_per_trajectory, batch_size
         self.shift, self.mirror, self.early, self.repeat, self.seed = shift, mirror, early, repeat, seed
         self.position, self.rank, self.world = position, rank, world
@@ -139,7 +153,7 @@ class WindowSampler(Sampler[Windows]):
         place = rng.random(n) ** self.early  # early frames more often: see docs/method.md
         shift = rng.integers(self.points, size=n) * self.shift
         mirror = rng.integers(2, size=n) * self.mirror
-        stride = rng.integers(1, self.stretch + 1, size=n)
+        stride = rng.integers(1, self.stretch[trajectory] + 1)
         start = ((self.frames - self.window * stride) * place).astype(np.int64)
         for b in range(first, len(self)):
             rows = np.arange(self.batch_size) + (b * self.world + self.rank) * self.batch_size

@@ -115,8 +115,8 @@ class UPT(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Tokens (B, N, C) -> fields (B, X, F) on the training grid."""
         patches = F.linear(self.decoder(z), self.patches_out).view(*z.shape[:2], self.patch, self.per_token)
-        u = sum(part.roll(k, 1) for part, k in zip(patches.unbind(2), self.offsets, strict=True))
-        u = u.view(z.shape[0], -1, self.fields).to(z.dtype)
+        parts = [part.roll(k, 1) for part, k in zip(patches.unbind(2), self.offsets, strict=True)]
+        u = torch.stack(parts).sum(0).view(z.shape[0], -1, self.fields).to(z.dtype)
         return u - u.mean(1, keepdim=True) + z[..., -self.fields :].mean(1, keepdim=True) if self.conserve else u
 
     def bound(self, z: Tensor) -> Tensor:
