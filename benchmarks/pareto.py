@@ -59,10 +59,10 @@ def error(rollout: Rollout, u: Tensor) -> float:
 
 
 def add_seconds(rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor) -> None:
-    """Seconds a trajectory to every row, in turn; of trajectories that come one at a time the mean over four."""
+    """Seconds a trajectory to every row, in turn; of trajectories that come one at a time the mean over 32."""
     every_thread = torch.get_num_threads()
     for batch in BATCHES:
-        parts = u0[: max(4, batch)].split(batch)
+        parts = u0[: max(32, batch)].split(batch)
 
         def all_parts(rollout: Rollout, threads: int, parts: tuple[Tensor, ...] = parts) -> None:
             torch.set_num_threads(threads)
