@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from runs import SEEDS, save, side_by_side, spread
+from runs import SEEDS, data_of, save, side_by_side, spread
 
 import ups
-from ups.datamodules import BurgersDataModule
 from ups.metrics import pdebench_metrics
 from ups.models.geometry import interpolate
 from ups.physics import burgers
@@ -47,11 +45,7 @@ def viscosities(stretch: int) -> dict[str, Any]:
 def at_viscosity(run: Path, nu: float) -> dict[str, float]:
     """Errors of one run's latent rollouts on a test set at ``nu``: PDEBench's, of every frame relative to itself, and relative to the
     trajectory, |prediction - truth| / |truth| over x and t, which is finite where fields decay to nothing."""
-    cfg = yaml.safe_load((run / "config.yaml").read_text())["data"]
-    settings = {key: value for key, value in cfg.items() if key != "_target_"}
-    data = BurgersDataModule(**{**settings, "nu": nu, "train": 8, "validation": 2})
-    data.prepare_data()
-    data.setup()
+    data = data_of(run, nu=nu, train=8, validation=2)
     u = data.values["test"]
     pred = ups.load(run, data).rollout(u[:, 0], data.frames - 1, nu=nu)
     relative = (pred - u[:, 1:]).flatten(1).norm(dim=1) / u[:, 1:].flatten(1).norm(dim=1)
@@ -61,13 +55,10 @@ def at_viscosity(run: Path, nu: float) -> dict[str, float]:
 @torch.no_grad()
 def points_and_times(run: Path) -> dict[str, float]:
     """Errors of one run's latent rollouts on the test set's initial conditions, given and asked for in other ways."""
-    cfg = yaml.safe_load((run / "config.yaml").read_text())["data"]
-    data = BurgersDataModule(**{key: value for key, value in cfg.items() if key != "_target_"})
-    data.prepare_data()
-    data.setup()
+    data = data_of(run)
     sim, frames = ups.load(run, data), data.frames - 1
-    fine_x = burgers.grid(cfg["solver_points"])
-    u0 = burgers.initial_conditions(cfg["test"], fine_x, 3 * cfg["seed"] + 2)  # those of the test set, at all the solver's points
+    fine_x = burgers.grid(data.hparams["solver_points"])
+    u0 = burgers.initial_conditions(data.hparams["test"], fine_x, 3 * data.hparams["seed"] + 2)  # the test set's, at the solver's points
     t = [data.dt * k for k in range(1, 2 * frames + 1)]
     fine = torch.cat([burgers.solve(part, t, data.nu) for part in u0.split(16)])
     every = len(fine_x) // data.points

@@ -22,8 +22,7 @@ from typing import Any
 
 import accuracy
 import torch
-import yaml
-from runs import save, training_seconds
+from runs import data_of, save, training_seconds
 from throughput import in_turn
 from torch import Tensor
 
@@ -115,10 +114,7 @@ def at_equal_error(nrmse: float, solvers: list[dict[str, Any]], batch: str) -> f
 
 
 def main(runs: list[Path]) -> None:
-    cfg = yaml.safe_load((runs[0] / "config.yaml").read_text())["data"]
-    data = BurgersDataModule(**{key: value for key, value in cfg.items() if key != "_target_"})
-    data.prepare_data()
-    data.setup()
+    data = data_of(runs[0])
     u = data.values["test"]
     with torch.no_grad():
         solvers, rollouts = solver_rows(data, u)

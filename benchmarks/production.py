@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pareto import add_seconds, at_equal_error, model_rows, solver_rows
-from runs import save, training_seconds, ups_run
+from runs import data_of, save, training_seconds, ups_run
 from stages import by_correction
-
-from ups.datamodules import BurgersDataModule
 
 OUT = Path("outputs/production")
 DATA = ["data.train=8900", "data.test=1000"]
@@ -33,10 +30,7 @@ KEYS = ("nrmse", "one_step_nrmse", "seconds_per_trajectory")
 @torch.no_grad()
 def beside_the_solver(run: Path, trajectories: int = 128) -> list[dict[str, Any]]:
     """Error and seconds a trajectory of the solver at each of its grids and of a run's rollouts, on the first test trajectories."""
-    cfg = yaml.safe_load((run / "config.yaml").read_text())["data"]
-    data = BurgersDataModule(**{key: value for key, value in cfg.items() if key != "_target_"})
-    data.prepare_data()
-    data.setup()
+    data = data_of(run)
     u = data.values["test"][:trajectories]
     solvers, rollouts = solver_rows(data, u)
     models, ways = model_rows(run, data, u)

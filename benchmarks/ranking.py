@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from runs import save, spread
+from runs import data_of, save, spread
 from torch import Tensor
 
 import ups
-from ups.datamodules import BurgersDataModule
 from ups.losses import relative_l2_squared
 from ups.metrics import pdebench_metrics
 from ups.rollout import Simulator
@@ -79,10 +77,7 @@ def at_random(scores: Tensor) -> Tensor:
 def main(runs: list[str]) -> None:
     result: dict = {"candidates": CANDIDATES, "runs": {}}
     for run in runs:
-        cfg = yaml.safe_load((Path(run) / "config.yaml").read_text())["data"]
-        data = BurgersDataModule(**{key: value for key, value in cfg.items() if key != "_target_"})
-        data.prepare_data()
-        data.setup()
+        data = data_of(Path(run))
         sim = ups.load(run, data)
         u = data.values["test"][:TRAJECTORIES]
         nu = torch.full((len(u),), data.nu)

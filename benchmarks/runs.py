@@ -15,7 +15,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import yaml
 
+from ups.datamodules import BurgersDataModule
 from ups.files import write_text
 from ups.provenance import git_state, hardware
 
@@ -62,6 +64,15 @@ class Speed(pl.Callback):
             self.first, self.warm_up = batch_idx, passed
         if passed > self.warm_up + self.seconds:
             raise Measured((batch_idx - self.first) / (passed - self.warm_up))
+
+
+def data_of(run: Path, **changes: Any) -> BurgersDataModule:
+    """The data that a run was trained on, with ``changes``, at hand."""
+    settings = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    data = BurgersDataModule(**{**{key: value for key, value in settings.items() if key != "_target_"}, **changes})
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def own_rows(folder: Path, report: str) -> list[dict[str, Any]]:
