@@ -53,7 +53,7 @@ def simulator():
 def ups_run(tmp_path):
     """Runs `python -m ups.run ...` in a fresh folder, as a user does."""
 
-    def run(*args, check=True, timeout=240, cwd=tmp_path):
+    def run(*args, check=True, timeout=600, cwd=tmp_path):
         done = subprocess.run([sys.executable, "-m", "ups.run", *args], cwd=cwd, capture_output=True, text=True, timeout=timeout)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr

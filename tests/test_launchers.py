@@ -36,7 +36,7 @@ def test_a_sweep_leaves_what_the_basic_launcher_leaves(ups_run, tmp_path, monkey
     pytest.importorskip(plugin, reason=f"{plugin} is not installed, see docs/launching.md")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes a token there
     sweep = ["-m", "name=sweep", "lambda_inv=0.5,-1,0", *TINY, "trainer.max_epochs=1"]
-    done = ups_run(*sweep, f"hydra/launcher={launcher}", check=False, timeout=400)
+    done = ups_run(*sweep, f"hydra/launcher={launcher}", check=False, timeout=600)
     text = done.stdout + done.stderr
     assert done.returncode == 2, text
     assert "lambda_inv=-1 is not allowed" in text or launcher == "submitit_local"  # whose jobs write to files of their own
@@ -49,7 +49,7 @@ def test_a_sweep_leaves_what_the_basic_launcher_leaves(ups_run, tmp_path, monkey
         *[(False, "physical")] * 2,
         (True, "physical"),
     ]
-    again = ups_run(*sweep, check=False, timeout=400)
+    again = ups_run(*sweep, check=False, timeout=600)
     assert again.stdout.count("finished already") == 2
     assert table.read_bytes() == before
 
@@ -93,7 +93,7 @@ def test_processes_that_are_started_from_outside_train_as_one(tmp_path, kind):
         where = {"cwd": tmp_path, "env": {**os.environ, **environment, "OMP_NUM_THREADS": "1"}}
         command = [sys.executable, *program, *args]
         processes.append(subprocess.Popen(command, **where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    texts = [process.communicate(timeout=240)[0] for process in processes]
+    texts = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
     assert [text.count("Epoch 1/1") for text in texts] == [1, 0]
     assert [row["name"] for row in leaderboard.read(tmp_path / "outputs/leaderboard.csv")] == ["one", "one", "baseline"]

@@ -81,6 +81,9 @@ def wandb_records(path):
 
 def test_wandb_offline(interrupted, tmp_path):
     interrupted("logger=wandb", "logger.offline=true")
+    import wandb
+
+    wandb.teardown()  # its service may write a finished run's last records some milliseconds after `finish` returns
     files = sorted((tmp_path / "outputs/one/wandb").glob("offline-run-*/run-*.wandb"))
     records = [record for path in files for record in wandb_records(path)]
     runs = [record.run for kind, record in records if kind == "run"]

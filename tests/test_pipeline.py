@@ -20,7 +20,7 @@ SMALL = [
 
 
 def call(folder, *args, code=0):
-    done = subprocess.run([sys.executable, "-m", "ups.run", *SMALL, *args], cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-m", "ups.run", *SMALL, *args], cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -149,7 +149,7 @@ def test_a_killed_later_stage_goes_on_to_the_same_weights(whole, tmp_path):
             time.sleep(0.5)
             assert process.poll() is None, "the run was over before it could be killed"
             process.send_signal(signal.SIGKILL)
-            process.wait(60)
+            process.wait(600)
         printed = call(tmp_path, *longer, f"name={name}")
         assert ("resuming from" in printed) == (name == "killed")
         ends.append(ups.load(tmp_path / f"outputs/{name}").state_dict())

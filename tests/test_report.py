@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "report.html" in done.stdout
@@ -51,7 +51,7 @@ def looked_at(page, width, tmp_path):
     frame.write_text(f'<body><iframe style="width:{width}px;height:900px;border:0" srcdoc="{inside}"></iframe>{PROBE}')
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
                "--window-size=1400,1000", "--dump-dom", f"file://{frame}"]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=600).stdout
     seen = re.search(r"data-seen=\"([^\"]*)\"", dom)
     assert seen, dom[-500:]
     return json.loads(seen[1].replace("&quot;", '"'))
@@ -97,7 +97,7 @@ def test_learning_curves_are_the_logged_ones_over_all_files(folder, tmp_path):
 
 def test_runs_side_by_side(folder, tmp_path):
     command = [sys.executable, "-m", "ups.report", "outputs/<b>one", "outputs/two", "-o", str(tmp_path / "both.html")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "both.html").read_text()
     assert "outputs/two: resnet" in text
@@ -107,7 +107,7 @@ def test_runs_side_by_side(folder, tmp_path):
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "ups.report", str(tmp_path)], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-m", "ups.report", str(tmp_path)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert "is not a run that has been tested" in done.stderr
     assert "Traceback" not in done.stderr
@@ -117,7 +117,7 @@ def test_a_report_that_can_not_be_drawn_fails_no_run(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ups.report.pictures'] = None\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report.html could not be written" in done.stdout
     assert (tmp_path / "outputs/one/reports/eval_operator.json").exists()

@@ -20,7 +20,7 @@ def finished(tmp_path_factory):
     """One finished tiny run, shared by the tests that only look at it."""
     folder = tmp_path_factory.mktemp("finished")
     command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, *LOGGED]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
@@ -91,12 +91,12 @@ def test_the_same_command_again_trains_nothing(finished):
     folder, _first = finished
     before = (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes()
     command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, *LOGGED]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "finished already" in done.stdout
     assert (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes() == before
     assert len((folder / "outputs/leaderboard.csv").read_text().splitlines()) == 4
-    done = subprocess.run([*command, "lambda_inv=0.3"], cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, "lambda_inv=0.3"], cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert "lambda_inv: 1.0 -> 0.3" in done.stdout + done.stderr
 
@@ -125,7 +125,7 @@ def test_wrong_values_are_refused_with_a_sentence(ups_run, override, words):
 
 
 def test_sweep(ups_run, tmp_path):
-    ups_run("-m", "stage=operator", "name=sweep", "lambda_inv=0,0.5", *TINY, "trainer.max_epochs=1", timeout=400)
+    ups_run("-m", "stage=operator", "name=sweep", "lambda_inv=0,0.5", *TINY, "trainer.max_epochs=1", timeout=600)
     with (tmp_path / "outputs/leaderboard.csv").open() as file:
         names = {row["name"] for row in csv.DictReader(file)}
     runs = [p for p in (tmp_path / "outputs").glob("sweep*") if p.is_dir()]
@@ -135,7 +135,7 @@ def test_sweep(ups_run, tmp_path):
 
 def test_a_sweep_goes_on_where_a_job_fails_and_redoes_only_what_is_left(ups_run, tmp_path):
     sweep = ["-m", "name=sweep", "lambda_inv=0.5,-1,0", *TINY, "trainer.max_epochs=1"]
-    done = ups_run(*sweep, check=False, timeout=400)
+    done = ups_run(*sweep, check=False, timeout=600)
     text = done.stdout + done.stderr
     assert done.returncode == 2
     assert "Traceback" not in text
@@ -144,7 +144,7 @@ def test_a_sweep_goes_on_where_a_job_fails_and_redoes_only_what_is_left(ups_run,
     assert "sweep: rollout nRMSE on the test set" in done.stdout
     before = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*.ckpt")}
     assert len(before) == 4
-    again = ups_run(*sweep, check=False, timeout=400)
+    again = ups_run(*sweep, check=False, timeout=600)
     assert again.stdout.count("finished already") == 2
     assert "Epoch" not in again.stdout
     assert {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*.ckpt")} == before
@@ -172,7 +172,7 @@ def test_a_run_returns_its_validation_error_for_sweepers(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_optuna_drives_a_search(ups_run, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    ups_run("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "name=search", *TINY, "trainer.max_epochs=1", timeout=400)
+    ups_run("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "name=search", *TINY, "trainer.max_epochs=1", timeout=600)
     assert len([path for path in (tmp_path / "outputs").glob("search-*") if path.is_dir()]) == 2
     assert "best_value" in (tmp_path / "outputs/optimization_results.yaml").read_text()
 
@@ -241,7 +241,7 @@ def test_the_wheel_holds_the_configurations_and_the_shipped_model(tmp_path):
 
     root = Path(__file__).parents[1]
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(tmp_path), str(root)]
-    subprocess.run(build, check=True, timeout=300)
+    subprocess.run(build, check=True, timeout=600)
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
@@ -249,12 +249,12 @@ def test_the_wheel_holds_the_configurations_and_the_shipped_model(tmp_path):
     assert installed == {str(p.relative_to(root / "conf")) for p in (root / "conf").rglob("*.yaml")}
     done = subprocess.run(
         [sys.executable, "-c", "import ups.run; print(ups.run.CONF); ups.run.main()", "--help"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=100,
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert str(tmp_path / "site/ups/conf") in done.stdout, done.stderr
     assert "usage: python -m ups.run" in done.stdout
     done = subprocess.run(
         [sys.executable, "-c", "import ups; print(ups.__file__, ups.load('burgers-small').equation)"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=100,
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.stdout == f"{tmp_path / 'site/ups/__init__.py'} burgers\n", done.stderr

@@ -126,7 +126,7 @@ def test_looking_ahead_sums_the_rewards_of_a_path(monkeypatch):
     monkeypatch.setattr(
         conditioner, "expand", lambda z, nu: (z[:, None].expand(-1, 2, -1, -1), torch.tensor([later[float(s[0, 0])] for s in z]), None)
     )
-    total = conditioner.look_ahead(candidates, torch.tensor([[-1.0, -3.0]]))
+    total = conditioner.look_ahead(candidates, torch.tensor([[-1.0, -3.0]]), NU[:1])
     assert total.tolist() == [[-6.0, -4.0]]
 
 

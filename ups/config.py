@@ -190,6 +190,8 @@ def check(cfg: DictConfig) -> None:
             raise UpsError(f"stage.{stage}.module must be a mapping with the module's class in _target_")
         if not all(isinstance(own[part], DictConfig) for part in ("trainer", "data")):
             raise UpsError(f"stage.{stage}.trainer and stage.{stage}.data must be mappings of what differs from trainer and data")
+        if own.trainer.get("max_time") is not None:
+            raise UpsError(f"stage.{stage}.trainer.max_time is not allowed: trainer.max_time, the limit on the whole call, is")
         every, last = ({**cfg.trainer, **own.trainer}[key] for key in ("check_val_every_n_epoch", "max_epochs"))
         if every > last:
             raise UpsError(f"trainer.check_val_every_n_epoch={every} is not allowed: at most stage {stage}'s max_epochs={last} is")

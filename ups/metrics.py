@@ -127,12 +127,17 @@ class PhysicsChecks(Metric):
 
 
 def _growth(values: Tensor) -> Tensor:
-    return (values[:, 1:] / values[:, :-1] - 1).clamp_min(0)
+    """The relative growth (B, T) from each of ``values`` (B, T + 1) to the next, where they grew; of a constant field, 0."""
+    before, after = values[:, :-1], values[:, 1:]
+    return (after - before).clamp_min(0) / before.clamp_min(1e-12)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, over space: (B, T, X), (B, T, X) -> (B, T). Two constant fields, for which it is not defined, count as equal in shape."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp_min(1e-30)
+    sizes = a.norm(dim=-1), b.norm(dim=-1)
+    correlation = (a * b).sum(-1) / (sizes[0] * sizes[1]).clamp_min(1e-30)
+    return torch.where(torch.maximum(*sizes) < 1e-12, 1.0, correlation)
 
 
 def energy_spectrum(u: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ups.callbacks.epoch_log import duration
+from ups.callbacks.stop import TimeLimit
 from ups.errors import UpsError, for_a_person, is_out_of_memory
 from ups.files import read_json, require_space, same_disk, size, write_text
 from ups.parallel import is_first_process
@@ -245,7 +246,7 @@ def main(scratch: Path, stages: list[str]) -> None:
     folder, logger = scratch / cfg.name, CSVLogger(scratch)
     try:
         for stage, _, parts in (stage.partition("=") for stage in stages):
-            run.train(cfg, stage, folder, logger, int(parts))
+            run.train(cfg, stage, folder, logger, int(parts), TimeLimit())
         started = time.perf_counter()
         seconds = run.test(cfg, folder, logger)
         write_text(_seen(scratch, "test"), json.dumps({"seconds": seconds, "beside": time.perf_counter() - started - seconds}))

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:  # imported where they are used, so that --help doesn't wait for torch
+    from ups.callbacks.stop import TimeLimit
     from ups.datamodules import TrajectoryDataModule
     from ups.training import Loggers
 
@@ -62,6 +63,7 @@ def main(cfg: DictConfig) -> float:
 
 def run(cfg: DictConfig) -> float:
     """Train the stages that are not finished, test, report. Returns the last stage's validation nRMSE, for sweepers."""
+    from ups.callbacks.stop import TimeLimit
     from ups.config import check
     from ups.loggers import open_loggers, refuse_missing
     from ups.preflight import preflight
@@ -75,7 +77,8 @@ def run(cfg: DictConfig) -> float:
     check(cfg)
     refuse_other_than_expected(cfg)
     refuse_missing(cfg)
-    with open_folder(cfg) as folder:
+    limit = TimeLimit(cfg.trainer.max_time)
+    with limit.outside_of_training(), open_folder(cfg) as folder:
         todo = pending(cfg, folder)
         if not todo and (results := finished_results(cfg, folder)):
             log.info("finished already, in %s; overwrite=true or another name begins anew", folder)
@@ -90,7 +93,7 @@ def run(cfg: DictConfig) -> float:
             return 0.0
         with open_loggers(cfg, folder) as loggers:
             for stage in todo:
-                train(cfg, stage, folder, loggers, parts.get(stage, 1))
+                train(cfg, stage, folder, loggers, parts.get(stage, 1), limit)
             if goes_on_alone():
                 test(cfg, folder, loggers)
         return validation_score(folder)
@@ -108,8 +111,8 @@ def make_data(cfg: DictConfig) -> "TrajectoryDataModule":
     return data
 
 
-def train(cfg: DictConfig, stage: str, folder: Path, logger: "Loggers", parts: int = 1) -> None:
-    """Train one stage on top of those before it, its batches in ``parts``, and write its weights."""
+def train(cfg: DictConfig, stage: str, folder: Path, logger: "Loggers", parts: int, limit: "TimeLimit") -> None:
+    """Train one stage on top of those before it, its batches in ``parts``, and write its weights; an Unfinished where ``limit`` is over."""
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
@@ -127,7 +130,7 @@ def train(cfg: DictConfig, stage: str, folder: Path, logger: "Loggers", parts: i
     module = instantiate(cfg.stage[stage].module, simulator, _convert_="all")
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("%s: %d parameters to train, %d windows a step, data %s", stage, trained, cfg.data.batch_size, data.path)
-    fit(cfg, stage, module, data, folder, logger)
+    fit(cfg, stage, module, data, folder, logger, limit)
 
 
 def test(cfg: DictConfig, folder: Path, logger: "Loggers") -> float:

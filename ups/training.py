@@ -15,8 +15,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from ups.callbacks import AtomicCheckpointIO, CompileCache, Progress, Stop
+from ups.callbacks.stop import TimeLimit
 from ups.datamodules import TrajectoryDataModule
-from ups.errors import Interrupted, UpsError
+from ups.errors import UpsError
 from ups.models import build
 from ups.modules import StageModule
 from ups.parallel import is_first_process
@@ -28,7 +29,9 @@ COMPILE_CACHE = "compile_cache"  # in the run's folder
 log = logging.getLogger(__name__)
 
 
-def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningDataModule, folder: Path, logger: Loggers) -> None:
+def fit(
+    cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningDataModule, folder: Path, logger: Loggers, limit: TimeLimit
+) -> None:
     """Train ``module``, or go on from the folder's last checkpoint, and write the stage's two files of weights.
 
     ``cfg`` is the stage's own configuration.
@@ -37,7 +40,7 @@ def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningData
         Unfinished: stopped by the time limit or by a signal.
     """
     checkpoints = folder / "checkpoints"
-    trainer = make_trainer(cfg, folder, logger)
+    trainer = make_trainer(cfg, folder, logger, limit)
     last = checkpoints / f"{stage}-last.ckpt"
     if last.exists():
         refuse_other_checkpoint(last, module)
@@ -58,8 +61,8 @@ def fit(cfg: DictConfig, stage: str, module: StageModule, data: pl.LightningData
             path.unlink(missing_ok=True)
     trainer.strategy.barrier()
     stop = next(c for c in trainer.callbacks if isinstance(c, Stop))  # type: ignore[attr-defined]
-    if stop.signal:
-        raise Interrupted(f"stopped by {stop.signal} at the end of stage {stage}; the same command goes on")
+    if (reason := stop.reason(f"at the end of stage {stage}")) is not None:
+        raise reason
 
 
 def refuse_other_checkpoint(last: Path, module: StageModule) -> None:
@@ -87,14 +90,15 @@ def new_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
     return Simulator(model, data.x, data.dt, data.length, data.scale, spec=spec, equation=data.equation, nus=[nu for nu, _ in data.parts])
 
 
-def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers) -> pl.Trainer:
+def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimit) -> pl.Trainer:
     """Lightning's Trainer by the names of conf/trainer, with the callbacks of conf/callbacks."""
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
-    precision, max_time = options.pop("precision"), options.pop("max_time")
+    precision = options.pop("precision")
+    del options["max_time"]  # Lightning's would be a limit on this stage; ``limit`` is on the whole call
     if precision == "auto":
         precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if isinstance(node, DictConfig)]
-    callbacks.append(Stop(folder / "checkpoints" / f"{cfg.stage.name}-last.ckpt", max_time))
+    callbacks.append(Stop(folder / "checkpoints" / f"{cfg.stage.name}-last.ckpt", limit))
     if cfg.compile:
         callbacks.append(CompileCache(folder / COMPILE_CACHE, cfg.compile_cache_limit))
     if sys.stdout.isatty():

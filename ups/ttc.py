@@ -64,14 +64,13 @@ class Conditioner:
         self.physics = simulator.physics
 
     def __call__(self, z: Tensor) -> Tensor:
+        s = self.settings
         candidates, scores, expected = self.expand(z, self.nu)
-        if self.settings.horizon > 1 and candidates.shape[1] > 1:
-            scores = self.look_ahead(candidates, scores)
-        best = scores.argmax(1)
-        chosen = candidates[torch.arange(len(z)), best]
-        rows = (scores.amax(1) < -self.settings.tolerance).nonzero()[:, 0]
-        if self.settings.guidance_steps and len(rows):
-            s = self.settings
+        rows = (scores.amax(1) < -s.tolerance).nonzero()[:, 0]  # those that are not good enough yet
+        if s.horizon > 1 and candidates.shape[1] > 1 and len(rows):
+            scores = scores.index_copy(0, rows, self.look_ahead(candidates[rows], scores[rows], self.nu[rows]))
+        chosen = candidates[torch.arange(len(z)), scores.argmax(1)]
+        if s.guidance_steps and len(rows):
             weight = self.physics.certainty(expected[rows], s.jump, s.reach)
             guided = self.simulator.towards(chosen[rows], expected[rows], s.guidance_steps, s.guidance_strength, weight)
             chosen = chosen.index_copy(0, rows, guided)
@@ -92,7 +91,7 @@ class Conditioner:
         half = self.simulator.dt / 2
         return self.simulator.step(self.simulator.step(z, nu, half), nu, half)
 
-    def look_ahead(self, candidates: Tensor, scores: Tensor) -> Tensor:
+    def look_ahead(self, candidates: Tensor, scores: Tensor, nu: Tensor) -> Tensor:
         """The best sum of rewards (B, M) that each first candidate reaches within the horizon; -inf where the beam has dropped it."""
         s = self.settings
         b, m = scores.shape
@@ -105,7 +104,7 @@ class Conditioner:
                 break
             spent += width * m
             states = states.gather(1, kept[..., None, None].expand(-1, -1, *states.shape[2:])).flatten(0, 1)
-            states, more, _ = self.expand(states, self.nu.repeat_interleave(width))
+            states, more, _ = self.expand(states, nu.repeat_interleave(width))
             total = (total.gather(1, kept)[..., None] + more.unflatten(0, (b, width))).flatten(1)
             states = states.unflatten(0, (b, width)).flatten(1, 2)
             first = first.gather(1, kept)[..., None].expand(-1, -1, m).flatten(1)

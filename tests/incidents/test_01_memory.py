@@ -14,7 +14,7 @@ from conftest import TINY
 SMALL = [argument for argument in TINY if argument != "preflight=false"]
 
 
-def run(folder, *args, memory=None, timeout=200):
+def run(folder, *args, memory=None, timeout=600):
     """``python -m ups.run`` in ``folder``, its address space limited to ``memory`` bytes."""
 
     def limit():
@@ -43,7 +43,7 @@ def enough(tmp_path_factory):
     )
     command = [sys.executable, "peak.py", *TINY, "trainer.max_epochs=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return 1024 * int(done.stdout.split("VmPeak:")[1].split()[0])
 

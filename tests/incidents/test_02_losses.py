@@ -31,7 +31,7 @@ class Breaks(UPT):
 def run(folder, architecture, *args):
     (folder / "mine.py").write_text(MINE)
     command = [sys.executable, "-m", "ups.run", *TINY, f"model.architecture=mine.{architecture}", "name=one", *args]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(("architecture", "part"), [("FrozenEncoder", "encoder"), ("FrozenDecoder", "decoder")])
@@ -70,7 +70,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_error(tmp_path):
         "stage.operator.module.lr=0.03",
         "stage.operator.module.final_lr=1",
     ]
-    done = subprocess.run([*command, "name=one"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, "name=one"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     scores = [float(found) for found in re.findall(r"validation nRMSE (\S+)", done.stdout)]
     best = ups.rollout.read_checkpoint(tmp_path / "outputs/one/checkpoints/operator_ema.ckpt")
     assert best["validation_nrmse"] == pytest.approx(min(scores), abs=1e-4)

@@ -34,7 +34,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def run(folder, *args, timeout=200):
+def run(folder, *args, timeout=600):
     return subprocess.run([sys.executable, "-m", "ups.run", *TINY, *args], cwd=folder, capture_output=True, text=True, timeout=timeout)
 
 
@@ -130,7 +130,7 @@ def test_readers_and_workers_never_write(tmp_path):
         "name=r",
         *sizes,
     ]
-    done = subprocess.run([*command, "preflight=false"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, "preflight=false"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "outputs"]

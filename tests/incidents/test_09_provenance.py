@@ -39,7 +39,7 @@ def repository(tmp_path_factory):
 
 def run(folder, *args):
     return subprocess.run(
-        [*RUN, *args], cwd=folder, env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=200
+        [*RUN, *args], cwd=folder, env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=600
     )
 
 
@@ -90,7 +90,7 @@ def test_changed_files_are_not_the_expected_commit(repository):
 
 def test_it_stands_there_while_the_run_still_trains(tmp_path):
     done = subprocess.run(
-        [*RUN, "trainer.max_epochs=5000", "trainer.max_time=00:00:00:01"], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        [*RUN, "trainer.max_epochs=5000", "trainer.max_time=00:00:00:05"], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 3
     assert json.loads((tmp_path / "outputs/one/provenance.json").read_text())["config_hash"]

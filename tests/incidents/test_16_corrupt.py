@@ -99,8 +99,8 @@ def test_one_changed_bit_in_made_data_is_noticed(tmp_path):
         data.setup()
 
 
-def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path):
-    subprocess.run(RUNS["stopped"], cwd=tmp_path, capture_output=True, timeout=100)
+def test_a_checkpoint_of_something_else_is_not_gone_on_from(runs, tmp_path):
+    shutil.copytree(runs / "stopped", tmp_path, dirs_exist_ok=True)
     last = tmp_path / "outputs/one/checkpoints/operator-last.ckpt"
     whole = AtomicCheckpointIO().load_checkpoint(last)
     name = next(iter(whole["state_dict"]))
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path):
     }
     for words, other in others.items():
         AtomicCheckpointIO().save_checkpoint(other, last)
-        done = subprocess.run(RUNS["stopped"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(RUNS["stopped"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 2, done.stdout + done.stderr
         assert words in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path):
 @pytest.mark.parametrize("where", ["output_dir=file", "output_dir=file/deeper", "data.directory=file"])
 def test_what_can_not_be_written_is_named(tmp_path, where):
     (tmp_path / "file").touch()
-    done = subprocess.run([*RUNS["finished"], where], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*RUNS["finished"], where], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.search("file.* can't be read or written", done.stdout + done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
@@ -138,7 +138,7 @@ def test_what_can_not_be_written_is_named(tmp_path, where):
     ],
 )
 def test_a_value_that_can_not_work_is_refused(tmp_path, override, words):
-    done = subprocess.run([*RUNS["finished"], "trainer.max_epochs=1", override], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*RUNS["finished"], "trainer.max_epochs=1", override], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -156,7 +156,7 @@ def test_damaged_yaml(tmp_path, text):
     (tmp_path / "conf/experiment").mkdir(parents=True)
     (tmp_path / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}")
     command = [sys.executable, "-m", "ups.run", "--config-dir", "conf", *TINY, "experiment=mine"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert (done.stdout + done.stderr).strip()
@@ -165,7 +165,7 @@ def test_damaged_yaml(tmp_path, text):
 
 
 ONE = [sys.executable, "-m", "ups.run", *TINY, "name=one"]
-RUNS = {"finished": [*ONE, "trainer.max_epochs=1"], "stopped": [*ONE, "trainer.max_epochs=5000", "trainer.max_time=00:00:00:01"]}
+RUNS = {"finished": [*ONE, "trainer.max_epochs=1"], "stopped": [*ONE, "trainer.max_epochs=5000", "callbacks.last.every_n_train_steps=5"]}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,13 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, command in RUNS.items():
         (folder / name).mkdir()
-        subprocess.run(command, cwd=folder / name, capture_output=True, timeout=100)
+        process = subprocess.Popen(command, cwd=folder / name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        last = folder / name / "outputs/one/checkpoints/operator-last.ckpt"
+        while name == "stopped" and process.poll() is None and not last.exists():
+            time.sleep(0.05)
+        if name == "stopped":
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(300) == {"finished": 0, "stopped": 3}[name]
     return folder
 
 
@@ -191,7 +197,7 @@ def test_a_damaged_file_of_a_run_is_named(runs, tmp_path, run, name):
     path = tmp_path / "outputs/one/checkpoints" / name
     path.write_bytes(b"{damaged")
     (tmp_path / "outputs/one/reports/eval_operator.json").unlink(missing_ok=True)
-    done = subprocess.run(RUNS[run], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(RUNS[run], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stdout + done.stderr
     assert path.name in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -205,6 +211,6 @@ def test_a_generation_that_was_killed_leaves_nothing_that_looks_whole(tmp_path):
             time.sleep(0.02)
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
-        process.wait(30)
+        process.wait(600)
         assert not list(tmp_path.glob("outputs/data/*.hdf5"))
     shutil.rmtree(tmp_path / "outputs")

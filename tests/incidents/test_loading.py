@@ -65,6 +65,6 @@ def test_another_architecture_says_which_keys_differ(tmp_path):
 def test_names_in_configs_lead_nowhere_else(tmp_path, override):
     folder = tmp_path / "inner"
     folder.mkdir()
-    subprocess.run([sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", override], cwd=folder, capture_output=True, timeout=100)
+    subprocess.run([sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", override], cwd=folder, capture_output=True, timeout=600)
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
     assert {path.name for path in folder.iterdir()} <= {"outputs"}

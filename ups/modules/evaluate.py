@@ -14,7 +14,7 @@ from ups.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum, spread_a
 from ups.rollout import Simulator
 
 DRAWS = 3  # rollouts of a sampler from which its spread is taken
-SPARSE = 8  # corrected single steps are costly: from every eighth frame there
+SPARSE = 8  # ensembles of single steps are costly: they start from every eighth frame
 
 
 class Predictor(Protocol):
@@ -39,7 +39,7 @@ class EvaluateModule(pl.LightningModule):
     """Tests a simulator with the correctors ``correct`` that it has, and the baselines, by the same code; ``rows`` holds the results.
 
     A row has the settings ("mode", "correct", "ttc"), PDEBench's metrics over the whole rollout, the physics checks, ``one_step_nrmse`` and
-    ``one_step_squared`` (the mean of |error|^2/|u|^2) of single steps from true frames, ``seconds_per_trajectory`` and
+    ``one_step_squared`` (the mean of |error|^2/|u|^2) of single steps from all true frames, ``seconds_per_trajectory`` and
     ``nrmse_over_time``. With a corrector and without conditioning also, of ``DRAWS`` rollouts at temperature 1: ``ensemble_nrmse``, of
     their mean, and ``spread_over_error`` and ``one_step_spread_over_error`` (1 is calibrated), averaged like the nRMSE: mean relative
     spread over mean relative error; with ``_rms`` the roots of the mean squares, which a single trajectory may decide. ``examples`` holds
@@ -77,6 +77,7 @@ class EvaluateModule(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         u0, target, frames = batch.u[:, 0], batch.u[:, 1:], batch.u.shape[1] - 1
         starts, nus = batch.u[:, :-1].flatten(0, 1), batch.nu.repeat_interleave(frames)
+        few_starts, few_ends = (u[:, ::SPARSE] for u in (batch.u[:, :-1], target))
         self.samples += len(u0)
         for row, (settings, predictor) in enumerate(self.predictors):
             if batch_idx == 0:
@@ -88,14 +89,14 @@ class EvaluateModule(pl.LightningModule):
             self.seconds[row] += seconds
             self.rollouts[row].update(pred, target)
             self.checks[row].update(u0, pred, target)
-            every = slice(None, None, SPARSE if settings["ttc"] or settings["correct"] != "none" else 1)
-            step = predictor.rollout(starts[every], 1, nu=nus[every])[:, 0]
-            self.one_step[row].append(relative_l2_squared(step.double(), target.flatten(0, 1)[every].double()))
+            step = predictor.rollout(starts, 1, nu=nus)[:, 0]
+            self.one_step[row].append(relative_l2_squared(step.double(), target.flatten(0, 1).double()))
             if isinstance(predictor, _Fixed) and settings["correct"] != "none" and not settings["ttc"]:
                 draws = predictor.draws(u0, frames, batch.nu)
-                steps = predictor.draws(starts[::SPARSE], 1, nus[::SPARSE])[:, :, 0]
+                few_nus = batch.nu.repeat_interleave(few_starts.shape[1])
+                steps = predictor.draws(few_starts.flatten(0, 1), 1, few_nus)[:, :, 0]
                 self.spreads[row][""].append(spread_and_error(draws, target).flatten(0, 1))
-                self.spreads[row]["one_step_"].append(spread_and_error(steps, target.flatten(0, 1)[::SPARSE]))
+                self.spreads[row]["one_step_"].append(spread_and_error(steps, few_ends.flatten(0, 1)))
             if row == 0:
                 self.first.append((target, pred))
 

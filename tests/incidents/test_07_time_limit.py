@@ -1,0 +1,138 @@
+"""Row 7: `trainer.max_time` is one call's limit, whatever the call is doing when it is over."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+import ups
+import ups.run
+from ups.callbacks import Stop
+from ups.callbacks.stop import TimeLimit
+from ups.errors import Unfinished, UpsError
+
+# a learning rate this high makes the best epoch one in the middle
+WILD = ["stage.operator.module.lr=0.1", "stage.operator.module.final_lr=1", "callbacks.ema.decay=0", "trainer.max_epochs=8"]
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Runs what `python -m ups.run` runs, in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        with initialize_config_dir(ups.run.CONF, version_base="1.3"):
+            cfg = compose("config", [*TINY, *args])
+        GlobalHydra.instance().clear()
+        return ups.run.run(cfg)
+
+    return call
+
+
+def stop_at_the_end_of(epoch):
+    """A `Stop._stop_if_asked` that behaves as if the limit were over when ``epoch`` (from 0) ends."""
+    stop_if_asked = Stop._stop_if_asked
+
+    def patched(self, trainer):
+        is_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        self.signal = "SIGTERM" if is_end and trainer.current_epoch == epoch else None
+        stop_if_asked(self, trainer)
+
+    return patched
+
+
+def test_stop_at_epoch_end_keeps_best_weights_of_that_epoch(call, tmp_path, monkeypatch):
+    """The epoch that is over has been validated: a stop must not keep it from being chosen."""
+    call("name=calm", *WILD)
+    checkpoints = tmp_path / "outputs/calm/checkpoints"
+    calm = torch.load(checkpoints / "operator_ema.ckpt", weights_only=True)
+    assert calm["epoch"] < 7, "the best epoch must not be the last for this test to mean anything"
+    with monkeypatch.context() as patch, pytest.raises(Unfinished):
+        patch.setattr(Stop, "_stop_if_asked", stop_at_the_end_of(calm["epoch"]))
+        call("name=stopped", *WILD)
+    call("name=stopped", *WILD)
+    stopped = torch.load(tmp_path / "outputs/stopped/checkpoints/operator_ema.ckpt", weights_only=True)
+    assert stopped["epoch"] == calm["epoch"]
+    assert stopped["validation_nrmse"] == calm["validation_nrmse"]
+    weights = calm["state_dict"]
+    assert all(torch.equal(weights[key], stopped["state_dict"][key]) for key in weights)
+
+
+def test_early_stopping_counts_the_epoch_at_whose_end_a_run_was_stopped(call, monkeypatch):
+    patience = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2"]
+    endless = [*patience, "callbacks.early_stopping.min_delta=10", "trainer.max_epochs=50"]
+    with monkeypatch.context() as patch, pytest.raises(Unfinished):
+        patch.setattr(Stop, "_stop_if_asked", stop_at_the_end_of(1))
+        call("name=stopped", *endless)
+    call("name=stopped", *endless)
+    epochs = re.findall(r"Epoch (\d+)/50", Path("outputs/stopped/run.log").read_text())
+    assert epochs == ["1", "2", "3"]  # the first is the best, and two without a gain follow
+
+
+def test_one_limit_counts_for_all_stages_and_rings_outside_of_training(call, monkeypatch):
+    limits, alarms = [], {}
+
+    def train(cfg, stage, folder, loggers, parts, limit):
+        limits.append(limit)
+        alarms[stage] = signal.getitimer(signal.ITIMER_REAL)[0]
+
+    def test(cfg, folder, loggers):
+        alarms["test"] = signal.getitimer(signal.ITIMER_REAL)[0]
+
+    monkeypatch.setattr(ups.run, "train", train)
+    monkeypatch.setattr(ups.run, "test", test)
+    monkeypatch.setattr("ups.stages.validation_score", lambda folder: 0.0)
+    call("stage=all", "trainer.max_time=00:01:00:00", "name=one")
+    assert len(limits) == 3
+    assert len({id(limit) for limit in limits}) == 1
+    assert alarms.keys() == {"operator", "diffusion", "consistency", "test"}
+    assert all(0 < seconds <= 3600 for seconds in alarms.values())
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    call("stage=all", "name=two")
+    assert not limits[-1].is_over
+    assert alarms["test"] == 0  # no limit, no alarm
+
+
+@pytest.mark.parametrize(("duration", "seconds"), [("00:00:00:07", 7), ("00:00:02:03", 123), ("01:02:00:00", 93600)])
+def test_time_limit_counts_days_hours_minutes_seconds(duration, seconds, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("ups.callbacks.stop.time.monotonic", lambda: now)
+    limit = TimeLimit(duration)
+    now = 1000.0 + seconds - 0.5
+    assert not limit.is_over
+    now = 1000.0 + seconds + 0.5
+    assert limit.is_over
+    assert not TimeLimit().is_over
+
+
+def test_alarm_ends_what_is_outside_of_training():
+    limit = TimeLimit("00:00:00:00")
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(Unfinished, match="time limit 00:00:00:00 reached"), limit.outside_of_training():
+        threading.Event().wait(600)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_limit_of_one_stage_is_refused(call):
+    with pytest.raises(UpsError, match=r"stage\.operator\.trainer\.max_time is not allowed"):
+        call("+stage.operator.trainer.max_time=00:00:00:10", "name=one")
+
+
+def test_time_limit_ends_generation_of_data_with_its_exit_code(tmp_path):
+    sizes = ["data.train=100000", "data.solver_points=1024", "trainer.max_time=00:00:00:02"]
+    command = [sys.executable, "-m", "ups.run", *TINY, *sizes, "name=one"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    text = done.stdout + done.stderr
+    assert done.returncode == 3, text
+    assert "time limit 00:00:00:02 reached" in text
+    assert "Traceback" not in text
+    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.hdf5"))
