@@ -20,6 +20,9 @@ NOTES = """
   as long as all stages together: without test-time conditioning it is no less accurate than `latent + diffusion`, with it more accurate
   than any row here.
 - One test trajectory of 128, an initial condition that a smooth window cuts off, carries 39 % of the operator's squared error.
+- In 1D on a CPU the numerical solver is the faster choice: its times above are those of eager PyTorch. Compiled with numba the same scheme
+  takes 0.17 ms a trajectory at 256 points (measured outside of this repository).
+- The training fields have no mean, those that PDEBench published do. On such fields this model's error is 0.034, twice the figure above.
 """
 
 
