@@ -1,6 +1,7 @@
 """Row 6: compiled kernels stay in the run's folder, within a limit; where they can't be written, training goes on without them."""
 
 import logging
+import shutil
 import subprocess
 import sys
 
@@ -35,6 +36,7 @@ def test_kernels_that_can_not_be_written_are_done_without(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
 def test_kernels_stay_in_the_folder_of_the_run(tmp_path):
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -42,5 +44,6 @@ def test_kernels_stay_in_the_folder_of_the_run(tmp_path):
         RUN, cwd=tmp_path, env={**__import__("os").environ, "TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "falling back" in done.stdout or any((tmp_path / "outputs/c/compile_cache").iterdir())
+    assert "falling back" not in done.stdout
+    assert any((tmp_path / "outputs/c/compile_cache").iterdir())
     assert not any(path.is_file() for path in scratch.rglob("*.so"))

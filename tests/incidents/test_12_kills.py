@@ -1,6 +1,7 @@
 """Rows 7 and 12: however a run is ended, the same command goes on, and ends with the very same weights."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import torch
 from conftest import TINY
 
 import ups
+from ups.datamodules.hdf5 import TrajectoryFile
+from ups.metrics import pdebench_metrics
 
 # EMA, a scheduler, inverse losses in every third batch, accumulated batches, early stopping: all have a state that must survive.
 # Saving every 3 steps meets the last batch of an epoch, too: the one place where going on would skip a validation.
@@ -50,6 +53,20 @@ def assert_same(a, b, name="operator"):
         assert all(torch.equal(one[key], other[key]) for key in one), suffix
 
 
+def assert_trained(run, epochs):
+    """It learned something, and its weights are those of the best of all its ``epochs``, by their own error on the validation split."""
+    lines = re.findall(r"Epoch (\d+)/.* validation nRMSE ([\d.]+)", (run / "run.log").read_text())
+    scores = {int(epoch): float(score) for epoch, score in lines}
+    assert sorted(scores) == list(range(1, epochs + 1))
+    assert min(scores.values()) < 0.5 * scores[1]
+    chosen = torch.load(run / "checkpoints/operator_ema.ckpt", weights_only=True)
+    assert chosen["validation_nrmse"] == pytest.approx(min(scores.values()), abs=6e-5)
+    (path,) = (run.parent / "data").glob("*.hdf5")
+    u = torch.from_numpy(TrajectoryFile(path).read(range(24, 28)))
+    pred = ups.load(run).rollout(u[:, 0], 10, nu=0.001)
+    assert pdebench_metrics(pred, u[:, 1:])["nrmse"] == pytest.approx(chosen["validation_nrmse"], rel=1e-3)
+
+
 def start(folder, *args):
     """A run that trains."""
     process = subprocess.Popen(command(*args), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -72,6 +89,7 @@ def test_twenty_kills_at_random_moments(calm, tmp_path):
         kills += 1
     finish(tmp_path, "killed", 150)
     assert_same(whole, tmp_path / "outputs/killed")
+    assert_trained(tmp_path / "outputs/killed", 150)
 
 
 @pytest.mark.slow
@@ -111,6 +129,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, sign):
         assert "Traceback" not in text
     assert "resuming from" in finish(tmp_path, "stopped", 30)
     assert_same(calm(30), tmp_path / "outputs/stopped")
+    assert_trained(tmp_path / "outputs/stopped", 30)
 
 
 @pytest.mark.slow
