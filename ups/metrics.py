@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ups.errors import UpsError
+from ups.losses import FLOOR
 from ups.physics import Equation
 
 NAMES = ("rmse", "nrmse", "crmse", "brmse", "max_error", "frmse_low", "frmse_mid", "frmse_high")
@@ -115,8 +116,8 @@ class PhysicsChecks(Metric):
             *((quantity(pred, self.length) - quantity(u0, self.length)).abs() for quantity in kept),
             jumps.abs(),
             beyond,
-            _growth(self.physics.total_variation(frames)),
-            _growth(self.physics.energy(frames, self.length)),
+            _growth(self.physics.total_variation(frames), FLOOR * u0.square().mean(-1).sqrt()),
+            _growth(self.physics.energy(frames, self.length), FLOOR**2 * self.physics.energy(u0, self.length)),
             high[:, None],
         )
         self.samples += len(pred)
@@ -126,10 +127,13 @@ class PhysicsChecks(Metric):
         return dict(zip(self.names, (self.sums / self.samples).tolist(), strict=True))
 
 
-def _growth(values: Tensor) -> Tensor:
-    """The relative growth (B, T) from each of ``values`` (B, T + 1) to the next, where they grew; of a constant field, 0."""
+def _growth(values: Tensor, floor: Tensor) -> Tensor:
+    """The growth (B, T) from each of ``values`` (B, T + 1) to the next, where they grew, relative to the former or to ``floor`` (B, 1).
+
+    The floor is for fields that are constant, or have decayed to nothing: what rounding adds to them is no growth.
+    """
     before, after = values[:, :-1], values[:, 1:]
-    return (after - before).clamp_min(0) / before.clamp_min(1e-12)
+    return (after - before).clamp_min(0) / torch.maximum(before, floor).clamp_min(1e-12)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

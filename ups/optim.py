@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # Jordan's quintic: pushes singular values in (0, 1] towards 1 in five rounds
 
@@ -67,24 +68,35 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_sub_(alike, list(steps.unbind(0)))
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        first, second = group["betas"]
-        group["steps"] = group.get("steps", 0) + 1
-        means, squares = ([self._state(p, name) for p in parameters] for name in ("mean", "square"))
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_lerp_(means, gradients, 1 - first)
-        torch._foreach_mul_(squares, second)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-        roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, (1 - second ** group["steps"]) ** 0.5)
-        torch._foreach_add_(roots, 1e-8)
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_addcdiv_(parameters, means, roots, -group["lr"] / (1 - first ** group["steps"]))
+        if not parameters:
+            return
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            [self._state(p, "mean") for p in parameters],
+            [self._state(p, "square") for p in parameters],
+            max_exp_avg_sqs=[],
+            state_steps=[self._count(p) for p in parameters],
+            foreach=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
 
     def _state(self, p: Tensor, name: str) -> Tensor:
         state = self.state[p]
         if name not in state:
             state[name] = torch.zeros_like(p)
         return state[name]
+
+    def _count(self, p: Tensor) -> Tensor:
+        """How many steps ``p`` has taken, as ``adamw`` counts them: on the CPU."""
+        return self.state[p].setdefault("step", torch.zeros(()))
 
 
 def orthogonalise(x: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ class Simulator(nn.Module):
         seen_at = torch.stack([(self.x + k * self.length / points) % self.length for k in range(grids)], -1).flatten()
         u = u0 if x is None and grids == 1 else interpolate(u0, self.x if x is None else self._position(x, "x"), seen_at, self.length)
         u, nu = u.unflatten(-1, (-1, grids)).mT.flatten(0, 1), nu.repeat_interleave(grids)
-        conditioner = Conditioner(self, nu, correct) if ttc else None
+        conditioner = Conditioner(self, nu, correct, temperature, grids) if ttc else None
         z, group = self.encode(u), max(1, together // len(u)) if mode == "latent" else 1
         waiting: list[Tensor] = []
         for step in range(1, steps + 1):

@@ -1,7 +1,7 @@
 """Test-time conditioning: at every step of a rollout candidates are scored by physics, the best is kept and guided by the equation.
 
-Choosing among candidates is a beam search with a receding horizon. Guidance takes a few gradient steps on the chosen tokens, down the
-equation's residual in physical space, as in posterior sampling with diffusion models (Chung et al., ICLR 2023).
+Guidance takes a few gradient steps on the chosen tokens, down the equation's residual in physical space, as in posterior sampling with
+diffusion models (Chung et al., ICLR 2023).
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,7 @@ class TTC:
 
     Args:
         candidates: from each state, the corrector's mean and draws; 1 without a corrector, whose step has one outcome.
-        beam: states kept at each depth of the search.
-        horizon: steps that the search looks ahead before it commits itself to one; 1 scores the candidates alone.
-        evaluations: rewards computed a step and trajectory at most; the search goes no deeper than they allow.
-        tolerance: a trajectory whose best candidate scores above -tolerance is searched no further and not guided.
+        tolerance: a trajectory whose best candidate scores at least -tolerance is not guided.
         guidance_steps: gradient steps down the residual, each as long as an exact line search says, times
         guidance_strength: in [0, 1].
         refine: how much finer than the training grid the equation is integrated.
@@ -39,9 +36,6 @@ class TTC:
     """
 
     candidates: int = 1
-    beam: int = 5
-    horizon: int = 1
-    evaluations: int = 200
     tolerance: float = 0.0
     guidance_steps: int = 8
     guidance_strength: float = 1.0
@@ -57,58 +51,44 @@ class TTC:
 
 
 class Conditioner:
-    """One step of a rollout under test-time conditioning: tokens (B, N, C) -> tokens."""
+    """One step of a rollout under test-time conditioning: tokens (B, N, C) -> tokens.
 
-    def __init__(self, simulator: "Simulator", nu: Tensor, correct: str) -> None:
+    Every ``alike`` states in a row are one field on several grids: they share the draws' noise and the choice among the candidates.
+    ``temperature`` of the draws: the corrector's own where none is given.
+    """
+
+    def __init__(self, simulator: "Simulator", nu: Tensor, correct: str, temperature: float | None = None, alike: int = 1) -> None:
         self.simulator, self.nu, self.correct, self.settings = simulator, nu, correct, simulator.ttc
-        self.physics = simulator.physics
+        self.physics, self.temperature, self.alike = simulator.physics, temperature, alike
 
     def __call__(self, z: Tensor) -> Tensor:
         s = self.settings
-        candidates, scores, expected = self.expand(z, self.nu)
-        rows = (scores.amax(1) < -s.tolerance).nonzero()[:, 0]  # those that are not good enough yet
-        if s.horizon > 1 and candidates.shape[1] > 1 and len(rows):
-            scores = scores.index_copy(0, rows, self.look_ahead(candidates[rows], scores[rows], self.nu[rows]))
+        candidates, scores, expected = self.expand(z)
+        scores = scores.unflatten(0, (-1, self.alike)).mean(1).repeat_interleave(self.alike, 0)
         chosen = candidates[torch.arange(len(z)), scores.argmax(1)]
+        rows = (scores.amax(1) < -s.tolerance).nonzero()[:, 0]
         if s.guidance_steps and len(rows):
             weight = self.physics.certainty(expected[rows], s.jump, s.reach)
             guided = self.simulator.towards(chosen[rows], expected[rows], s.guidance_steps, s.guidance_strength, weight)
             chosen = chosen.index_copy(0, rows, guided)
         return chosen
 
-    def expand(self, z: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def expand(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates (B, M, N, C) from states ``z`` (B, N, C), their rewards (B, M), and the fields (B, X) that the equation expects."""
-        m = self.settings.candidates if self.correct != "none" else 1
-        candidates = self.simulator.advance(z, nu, self.correct, draws=m, mean_first=True)
-        u = self.simulator.decode(z)
-        expected = self.physics.advance(u, self.simulator.dt, nu, self.simulator.length, self.settings.refine)
-        fields = self.simulator.decode(candidates.flatten(0, 1)).unflatten(0, (len(z), m))
-        certainty = self.physics.certainty(expected, self.settings.jump, self.settings.reach)
-        halves = self.simulator.decode(self.halves(z, nu)) if self.settings.weights.get("halving") else None
-        return candidates, reward(self.physics, u, fields, expected, certainty, self.settings.weights, halves), expected
-
-    def halves(self, z: Tensor, nu: Tensor) -> Tensor:
-        half = self.simulator.dt / 2
-        return self.simulator.step(self.simulator.step(z, nu, half), nu, half)
-
-    def look_ahead(self, candidates: Tensor, scores: Tensor, nu: Tensor) -> Tensor:
-        """The best sum of rewards (B, M) that each first candidate reaches within the horizon; -inf where the beam has dropped it."""
         s = self.settings
-        b, m = scores.shape
-        spent, total, states = m, scores, candidates
-        first = torch.arange(m, device=scores.device).expand(b, m)  # which first candidate a state comes from
-        for _ in range(s.horizon - 1):
-            kept = total.topk(min(s.beam, total.shape[1]), 1).indices
-            width = kept.shape[1]
-            if spent + width * m > s.evaluations:
-                break
-            spent += width * m
-            states = states.gather(1, kept[..., None, None].expand(-1, -1, *states.shape[2:])).flatten(0, 1)
-            states, more, _ = self.expand(states, nu.repeat_interleave(width))
-            total = (total.gather(1, kept)[..., None] + more.unflatten(0, (b, width))).flatten(1)
-            states = states.unflatten(0, (b, width)).flatten(1, 2)
-            first = first.gather(1, kept)[..., None].expand(-1, -1, m).flatten(1)
-        return torch.full_like(scores, -torch.inf).scatter_reduce(1, first, total, "amax")
+        m = s.candidates if self.correct != "none" else 1
+        candidates = self.simulator.advance(z, self.nu, self.correct, m, self.temperature, mean_first=True, alike=self.alike)
+        u = self.simulator.decode(z)
+        expected = self.physics.advance(u, self.simulator.dt, self.nu, self.simulator.length, s.refine)
+        fields = self.simulator.decode(candidates.flatten(0, 1)).unflatten(0, (len(z), m))
+        certainty = self.physics.certainty(expected, s.jump, s.reach)
+        halves = self.simulator.decode(self.halves(z)) if s.weights.get("halving") else None
+        return candidates, reward(self.physics, u, fields, expected, certainty, s.weights, halves), expected
+
+    def halves(self, z: Tensor) -> Tensor:
+        """Tokens two steps of half a dt on."""
+        half = self.simulator.dt / 2
+        return self.simulator.step(self.simulator.step(z, self.nu, half), self.nu, half)
 
 
 def reward(

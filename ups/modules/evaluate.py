@@ -125,7 +125,7 @@ class EvaluateModule(pl.LightningModule):
                 label = "_".join(["ttc"] * settings["ttc"] + [settings["correct"]] * (settings["correct"] != "none") + [settings["mode"]])
                 self.log_dict({f"test/{label}/{name}": value for name, value in values.items()})
         target, pred = (torch.cat(parts) for parts in zip(*self.first, strict=True))
-        order = relative_l2_squared(pred, target).mean(1).argsort().tolist()
+        order = relative_l2_squared(pred, target).sqrt().mean(1).argsort().tolist()  # by what the pictures are titled with
         chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
         self.examples = {name: (target[k].cpu(), pred[k].cpu()) for name, k in chosen.items()}
         self.spectra = energy_spectrum(target[:, -1]).mean(0).cpu(), energy_spectrum(pred[:, -1]).mean(0).cpu()

@@ -1,0 +1,337 @@
+"""The rows that every result stands beside: persistence, and the solver on coarser grids."""
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from conftest import SPEC, make_simulator
+from torch.utils.data import DataLoader
+
+from ups.baselines import Persistence, Solver, limited_lines
+from ups.datamodules.windows import Batch
+from ups.errors import UpsError
+from ups.models import build
+from ups.modules import EvaluateModule
+from ups.physics import advection, burgers, line
+from ups.rollout import Simulator
+
+
+def lines_in_cells(averages, factor):
+    """Cell averages (X,) -> (X * factor,): lines with van Leer's limited slopes, value by value."""
+    cells, out = len(averages), []
+    for i in range(cells):
+        left = averages[i] - averages[i - 1]
+        right = averages[(i + 1) % cells] - averages[i]
+        slope = 2 * left * right / (left + right) if left * right > 0 else 0.0
+        for part in range(factor):
+            offset = (part + 0.5) / factor - 0.5  # of the part's centre from the cell's, in cells
+            out.append(averages[i] + slope * offset)
+    return np.array(out)
+
+
+def averages_of_cells(fields, points):
+    """Fields (B, X) -> cell averages (B, points), sum by sum."""
+    factor = fields.shape[1] // points
+    out = np.zeros((len(fields), points))
+    for row in range(len(fields)):
+        for cell in range(points):
+            out[row, cell] = sum(fields[row, cell * factor + j] for j in range(factor)) / factor
+    return out
+
+
+def solver_by_hand(physics, u0, points, times, nu, length=1.0):
+    """The solver's row (B, T, X), the steps around the solver itself written out."""
+    factor = u0.shape[1] // points
+    averages = averages_of_cells(u0.double().numpy(), points)
+    coarse = physics.solve(torch.from_numpy(averages).float(), times, nu, length, dtype=torch.float32)
+    out = np.zeros((len(u0), len(times), u0.shape[1]))
+    for row in range(len(u0)):
+        for k in range(len(times)):
+            out[row, k] = lines_in_cells(coarse[row, k].double().numpy(), factor)
+    return out
+
+
+# ---------------------------------------------------------------- persistence
+
+
+def test_persistence_repeats_the_first_field():
+    u0 = torch.arange(6.0).reshape(2, 3)
+    rolled = Persistence().rollout(u0, 4, nu=torch.ones(2))
+    assert rolled.shape == (2, 4, 3)
+    for k in range(4):
+        assert torch.equal(rolled[:, k], u0)
+    assert Persistence().name == "persistence"
+
+
+# ---------------------------------------------------------------- up from the coarse grid
+
+
+def test_limited_lines_equal_a_worked_example():
+    # cell 1 has differences 1 and 2, and so the slope 2 * 1 * 2 / 3; the others are extrema or flat
+    u = torch.tensor([0.0, 1.0, 3.0, 3.0])
+    found = limited_lines(u, 2).tolist()
+    assert found == pytest.approx([0.0, 0.0, 1 - 1 / 3, 1 + 1 / 3, 3.0, 3.0, 3.0, 3.0])
+    # across the end: cell 0 lies between 3 and 1, cell 3 between 6 and 2
+    u = torch.tensor([2.0, 1.0, 6.0, 3.0])
+    found = limited_lines(u, 2).tolist()
+    first, last = -2 * 1 * 1 / 2, -2 * 3 * 1 / 4
+    expected = [2 - first / 4, 2 + first / 4, 1, 1, 6, 6, 3 - last / 4, 3 + last / 4]
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_limited_lines_equal_the_written_out_lines(factor):
+    rng = np.random.default_rng(factor)
+    u = rng.normal(size=(2, 3, 10)).astype(np.float32)
+    found = limited_lines(torch.from_numpy(u), factor)
+    assert found.shape == (2, 3, 10 * factor)
+    for row in range(2):
+        for k in range(3):
+            expected = lines_in_cells(u[row, k].astype(np.float64), factor)
+            assert found[row, k].numpy() == pytest.approx(expected, abs=1e-5)
+    averages = found.unflatten(-1, (10, factor)).mean(-1)
+    assert torch.allclose(averages, torch.from_numpy(u), atol=1e-6)
+
+
+def test_limited_lines_are_exact_on_a_line_and_leave_flat_fields():
+    u = torch.arange(8.0)
+    inner = limited_lines(u, 4)[4:-4]  # the ends meet in a jump
+    assert inner.tolist() == pytest.approx([1 + (i + 0.5) / 4 - 0.5 for i in range(24)])
+    assert torch.equal(limited_lines(torch.full((5,), 0.7), 3), torch.full((15,), 0.7))
+    assert torch.equal(limited_lines(u, 1), u)
+
+
+# ---------------------------------------------------------------- the solver's rollout
+
+
+def test_solver_asks_for_cell_averages_all_times_one_nu_and_float32():
+    asked = {}
+
+    def solve(u0, t, nu, length, *, dtype):
+        asked.update(u0=u0, t=t, nu=nu, length=length, dtype=dtype)
+        return torch.stack([u0 * (k + 1) for k in range(len(t))], 1)
+
+    u0 = torch.tensor([[1.0, 3.0, 5.0, 9.0], [0.0, 2.0, -4.0, 8.0]])
+    solver = Solver(SimpleNamespace(solve=solve), 2, dt=0.25, length=3.0)
+    rolled = solver.rollout(u0, 3, nu=torch.tensor([0.5, 0.5]))
+    assert asked["u0"].tolist() == [[2.0, 7.0], [1.0, 2.0]]
+    assert asked["t"] == [0.25, 0.5, 0.75]
+    assert (asked["nu"], asked["length"], asked["dtype"]) == (0.5, 3.0, torch.float32)
+    # two cells: both differences are of one size and opposite sign, so lines are flat
+    expected = [[2.0, 2.0, 7.0, 7.0], [1.0, 1.0, 2.0, 2.0]]
+    for k in range(3):
+        assert rolled[:, k].tolist() == [[(k + 1) * v for v in row] for row in expected]
+    assert solver.name == "solver-2"
+
+
+def test_solver_moves_averages_by_whole_cells_where_the_solution_is_a_shift():
+    # at speed 2 and dt 1/16 a field moves by one of eight cells a frame: exactly, in this scheme
+    u0 = line.initial_conditions(3, line.grid(32), seed=4)
+    rolled = Solver(advection, 8, dt=1 / 16).rollout(u0, 5, nu=torch.full((3,), 2.0))
+    averages = averages_of_cells(u0.numpy(), 8)
+    assert rolled.shape == (3, 5, 32)
+    for row in range(3):
+        for k in range(5):
+            expected = lines_in_cells(np.roll(averages[row], k + 1), 4)
+            assert rolled[row, k].numpy() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("points", [16, 32, 64])
+def test_solver_rollout_equals_restriction_solution_and_limited_lines(points):
+    u0 = line.initial_conditions(3, line.grid(64), seed=5)
+    rolled = Solver(burgers, points, dt=0.03).rollout(u0, 4, nu=torch.full((3,), 0.02))
+    expected = solver_by_hand(burgers, u0, points, [0.03, 0.06, 0.09, 0.12], 0.02)
+    assert rolled.dtype == torch.float32
+    assert rolled.numpy() == pytest.approx(expected, abs=2e-5)
+    assert rolled.mean(-1).numpy() == pytest.approx(u0.mean(-1, keepdim=True).expand(-1, 4).numpy(), abs=1e-6)
+
+
+def test_solver_refuses_several_parameters_and_fields_that_are_no_multiple():
+    solver = Solver(burgers, 16, dt=0.03)
+    u0 = torch.zeros(2, 32)
+    assert solver.rollout(u0, 1, nu=torch.tensor([0.1, 0.1])).shape == (2, 1, 32)
+    with pytest.raises(UpsError, match="a multiple of 16 points, at one nu"):
+        solver.rollout(u0, 1, nu=torch.tensor([0.1, 0.2]))
+    for points in (24, 8, 40):
+        with pytest.raises(UpsError, match="a multiple of 16 points, at one nu"):
+            solver.rollout(torch.zeros(2, points), 1, nu=torch.tensor([0.1, 0.1]))
+
+
+# ---------------------------------------------------------------- the rows of an evaluation
+
+DT, FRAMES, POINTS = 0.03, 5, 128
+SIZES, NUS = (4, 2), (0.02, 0.1)  # of the two batches: a mean over batches is not one over samples
+
+
+def make_batches():
+    """Two batches of solutions, of another parameter each."""
+    batches = []
+    for part, (size, nu) in enumerate(zip(SIZES, NUS, strict=True)):
+        fine = line.initial_conditions(size, line.grid(2 * POINTS), seed=20 + part) + 0.2
+        u = burgers.solve(fine, [DT * k for k in range(FRAMES)], nu)[..., ::2]
+        number = torch.arange(size)
+        batches.append(Batch(u, torch.full((size,), nu), number, number))
+    return batches
+
+
+def evaluated(module, batches):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.test(module, DataLoader(batches, batch_size=None), verbose=False)
+    return module
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    """A finished evaluation on 128 points, by a clock that moves on by a second at each look."""
+    torch.manual_seed(0)
+    x = (torch.arange(POINTS) + 0.5) / POINTS
+    simulator = Simulator(build(SPEC, POINTS), x, dt=DT, scale=0.6, spec=SPEC).eval()
+    seconds = iter(range(10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+        patch.setattr("ups.modules.evaluate.time", clock)
+        module = evaluated(EvaluateModule(simulator, "mine", ["none"]), make_batches())
+    return module
+
+
+def rolled_by_hand(name, u0, steps, nu):
+    if name == "persistence":
+        return u0.double().numpy()[:, None].repeat(steps, 1)
+    times = [DT * (k + 1) for k in range(steps)]
+    return solver_by_hand(burgers, u0, int(name.removeprefix("solver-")), times, nu)
+
+
+def metrics_by_hand(name):
+    """PDEBench's metrics and the physics checks of a baseline's row, sample by sample."""
+    sums = {key: np.zeros(FRAMES - 1) for key in ("rmse", "nrmse", "mass", "boundary")}
+    largest = np.zeros(FRAMES - 1)
+    spectrum = np.zeros((FRAMES - 1, POINTS // 2 + 1))
+    checks = {
+        key: []
+        for key in (
+            *("mass_gap", "periodic_gap", "maximum_violation"),
+            *("variation_growth", "energy_growth", "correlation_time"),
+        )
+    }
+    one_step = []
+    for batch, nu in zip(make_batches(), NUS, strict=True):
+        pred = rolled_by_hand(name, batch.u[:, 0], FRAMES - 1, nu)
+        u = batch.u.double().numpy()
+        for row in range(len(u)):
+            errors = pred[row] - u[row, 1:]
+            for k in range(FRAMES - 1):
+                truth, error = u[row, k + 1], errors[k]
+                root = math.sqrt(sum(error**2) / POINTS)
+                sums["rmse"][k] += root
+                sums["nrmse"][k] += root / math.sqrt(sum(truth**2) / POINTS)
+                sums["mass"][k] += sum(error) ** 2
+                sums["boundary"][k] += math.sqrt((error[0] ** 2 + error[-1] ** 2) / 2)
+                largest[k] = max(largest[k], max(abs(error)))
+                for wave in range(POINTS // 2 + 1):
+                    turn = np.exp(-2j * math.pi * wave * np.arange(POINTS) / POINTS)
+                    spectrum[k, wave] += abs(sum(error * turn)) ** 2
+            frames = [u[row, 0], *pred[row]]
+            low, high = min(frames[0]), max(frames[0])
+            variation = [sum(abs(np.roll(frame, -1) - frame)) for frame in frames]
+            energy = [sum(frame**2) / POINTS / 2 for frame in frames]
+            mean = {
+                "mass_gap": [abs(sum(p) - sum(frames[0])) / POINTS for p in pred[row]],
+                "periodic_gap": [abs(error[0] - error[-1]) for error in errors],
+                "maximum_violation": [max(0, max(p) - high) + max(0, low - min(p)) for p in pred[row]],
+                "variation_growth": [max(0, b / a - 1) for a, b in pairwise(variation)],
+                "energy_growth": [max(0, b / a - 1) for a, b in pairwise(energy)],
+            }
+            together = 0
+            for k in range(FRAMES - 1):
+                if np.corrcoef(pred[row, k], u[row, k + 1])[0, 1] <= 0.8:
+                    break
+                together += 1
+            for key, values in mean.items():
+                checks[key].append(sum(values) / (FRAMES - 1))
+            checks["correlation_time"].append(together * DT)
+        # single steps from every true frame of a batch, whose fastest field sets the solver's step
+        starts, ends = batch.u[:, :-1].flatten(0, 1), u[:, 1:].reshape(-1, POINTS)
+        steps = rolled_by_hand(name, starts, 1, nu)[:, 0]
+        for step, truth in zip(steps, ends, strict=True):
+            one_step.append(sum((step - truth) ** 2) / sum(truth**2))
+    n = sum(SIZES)
+    bands = (np.sqrt(spectrum / n) / POINTS).mean(0)
+    return {
+        "rmse": sums["rmse"].mean() / n,
+        "nrmse": sums["nrmse"].mean() / n,
+        "crmse": (np.sqrt(sums["mass"] / n) / POINTS).mean(),
+        "brmse": sums["boundary"].mean() / n,
+        "max_error": largest.mean(),
+        "frmse_low": bands[:4].mean(),
+        "frmse_mid": bands[4:12].mean(),
+        "frmse_high": bands[12:].mean(),
+        **{key: sum(values) / n for key, values in checks.items()},
+        "one_step_nrmse": sum(map(math.sqrt, one_step)) / len(one_step),
+        "one_step_squared": sum(one_step) / len(one_step),
+        "nrmse_over_time": list(sums["nrmse"] / n),
+    }
+
+
+@pytest.mark.parametrize("name", ["persistence", "solver-64", "solver-128"])
+def test_evaluation_row_of_a_baseline_equals_its_metrics_by_hand(evaluation, name):
+    (row,) = [row for row in evaluation.rows if row["model"] == name]
+    assert (row["mode"], row["correct"], row["ttc"]) == ("physical", "none", False)
+    # two calls of a second for the six trajectories
+    assert row["seconds_per_trajectory"] == pytest.approx(2 / 6)
+    expected = metrics_by_hand(name)
+    named = {"model", "mode", "correct", "ttc", "seconds_per_trajectory"}
+    assert set(row) - named == set(expected)
+    over_time = expected.pop("nrmse_over_time")
+    assert row["nrmse_over_time"] == pytest.approx(over_time, rel=1e-3, abs=1e-6)
+    for key, value in expected.items():
+        assert row[key] == pytest.approx(value, rel=1e-3, abs=2e-6), key
+
+
+def test_evaluation_rows_of_finer_solvers_have_smaller_errors(evaluation):
+    error = {row["model"]: row["nrmse"] for row in evaluation.rows if row["mode"] == "physical"}
+    assert error["solver-128"] < error["solver-64"] < error["persistence"]
+
+
+def test_evaluation_rows_stand_in_order_of_the_own_ones_persistence_and_solvers(evaluation):
+    names = [(row["model"], row["mode"]) for row in evaluation.rows]
+    assert names == [
+        ("mine", "latent"),
+        ("mine", "physical"),
+        ("persistence", "physical"),
+        ("solver-64", "physical"),
+        ("solver-128", "physical"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [(32, []), (64, [64]), (96, []), (128, [64, 128]), (192, [64]), (256, [64, 128, 256])],
+)
+def test_evaluation_has_the_solvers_whose_points_divide_those_of_the_simulator(points, expected):
+    module = EvaluateModule(make_simulator(points=points), "mine", ["none"])
+    names = [settings["model"] for settings, _ in module.predictors]
+    assert names[2:] == ["persistence", *(f"solver-{n}" for n in expected)]
+
+
+def test_evaluation_solvers_are_of_the_simulators_equation_step_and_length():
+    x = (torch.arange(64) + 0.5) / 32
+    simulator = Simulator(build(SPEC, 64), x, dt=0.125, length=2.0, scale=0.6, spec=SPEC, equation="advection")
+    # at speed 0.5 a field moves by a sixteenth: two of the 64 cells of length 1/32 a frame
+    u0 = line.initial_conditions(2, x, seed=6, length=2.0)
+    u = torch.stack([u0.roll(2 * k, -1) for k in range(4)], 1)
+    batch = Batch(u, torch.full((2,), 0.5), torch.arange(2), torch.arange(2))
+    module = evaluated(EvaluateModule(simulator, "mine", ["none"]), [batch])
+    (row,) = [row for row in module.rows if row["model"] == "solver-64"]
+    assert row["nrmse"] == pytest.approx(0.0, abs=1e-6)
+    assert row["one_step_nrmse"] == pytest.approx(0.0, abs=1e-6)
+    assert row["correlation_time"] == pytest.approx(3 * 0.125)

@@ -1,0 +1,1379 @@
+"""What a run remembers: hashes, settings, stages, needs, the leaderboard and the sweep's table."""
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import signal
+import sys
+from datetime import datetime, timedelta, timezone
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import hydra
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from ups import leaderboard, preflight, provenance, stages, sweep, workspace
+from ups.callbacks import AtomicCheckpointIO
+from ups.config import check, decides_nothing, differences, flat
+from ups.errors import UpsError
+from ups.files import size
+from ups.latents import LatentCache
+from ups.run import CONF, folder_name, run
+
+STAGES = ("operator", "diffusion", "consistency")
+NAMES = {"operator": "operator", "diffusion": "diffusion_residual", "consistency": "consistency"}
+
+
+@pytest.fixture(scope="module")
+def composed():
+    """Composed configurations by stage=; not to be changed."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = {name: compose("config", ["model=tiny", f"stage={name}", "name=one"]) for name in (*STAGES, "all", "evaluate", "preflight")}
+    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    return found
+
+
+def changed(cfg, key=None, value=None, **more):
+    """A copy of ``cfg`` with one key changed."""
+    cfg = copy.deepcopy(cfg)
+    for name, new in {**({key: value} if key else {}), **more}.items():
+        OmegaConf.update(cfg, name, new, force_add=True)
+    return cfg
+
+
+def sha(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+# ---------------------------------------------------------------- what decides a result
+
+# a key, another value, the stages that it belongs to, and whether it decides an evaluation
+TABLE = [
+    ("seed", 1, STAGES, None),  # and data.order_seed with it
+    ("lambda_inv", 0.5, ("operator",), False),
+    ("loss.lambda_inv_enc", 0.5, ("operator",), False),
+    ("loss.lambda_inv_dec", 0.5, ("operator",), False),
+    ("compile", True, STAGES, False),
+    ("model.width", 32, ("operator",), False),
+    ("model.limit", 2.0, ("operator",), False),
+    ("model.name", "other", ("operator",), True),
+    ("data.nu", 0.002, STAGES, True),
+    ("data.nu", [0.001, 0.01], STAGES, True),
+    ("data.path", "a.hdf5", STAGES, True),
+    ("data.points", 128, STAGES, True),
+    ("data.solver_points", 512, STAGES, True),
+    ("data.dt", 0.1, STAGES, True),
+    ("data.frames", 21, STAGES, True),
+    ("data.train", 500, STAGES, True),
+    ("data.test", 64, STAGES, True),
+    ("data.seed", 1, STAGES, True),
+    ("data.order_seed", 1, STAGES, True),
+    ("data.time_stride", 2, STAGES, True),
+    ("data.space_stride", 2, STAGES, True),
+    ("data.early", 1.0, STAGES, True),
+    ("data.stretch", 1, STAGES, True),
+    ("data.shift", False, STAGES, True),
+    ("data.mirror", False, STAGES, True),
+    # later stages have their own of these
+    ("data.window", 2, ("operator",), True),
+    ("data.batch_size", 32, ("operator",), True),
+    ("data.windows_per_trajectory", 5, ("operator",), True),
+    ("data.repeat", True, ("operator", "consistency"), True),
+    ("trainer.max_epochs", 3, ("operator",), False),
+    ("trainer.accumulate_grad_batches", 2, STAGES, False),
+    ("trainer.gradient_clip_val", 0.5, STAGES, False),
+    ("trainer.precision", "32-true", STAGES, False),
+    ("trainer.devices", 2, STAGES, False),
+    ("trainer.check_val_every_n_epoch", 2, STAGES, False),
+    ("callbacks.ema.decay", 0.9, STAGES, False),
+    ("callbacks.best.monitor", "other", STAGES, False),
+    ("callbacks.early_stopping", {"patience": 1}, STAGES, False),
+    ("stage.operator.module.lr", 0.1, ("operator",), False),
+    ("stage.operator.module.weight_decay", 0.1, ("operator",), False),
+    ("stage.operator.trainer.max_epochs", 2, ("operator",), False),
+    ("stage.operator.data.batch_size", 2, ("operator",), False),
+    ("stage.diffusion.module.lr", 0.1, ("diffusion",), False),
+    ("stage.diffusion.module.corrector.steps", 4, ("diffusion",), False),
+    ("stage.diffusion.trainer.max_epochs", 2, ("diffusion",), False),
+    ("stage.diffusion.data.window", 2, ("diffusion",), False),
+    ("stage.consistency.module.gradient_steps", 4, ("consistency",), False),
+    ("stage.consistency.data.batch_size", 4, ("consistency",), False),
+    ("ttc.enabled", False, (), True),
+    ("ttc.candidates", 7, (), True),
+    ("ttc.weights.mass", 1.0, (), True),
+    ("stage.evaluate", ["none"], (), True),
+]
+FREE = [
+    ("name", "two"),
+    ("output_dir", "elsewhere"),
+    ("overwrite", True),
+    ("preflight", False),
+    ("expect.commit", "0123456"),
+    ("expect.data_hash", "0123456"),
+    ("compile_cache_limit", 1.0),
+    ("logger.name", "other"),
+    ("logger", None),
+    ("callbacks.on_finish", "true"),
+    ("callbacks.epoch_log", None),
+    ("callbacks.best.dirpath", "elsewhere"),
+    ("trainer.max_time", "00:00:30:00"),
+    ("trainer.log_every_n_steps", 5),
+    ("data.directory", "elsewhere"),
+    ("data.num_workers", 2),
+    ("data.in_memory", False),
+    ("data.eval_batch_size", 8),
+    ("stage.operator.module.threads", 1),
+    ("stage.diffusion.module.threads", 1),
+]
+
+
+def decided(cfg, folder):
+    """The configuration's hash, that of an evaluation's settings, and the settings by stage."""
+    settings = {stage: stages.settings(stages.stage_config(cfg, stage), stage) for stage in STAGES}
+    return provenance.config_hash(cfg), provenance.evaluated(cfg, folder), settings
+
+
+@pytest.fixture(scope="module")
+def original(composed, tmp_path_factory):
+    return decided(composed["all"], tmp_path_factory.mktemp("empty"))
+
+
+@pytest.mark.parametrize(("key", "value", "of", "evaluation"), TABLE)
+def test_key_decides_the_configurations_hash_and_the_stages_that_it_belongs_to(composed, original, tmp_path, key, value, of, evaluation):
+    after = decided(changed(composed["all"], key, value), tmp_path)
+    assert after[0] != original[0]
+    if evaluation is not None:
+        assert (after[1] != original[1]) == evaluation
+    assert tuple(stage for stage in STAGES if after[2][stage] != original[2][stage]) == of
+
+
+@pytest.mark.parametrize(("key", "value"), FREE)
+def test_key_decides_nothing_when_it_may_differ_between_calls(composed, original, tmp_path, key, value):
+    cfg = changed(composed["all"], key, value)
+    assert OmegaConf.select(cfg, key) != OmegaConf.select(composed["all"], key)
+    assert decided(cfg, tmp_path) == original
+
+
+def test_free_keys_free_only_themselves_and_what_stands_below_them():
+    for key in ("name", "expect", "expect.commit", "logger.a.b", "a.save_dir", "a.b.threads"):
+        assert decides_nothing(key), key
+    for key in ("names", "model.name", "stage.name", "expectation", "a.name", "threads", "data"):
+        assert not decides_nothing(key), key
+
+
+def written_out(cfg):
+    """A configuration on one level, with plain loops."""
+    found, left = {}, [("", OmegaConf.to_container(cfg, resolve=True))]
+    while left:
+        prefix, node = left.pop()
+        for key, value in node.items():
+            if isinstance(value, dict):
+                left.append((f"{prefix}{key}.", value))
+            else:
+                found[prefix + key] = value
+    return found
+
+
+def short_hash(values):
+    return sha(json.dumps(values, sort_keys=True).encode())[:12]
+
+
+def test_flat_configuration_is_resolved_and_keeps_lists(composed):
+    found = flat(composed["all"])
+    assert found == written_out(composed["all"])
+    assert found["data.order_seed"] == 0
+    assert found["model.distances"] == [1, 2, 1]
+    assert found["callbacks.best.filename"] == "all-best"
+
+
+def test_config_hash_equals_that_of_all_other_keys(composed):
+    free = {key for key, _ in FREE} | {"callbacks.last.dirpath", "stage.consistency.module.threads"}
+    deciding = {
+        key: value
+        for key, value in written_out(composed["all"]).items()
+        if key not in free and not key.startswith(("expect.", "logger.", "callbacks.epoch_log."))
+    }
+    assert provenance.config_hash(composed["all"]) == short_hash(deciding)
+
+
+def test_differences_name_every_key_once_shallow_ones_first():
+    old = {"b.a": 1, "a.b.c": 1, "z": 1, "same": 5, "gone.x": None, "lost.x": 2}
+    new = {"b.a": 2, "a.b.c": 2, "z": 2, "same": 5, "lost.x": None, "new": [1]}
+    assert differences(old, new) == [
+        "new: None -> [1]",
+        "z: 1 -> 2",
+        "b.a: 1 -> 2",
+        "lost.x: 2 -> None",
+        "a.b.c: 1 -> 2",
+    ]
+    assert differences(None, new) == []
+    assert differences(new, new) == []
+
+
+# ---------------------------------------------------------------- a stage's own configuration
+
+
+def test_stage_config_lays_the_stages_own_trainer_and_data_over_the_general_ones(composed):
+    cfg = composed["all"]
+    expected = {
+        "operator": (22, 3, 16, 10, False),
+        "diffusion": (5, 4, 8, 10, True),
+        "consistency": (1, 4, 8, 10, False),
+    }
+    for stage, values in expected.items():
+        own = stages.stage_config(cfg, stage)
+        data = own.data
+        assert own.stage.name == stage
+        assert own.callbacks.best.filename == f"{stage}-best"
+        assert own.callbacks.best.monitor == f"validation/{stage}/nrmse"
+        found = (
+            own.trainer.max_epochs,
+            data.window,
+            data.batch_size,
+            data.windows_per_trajectory,
+            data.repeat,
+        )
+        assert found == values
+        assert own.data.train == 1000
+        assert own.trainer.gradient_clip_val == 1.0
+    assert (cfg.stage.name, cfg.trainer.max_epochs, cfg.data.window) == ("all", 22, 3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_settings_are_the_same_by_every_command_that_trains_it(composed, stage):
+    known = [stages.settings(stages.stage_config(composed[name], stage), stage) for name in (stage, "all", "preflight")]
+    assert known[0] == known[1] == known[2]
+    assert known[0][f"stage.{stage}.module.lr"] == composed["all"].stage[stage].module.lr
+    assert known[0]["trainer.max_epochs"] == {"operator": 22, "diffusion": 5, "consistency": 1}[stage]
+    others = set(STAGES) - {stage}
+    assert not [key for key in known[0] if key.startswith(tuple(f"stage.{s}." for s in others))]
+
+
+def test_batches_in_parts_keep_the_effective_batch(composed):
+    cfg = changed(composed["operator"], **{"trainer.accumulate_grad_batches": 3})
+    before = copy.deepcopy(cfg)
+    for parts, batch in {1: 16, 2: 8, 4: 4}.items():
+        own = stages.in_parts(cfg, parts)
+        assert own.data.batch_size == batch
+        assert own.trainer.accumulate_grad_batches == 3 * parts
+        assert own.callbacks.inverse_loss_frequency.parts == parts
+        assert own.callbacks.inverse_loss_frequency.every == 1
+    assert cfg == before
+    without = changed(cfg, "callbacks.inverse_loss_frequency", None)
+    assert stages.in_parts(without, 2).callbacks.inverse_loss_frequency is None
+
+
+# ---------------------------------------------------------------- finished, stale, pending
+
+
+def save(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": {"w": torch.tensor(content)}}, path)
+    return path
+
+
+def make_folder(folder, cfg, last="consistency", content=1.0):
+    """A run's folder as if every stage up to ``last`` had been trained, each on the one before."""
+    before = None
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        stem = folder / "checkpoints" / NAMES[stage]
+        save(stem.with_name(f"{stem.name}_ema.ckpt"), content + STAGES.index(stage))
+        save(stem.with_suffix(".ckpt"), -content - STAGES.index(stage))
+        settings = stages.settings(stages.stage_config(cfg, stage), stage)
+        stem.with_suffix(".json").write_text(json.dumps({"settings": settings, "made_from": before}, default=str))
+        before = sha(stem.with_name(f"{stem.name}_ema.ckpt").read_bytes())
+    return folder
+
+
+def change(folder, name):
+    """Other weights in the folder's file ``name``."""
+    save(folder / "checkpoints" / f"{name}.ckpt", 99.0)
+
+
+def test_stages_go_on_from_each_other_in_order():
+    assert {stage: stages.parent(stage) for stage in STAGES} == {
+        "operator": None,
+        "diffusion": "operator",
+        "consistency": "diffusion",
+    }
+
+
+def test_weights_are_the_averaged_file_unless_the_raw_one_is_asked_for(tmp_path):
+    for stage, name in NAMES.items():
+        assert stages.weights(tmp_path, stage) == tmp_path / "checkpoints" / f"{name}_ema.ckpt"
+        raw = stages.weights(tmp_path, stage, raw=True)
+        assert raw == tmp_path / "checkpoints" / f"{name}.ckpt"
+
+
+def test_stage_is_finished_by_its_raw_file_and_begun_by_its_last_checkpoint(tmp_path):
+    for stage, name in NAMES.items():
+        assert not stages.finished(tmp_path, stage)
+        assert not stages.begun(tmp_path, stage)
+        save(tmp_path / "checkpoints" / f"{name}_ema.ckpt", 1.0)
+        save(tmp_path / "checkpoints" / f"{stage}-best.ckpt", 1.0)
+        assert not stages.finished(tmp_path, stage)
+        assert not stages.begun(tmp_path, stage)
+        save(tmp_path / "checkpoints" / f"{stage}-last.ckpt", 1.0)
+        assert stages.begun(tmp_path, stage)
+        assert not stages.finished(tmp_path, stage)
+        save(tmp_path / "checkpoints" / f"{name}.ckpt", 1.0)
+        assert stages.finished(tmp_path, stage)
+
+
+def test_parent_hash_is_that_of_the_averaged_weights_before(composed, tmp_path):
+    make_folder(tmp_path, composed["all"], "diffusion")
+    assert stages.parent_hash(tmp_path, "operator") is None
+    for stage, before in (("diffusion", "operator"), ("consistency", "diffusion_residual")):
+        content = (tmp_path / "checkpoints" / f"{before}_ema.ckpt").read_bytes()
+        assert stages.parent_hash(tmp_path, stage) == sha(content)
+    with pytest.raises(UpsError, match="consistency goes on from stage diffusion, which has not"):
+        stages.parent_hash(tmp_path / "empty", "consistency")
+    # averaged weights alone don't say that a stage has finished
+    (tmp_path / "checkpoints/operator.ckpt").unlink()
+    with pytest.raises(UpsError, match="diffusion goes on from stage operator, which has not"):
+        stages.parent_hash(tmp_path, "diffusion")
+
+
+@pytest.mark.parametrize(
+    ("last", "other", "gone", "expected"),
+    [
+        (None, (), (), ["operator", "diffusion", "consistency"]),
+        ("operator", (), (), ["diffusion", "consistency"]),
+        ("diffusion", (), (), ["consistency"]),
+        ("consistency", (), (), []),
+        ("consistency", ("operator_ema",), (), ["diffusion", "consistency"]),
+        ("consistency", ("diffusion_residual_ema",), (), ["consistency"]),
+        ("consistency", ("consistency_ema",), (), []),
+        ("consistency", ("operator", "diffusion_residual"), (), []),  # raw weights are no parents
+        ("consistency", (), ("diffusion_residual.ckpt",), ["diffusion", "consistency"]),
+        ("consistency", (), ("operator.ckpt",), ["operator", "diffusion", "consistency"]),
+        ("consistency", (), ("consistency.ckpt",), ["consistency"]),
+        # a stage without a record is taken as it is
+        ("consistency", ("operator_ema",), ("diffusion_residual.json",), []),
+    ],
+)
+def test_pending_stages_are_the_unfinished_the_stale_and_what_follows(composed, tmp_path, last, other, gone, expected):
+    if last is not None:
+        make_folder(tmp_path, composed["all"], last)
+    for name in other:
+        change(tmp_path, name)
+    for name in gone:
+        (tmp_path / "checkpoints" / name).unlink()
+    assert stages.pending(composed["all"], tmp_path) == expected
+    assert stages.pending(composed["preflight"], tmp_path) == expected
+    assert stages.pending(composed["evaluate"], tmp_path) == []
+    # a command for one stage looks at that one alone
+    alone = {stage: stages.pending(composed[stage], tmp_path) for stage in STAGES}
+    own = [stage for stage in STAGES if alone[stage] == [stage]]
+    assert all(alone[stage] in ([], [stage]) for stage in STAGES)
+    assert own == [
+        stage
+        for stage in expected
+        if not stages.finished(tmp_path, stage) or (f"{NAMES[stages.parent(stage)]}_ema" in other if stages.parent(stage) else False)
+    ]
+
+
+def test_other_settings_of_a_finished_or_begun_stage_are_refused_by_name(composed, tmp_path):
+    cfg = composed["all"]
+    make_folder(tmp_path, cfg)
+    stages.refuse_other_settings(cfg, tmp_path)
+    other = changed(cfg, "stage.diffusion.module.lr", 0.1)
+    words = re.escape("holds stage diffusion with other settings (stage.diffusion.module.lr: 0.003 -> 0.1);")
+    with pytest.raises(UpsError, match=words):
+        stages.refuse_other_settings(other, tmp_path)
+    stages.refuse_other_settings(changed(composed["operator"], "stage.diffusion.module.lr", 0.1), tmp_path)
+    many = changed(cfg, seed=1, lambda_inv=0.5, **{"model.width": 32, "data.dt": 0.1})
+    # lambda_inv, seed, data.dt, data.order_seed, loss.lambda_inv_enc and _dec, model.width,
+    # and the two of the module that follow from the losses
+    words = re.escape("(lambda_inv: 1.0 -> 0.5; seed: 0 -> 1; data.dt: 0.05 -> 0.1 and 6 more)")
+    with pytest.raises(UpsError, match=words):
+        stages.refuse_other_settings(many, tmp_path)
+
+
+def test_other_settings_count_while_a_stage_is_under_way_and_not_without_a_checkpoint(composed, tmp_path):
+    cfg = composed["operator"]
+    make_folder(tmp_path, cfg, "operator")
+    other = changed(cfg, seed=1)
+    (tmp_path / "checkpoints/operator.ckpt").unlink()
+    stages.refuse_other_settings(other, tmp_path)  # it never came to a checkpoint
+    save(tmp_path / "checkpoints/operator-last.ckpt", 1.0)
+    with pytest.raises(UpsError, match="holds stage operator with other settings"):
+        stages.refuse_other_settings(other, tmp_path)
+
+
+def test_other_settings_of_stages_that_are_trained_anew_anyway_are_no_matter(composed, tmp_path):
+    cfg = composed["all"]
+    make_folder(tmp_path, cfg)
+    change(tmp_path, "operator_ema")
+    for stage in ("diffusion", "consistency"):
+        key = f"stage.{stage}.module.lr"
+        stages.refuse_other_settings(changed(cfg, key, 0.1), tmp_path)
+    with pytest.raises(UpsError, match="holds stage operator"):
+        stages.refuse_other_settings(changed(cfg, "stage.operator.module.lr", 0.1), tmp_path)
+
+
+def test_begin_notes_settings_and_parent_and_removes_what_is_stale(composed, tmp_path):
+    cfg = stages.stage_config(composed["all"], "diffusion")
+    make_folder(tmp_path, composed["all"])
+    folder = tmp_path / "checkpoints"
+    save(folder / "diffusion-last.ckpt", 1.0)
+    before = {path.name for path in folder.iterdir()}
+    stages.begin(cfg, tmp_path, "diffusion")
+    assert {path.name for path in folder.iterdir()} == before  # nothing is stale
+    change(tmp_path, "operator_ema")
+    stages.begin(cfg, tmp_path, "diffusion")
+    left = {path.name for path in folder.iterdir()}
+    assert before - left == {
+        "diffusion-last.ckpt",
+        "diffusion_residual.ckpt",
+        "diffusion_residual_ema.ckpt",
+    }
+    record = json.loads((folder / "diffusion_residual.json").read_text())
+    assert record["made_from"] == sha((folder / "operator_ema.ckpt").read_bytes())
+    assert record["settings"] == stages.settings(cfg, "diffusion")
+    stages.begin(stages.stage_config(composed["all"], "operator"), tmp_path, "operator")
+    record = json.loads((folder / "operator.json").read_text())
+    assert record["made_from"] is None
+    assert record["settings"]["model.width"] == 16
+
+
+def test_remove_takes_a_stages_own_files_and_no_others(composed, tmp_path):
+    make_folder(tmp_path, composed["all"])
+    folder = tmp_path / "checkpoints"
+    for stage in STAGES:
+        for name in ("last", "best"):
+            save(folder / f"{stage}-{name}.ckpt", 1.0)
+    before = {path.name for path in folder.iterdir()}
+    stages.remove(tmp_path, "diffusion")
+    assert before - {path.name for path in folder.iterdir()} == {
+        "diffusion-best.ckpt",
+        "diffusion-last.ckpt",
+        "diffusion_residual.ckpt",
+        "diffusion_residual.json",
+        "diffusion_residual_ema.ckpt",
+    }
+    stages.remove(tmp_path, "diffusion")  # there is nothing left
+
+
+def test_validation_score_is_that_of_the_last_stage_made_from_the_weights_that_stand_there(
+    tmp_path,
+):
+    folder, before = tmp_path / "checkpoints", None
+    for stage, score in zip(STAGES, (0.5, 0.25, 0.125), strict=True):
+        for suffix, value in (("_ema", score), ("", 9.0)):
+            path = folder / f"{NAMES[stage]}{suffix}.ckpt"
+            content = {"state_dict": {}, "simulator": {}, "made_from": before}
+            AtomicCheckpointIO().save_checkpoint({**content, "validation_nrmse": value}, path)
+        assert stages.validation_score(tmp_path) == score
+        before = sha((folder / f"{NAMES[stage]}_ema.ckpt").read_bytes())
+    change(tmp_path, "consistency_ema")
+    content = {"state_dict": {}, "simulator": {}, "made_from": "another", "validation_nrmse": 7.0}
+    AtomicCheckpointIO().save_checkpoint(content, folder / "consistency_ema.ckpt")
+    assert stages.validation_score(tmp_path) == 0.25
+
+
+# ---------------------------------------------------------------- provenance
+
+
+def test_evaluated_holds_the_hash_of_each_averaged_file_and_of_the_settings(composed, tmp_path):
+    cfg = composed["all"]
+    make_folder(tmp_path, cfg, "diffusion")
+    found = provenance.evaluated(cfg, tmp_path)
+    hashes = {
+        name: sha((tmp_path / "checkpoints" / name).read_bytes())[:12] for name in ("operator_ema.ckpt", "diffusion_residual_ema.ckpt")
+    }
+    free = {"data.directory", "data.num_workers", "data.in_memory", "data.eval_batch_size"}
+    deciding = {key: value for key, value in written_out(cfg).items() if key.startswith(("data.", "ttc.")) and key not in free}
+    deciding |= {"stage.evaluate": ["none", "diffusion", "consistency"], "model.name": "upt-tiny"}
+    assert found == {**hashes, "settings": short_hash(deciding)}
+    change(tmp_path, "operator")  # raw weights are not what is tested
+    assert provenance.evaluated(cfg, tmp_path) == found
+    change(tmp_path, "operator_ema")
+    after = provenance.evaluated(cfg, tmp_path)
+    assert {key for key in found if found[key] != after[key]} == {"operator_ema.ckpt"}
+
+
+def fake_git(monkeypatch, *, top, tracked=(), untracked=(), commit="a" * 40):
+    """Answers git's questions as a repository at ``top`` with these changed files would."""
+
+    def ask(command, *, cwd, **options):
+        asked = list(command[1:])
+        assert Path(cwd) == Path(provenance.__file__).resolve().parent
+        if asked[:2] == ["rev-parse", "--show-toplevel"]:
+            answer = str(top)
+        elif asked == ["rev-parse", "HEAD"]:
+            answer = commit
+        else:
+            assert asked[:2] == ["status", "--porcelain"]
+            seen = [*tracked, *(() if "--untracked-files=no" in asked else untracked)]
+            within = [part.removeprefix(":/") for part in asked[3:]] if "--" in asked else [""]
+            answer = "\n".join(f"?? {name}" for name in seen if name.startswith(tuple(within)))
+        return SimpleNamespace(stdout=answer + "\n")
+
+    fake = SimpleNamespace(run=ask, SubprocessError=provenance.subprocess.SubprocessError)
+    monkeypatch.setattr(provenance, "subprocess", fake)
+
+
+@pytest.mark.parametrize(
+    ("tracked", "untracked", "dirty"),
+    [
+        ((), (), False),
+        (("README.md",), (), True),
+        (("ups/run.py",), (), True),
+        ((), ("notes.txt",), False),  # what lies beside the code is no change of it
+        ((), ("ups/mine.py",), True),
+        ((), ("conf/mine.yaml",), True),
+    ],
+)
+def test_git_state_is_dirty_by_changed_files_and_by_new_ones_of_the_code(monkeypatch, tracked, untracked, dirty):
+    root = Path(provenance.__file__).resolve().parents[1]
+    fake_git(monkeypatch, top=root, tracked=tracked, untracked=untracked)
+    assert provenance.git_state() == ("a" * 40, dirty)
+
+
+def test_git_state_is_unknown_outside_of_the_codes_own_repository(monkeypatch, tmp_path):
+    root = Path(provenance.__file__).resolve().parents[1]
+    fake_git(monkeypatch, top=root.parent)
+    assert provenance.git_state() == (None, None)
+    for error in (FileNotFoundError("git"), provenance.subprocess.SubprocessError("128")):
+
+        def fail(*args, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(provenance.subprocess, "run", fail)
+        assert provenance.git_state() == (None, None)
+
+
+def test_expected_hashes_are_compared_by_their_first_digits(composed, monkeypatch):
+    state = {"git": ("abcdef0123" * 4, False)}
+    monkeypatch.setattr(provenance, "git_state", lambda: state["git"])
+    cfg = composed["all"]
+    found = provenance.config_hash(cfg)
+    provenance.refuse_other_than_expected(cfg)
+    for key, right, wrong in (
+        ("commit", "abcdef0", "bcdef01"),
+        ("config_hash", found[:7], found[1:8]),
+    ):
+        provenance.refuse_other_than_expected(changed(cfg, f"expect.{key}", right))
+        words = f"expect.{key}={wrong}, but this is "
+        with pytest.raises(UpsError, match=re.escape(words)):
+            provenance.refuse_other_than_expected(changed(cfg, f"expect.{key}", wrong))
+    # longer than the hash is not a prefix of it
+    with pytest.raises(UpsError):
+        provenance.refuse_other_than_expected(changed(cfg, "expect.config_hash", found + "0"))
+    state["git"] = ("abcdef0123" * 4, True)
+    provenance.refuse_other_than_expected(cfg)
+    provenance.refuse_other_than_expected(changed(cfg, "expect.config_hash", found))
+    with pytest.raises(UpsError, match="files of the repository have been changed since"):
+        provenance.refuse_other_than_expected(changed(cfg, "expect.commit", "abcdef0"))
+    state["git"] = (None, None)
+    with pytest.raises(UpsError, match="but this is unknown"):
+        provenance.refuse_other_than_expected(changed(cfg, "expect.commit", "abcdef0"))
+
+
+def test_expected_data_hash_is_compared_with_the_test_sets(composed):
+    cfg = changed(composed["all"], "expect.data_hash", "0123456")
+    provenance.refuse_other_data(cfg, "0123456789ab")
+    with pytest.raises(UpsError, match="but this is 1234567"):
+        provenance.refuse_other_data(cfg, "123456789abc")
+    provenance.refuse_other_data(composed["all"], "123456789abc")
+
+
+def test_provenance_tells_and_writes_what_the_run_is_made_by(composed, monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "git_state", lambda: ("c" * 40, True))
+    monkeypatch.setattr(sys, "argv", ["ups.run", "stage=all", "seed=3"])
+    cfg = changed(composed["all"], seed=3)
+    make_folder(tmp_path, cfg, "operator")
+    told = provenance.note_provenance(cfg, tmp_path, "0123456789ab")
+    assert json.loads((tmp_path / "provenance.json").read_text()) == told
+    assert (told["commit"], told["dirty"], told["seed"]) == ("c" * 40, True, 3)
+    assert told["command"] == "ups.run stage=all seed=3"
+    assert told["config_hash"] == provenance.config_hash(cfg)
+    assert told["data_hash"] == "0123456789ab"
+    assert told["evaluated"] == provenance.evaluated(cfg, tmp_path)
+    assert "operator_ema.ckpt" in told["evaluated"]
+    noted = datetime.fromisoformat(told["time"])
+    assert abs(noted - datetime.now(timezone.utc)) < timedelta(minutes=10)
+    assert told["versions"]["torch"] == version("torch")
+    assert told["versions"]["hydra-core"] == version("hydra-core")
+    assert told["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert told["hardware"].startswith(f"{os.cpu_count()} x ")
+    assert provenance.note_provenance(cfg, tmp_path)["data_hash"] is None
+
+
+# ---------------------------------------------------------------- allowed values
+
+VALUES = [
+    ("seed", [0, 1], [-1, 0.5, True]),
+    ("lambda_inv", [0, 0.0, 0.5], [-0.1, math.inf, math.nan, "1", True]),
+    ("compile", [True, False], [0, 1, "true"]),
+    ("name", ["a", "a.b", ".a"], ["", ".", "..", "a/b", 3]),
+    ("expect.commit", [None, "0123456"], ["012345", "012345G", 1234567]),
+    ("data.nu", [0.001, 1, None, [0.1, 0.2]], [0, -1, [], [0.1, 0], "x", True]),
+    ("data.dt", [0.01, 1000], [0, 1000.5]),
+    ("data.points", [2], [1]),
+    ("data.solver_points", [4], [3]),
+    ("data.frames", [2], [1]),
+    ("data.train", [1, 2**40], [0, 2**40 + 1, 1.0]),
+    ("data.validation", [1], [0]),
+    ("data.test", [1], [0]),
+    ("data.window", [1], [0]),
+    ("data.batch_size", [1], [0]),
+    ("data.stretch", [1], [0]),
+    ("data.early", [0.1], [0, None]),
+    ("data.num_workers", [0], [-1]),
+    ("trainer.max_epochs", [1], [0]),
+    ("trainer.max_time", [None, "00:01:00:00"], ["01:00:00", "1 h"]),
+    ("trainer.accumulate_grad_batches", [1], [0]),
+    ("trainer.gradient_clip_val", [None, 0, 0.5], [-1]),
+    ("trainer.precision", ["auto", "32-true"], ["64-true", 32]),
+    ("callbacks.ema.decay", [0, 1, 0.5], [-0.1, 1.1]),
+    ("model.width", [2], [1]),
+    ("model.encoder", [0, 1000], [-1, 1001]),
+    ("model.distances", [[0, 1], 3], [[], [-1]]),
+    ("stage.operator.module.lr", [1e-9], [0]),
+    ("stage.diffusion.module.lr", [1e-9], [0]),
+    ("stage.consistency.module.warmup", [0, 1], [-0.1, 1.1]),
+    ("stage.diffusion.module.latent_cache", [None, "float16", "float32"], ["float64"]),
+    ("stage.diffusion.module.gradient_steps", [1, 1000], [0, 1001]),
+    ("stage.diffusion.module.corrector.temperature", [0], [-1]),
+    ("stage.diffusion.module.corrector.steps", [1], [0]),
+    ("stage.diffusion.data.window", [1], [0]),
+    ("ttc.guidance_strength", [0, 1], [1.1]),
+    ("ttc.tolerance", [0], [-1]),
+    ("ttc.weights.halving", [0], [-1]),
+]
+
+
+@pytest.mark.parametrize(("key", "allowed", "refused"), VALUES)
+def test_configuration_check_allows_up_to_the_edge_and_refuses_beyond(composed, key, allowed, refused):
+    cfg = copy.deepcopy(composed["all"])
+    before = OmegaConf.select(cfg, key)
+    for value in allowed:
+        OmegaConf.update(cfg, key, value)
+        check(cfg)
+    for value in refused:
+        OmegaConf.update(cfg, key, before)
+        OmegaConf.update(cfg, key, value)
+        with pytest.raises(UpsError, match=re.escape(f"{key}=")):
+            check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("unknown", 1, "unknown is not a key of the configuration"),
+        ("callbacks.best", 3, "callbacks.best=3 is not allowed"),
+        ("stage.diffusion.module", None, "stage.diffusion.module must be a mapping"),
+        ("stage.diffusion.data", None, "stage.diffusion.trainer and stage.diffusion.data must be"),
+        ("trainer.check_val_every_n_epoch", 2, "at most stage consistency's max_epochs=1 is"),
+        ("data.nu", "???", "data.nu"),
+    ],
+)
+def test_configuration_check_refuses_what_can_not_work_together(composed, key, value, words):
+    with pytest.raises(UpsError, match=re.escape(words)):
+        check(changed(composed["all"], key, value))
+
+
+def test_configuration_check_looks_at_validation_epochs_of_the_trained_stages_alone(composed):
+    check(changed(composed["operator"], "trainer.check_val_every_n_epoch", 22))
+    with pytest.raises(UpsError, match="at most stage operator's max_epochs=22"):
+        check(changed(composed["operator"], "trainer.check_val_every_n_epoch", 23))
+    check(changed(composed["diffusion"], "trainer.check_val_every_n_epoch", 5))
+    with pytest.raises(UpsError, match="at most stage diffusion's max_epochs=5"):
+        check(changed(composed["diffusion"], "trainer.check_val_every_n_epoch", 6))
+
+
+# ---------------------------------------------------------------- preflight: what a stage needs
+
+SEEN = {
+    "batch_seconds": 0.5,
+    "validation_seconds": 0.25,
+    "memory": 1e9,
+    "checkpoint": 1000,
+    "cache_of_a_window": 64.0,
+}
+
+
+def test_needs_of_a_stage_equal_the_written_out_arithmetic(composed):
+    cfg = changed(composed["all"], **{"data.train": 100, "data.validation": 12, "trainer.max_epochs": 6})
+    found = preflight.needs(cfg, "operator", 1, SEEN)
+    assert found == {
+        "memory": 1e9,
+        "checkpoints": 5 * 1000,
+        "cache": 100 * 10 * 64.0,
+        "step_seconds": 0.5,
+        # 1000 windows in batches of 16, and 12 trajectories of validation, in each of six epochs
+        "seconds": pytest.approx(6 * (1000 / 16 * 0.5 + 12 * 0.25)),
+    }
+    later = preflight.needs(cfg, "diffusion", 1, SEEN)
+    assert later["seconds"] == pytest.approx(5 * (1000 / 8 * 0.5 + 12 * 0.25))
+    assert later["cache"] == 100 * 10 * 64.0
+
+
+def test_needs_count_parts_accumulation_files_and_rarer_validation(composed):
+    cfg = changed(
+        composed["all"],
+        **{
+            "data.train": 100,
+            "data.validation": 12,
+            "trainer.max_epochs": 6,
+            "trainer.accumulate_grad_batches": 3,
+            "trainer.check_val_every_n_epoch": 2,
+            "data.nu": [0.1, 0.2, 0.3, 0.4],
+            "stage.operator.data.windows_per_trajectory": 7,
+        },
+    )
+    found = preflight.needs(cfg, "operator", 2, SEEN)
+    windows = 100 * 4 * 7
+    assert found["cache"] == windows * 64.0
+    assert found["checkpoints"] == 5000
+    # half a batch takes 0.5 s: a step is of three batches in two parts each
+    assert found["step_seconds"] == 0.5 * 2 * 3
+    training = windows / 16 * 2 * 0.5
+    validation = 12 * 4 * 0.25 / 2
+    assert found["seconds"] == pytest.approx(6 * (training + validation))
+    read = changed(cfg, **{"data.nu": None, "data.path": ["a", "b"]})
+    assert preflight.needs(read, "operator", 2, SEEN)["cache"] == 100 * 2 * 7 * 64.0
+    single = changed(cfg, **{"data.nu": 0.1})
+    assert preflight.needs(single, "operator", 2, SEEN)["cache"] == 100 * 7 * 64.0
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "parts", "batches"),
+    [(1, 1, 3), (2, 1, 4), (1, 4, 8), (3, 2, 12)],
+)
+def test_rehearsal_in_small_has_few_trajectories_and_enough_windows(composed, tmp_path, accumulate, parts, batches):
+    cfg = changed(
+        composed["all"],
+        **{
+            "data.batch_size": 64,
+            "trainer.accumulate_grad_batches": accumulate,
+            "trainer.max_time": "00:01:00:00",
+            "trainer.devices": 2,
+            "trainer.check_val_every_n_epoch": 1,
+            "expect.data_hash": "0123456",
+        },
+    )
+    before = copy.deepcopy(cfg)
+    small = preflight.in_small(cfg, {"operator": parts, "diffusion": 1}, tmp_path)
+    assert cfg == before
+    # at least three batches, and two steps; of 32 trajectories
+    own = stages.stage_config(small, "operator")
+    assert own.data.windows_per_trajectory == math.ceil(batches * 64 / parts / 32)
+    other = stages.stage_config(small, "diffusion")
+    assert other.data.windows_per_trajectory == math.ceil(max(3, 2 * accumulate) * 8 / 32)
+    for stage in (own, other):
+        assert (stage.data.train, stage.data.validation, stage.data.test) == (32, 64, 8)
+        assert stage.data.directory == str(tmp_path / "data")
+        assert stage.trainer.max_epochs == 1
+        assert (stage.trainer.max_time, stage.trainer.devices) == (None, 1)
+        assert stage.trainer.check_val_every_n_epoch == 1
+    assert own.data.batch_size == 64
+    assert (small.data.train, small.data.validation, small.data.test) == (32, 64, 8)
+    assert small.expect == {"commit": None, "config_hash": None, "data_hash": None}
+    assert (small.output_dir, small.stage.name) == (str(tmp_path), "all")
+    # the training data of the whole run, beside what is kept free
+    assert small.callbacks.watch.reserve == 2**28 + 1000 * 41 * 256 * 4
+    assert small.callbacks.watch.folder == str(tmp_path)
+
+
+def test_rehearsal_in_small_takes_no_more_than_there_is(composed, tmp_path):
+    cfg = changed(
+        composed["operator"],
+        **{
+            "data.train": 20,
+            "data.validation": 5,
+            "data.test": 3,
+            "data.nu": [0.1, 0.2],
+            "trainer.check_val_every_n_epoch": 7,
+        },
+    )
+    small = preflight.in_small(cfg, {"operator": 1}, tmp_path)
+    assert (small.data.train, small.data.validation, small.data.test) == (20, 5, 3)
+    own = stages.stage_config(small, "operator")
+    assert own.data.windows_per_trajectory == math.ceil(3 * 16 / 20)
+    assert own.trainer.check_val_every_n_epoch == 1
+    assert small.stage.name == "operator"
+    assert small.callbacks.watch.reserve == 2**28 + 2 * 20 * 41 * 256 * 4
+    streamed = preflight.in_small(changed(cfg, "data.in_memory", False), {"operator": 1}, tmp_path)
+    assert streamed.callbacks.watch.reserve == 2**28
+    alone = preflight.in_small(composed["preflight"], {"operator": 1}, tmp_path)
+    assert alone.stage.name == "all"
+
+
+class Process:
+    """Stands for the rehearsal's process: ends as told, one end a call, and leaves what it saw."""
+
+    def __init__(self, monkeypatch, ends, seen=None):
+        self.ends, self.calls, self.seen = list(ends), [], seen or {}
+        fake = SimpleNamespace(run=self, SubprocessError=Exception)
+        monkeypatch.setattr(preflight, "subprocess", fake)
+
+    def __call__(self, command, **options):
+        scratch, asked = Path(command[3]), command[4:]
+        assert command[:3] == [sys.executable, "-m", "ups.preflight"]
+        config = OmegaConf.load(scratch / "config.yaml")
+        self.calls.append((asked, config))
+        self.files = {path.name for path in scratch.rglob("*.ckpt")}
+        code, done, words = self.ends.pop(0)
+        for stage in done:
+            content = self.seen.get(stage, SEEN)
+            (scratch / f"{stage}.json").write_text(json.dumps(content))
+        return SimpleNamespace(returncode=code, stderr=words)
+
+
+TEST_SEEN = {"seconds": 3.0, "beside": 1.5}
+
+
+def test_rehearsal_halves_batches_until_they_fit_and_keeps_what_it_has_seen(composed, monkeypatch, tmp_path):
+    cfg = composed["all"]
+    ends = [
+        (4, ["operator"], ""),
+        (-signal.SIGKILL, [], ""),
+        (0, ["diffusion", "consistency", "test"], ""),
+    ]
+    process = Process(monkeypatch, ends, {"test": TEST_SEEN})
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    needs, test_seconds = preflight.rehearse(cfg, list(STAGES), tmp_path, scratch)
+    assert [asked for asked, _ in process.calls] == [
+        ["operator=1", "diffusion=1", "consistency=1"],
+        ["diffusion=2", "consistency=1"],
+        ["diffusion=4", "consistency=1"],
+    ]
+    assert {stage: need["parts"] for stage, need in needs.items()} == {
+        "operator": 1,
+        "diffusion": 4,
+        "consistency": 1,
+    }
+    # as many windows as four parts of a batch need, of batches of 8
+    windows = [c.stage.diffusion.data.windows_per_trajectory for _, c in process.calls]
+    assert windows == [math.ceil(3 * 8 / 32), math.ceil(4 * 4 / 32), math.ceil(8 * 2 / 32)]
+    for stage in STAGES:
+        expected = preflight.needs(cfg, stage, needs[stage]["parts"], SEEN)
+        assert needs[stage] == {"parts": needs[stage]["parts"], **expected}
+    # eight trajectories took three seconds, the run tests 128
+    assert test_seconds == pytest.approx(3.0 * 128 / 8 + 1.5)
+
+
+def test_rehearsal_of_the_whole_test_set_is_not_extrapolated(composed, monkeypatch, tmp_path):
+    Process(monkeypatch, [(0, ["operator", "test"], "")], {"test": TEST_SEEN})
+    cfg = changed(composed["operator"], "data.test", 5)
+    _, test_seconds = preflight.rehearse(cfg, ["operator"], tmp_path, tmp_path)
+    assert test_seconds == pytest.approx(4.5)
+
+
+def test_rehearsal_of_a_later_stage_takes_the_weights_before_it_along(composed, monkeypatch, tmp_path):
+    make_folder(tmp_path / "run", composed["all"])
+    scratch = tmp_path / "scratch"
+    process = Process(monkeypatch, [(0, ["consistency", "test"], "")], {"test": TEST_SEEN})
+    with pytest.raises(UpsError, match="which has not finished"):
+        preflight.rehearse(composed["consistency"], ["consistency"], tmp_path / "no", scratch)
+    preflight.rehearse(composed["consistency"], ["consistency"], tmp_path / "run", scratch)
+    assert process.files == {"diffusion_residual.ckpt", "diffusion_residual_ema.ckpt"}
+    for name in process.files:
+        copied = scratch / "one/checkpoints" / name
+        assert copied.read_bytes() == (tmp_path / "run/checkpoints" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ([(2, [], "some\nnot allowed\n")], "preflight: not allowed"),
+        ([(1, ["operator"], "Traceback")], "preflight: stage diffusion fails:\nTraceback"),
+        ([(1, STAGES, "Traceback")], "preflight: stage evaluate fails"),
+        ([(4, STAGES, "")], "data.eval_batch_size=64 trajectories don't fit"),
+        (
+            [(4, ["operator"], "")] * 4,
+            "stage diffusion: batches of 1 windows don't fit into memory and can't be halved",
+        ),
+    ],
+)
+def test_rehearsal_that_fails_is_refused_with_the_stage_and_what_may_fit(composed, monkeypatch, tmp_path, ends, words):
+    Process(monkeypatch, ends)
+    with pytest.raises(UpsError, match=re.escape(words)):
+        preflight.rehearse(composed["all"], list(STAGES), tmp_path, tmp_path)
+
+
+def test_rehearsal_refuses_an_odd_batch_that_does_not_fit_and_says_what_may(composed, monkeypatch, tmp_path):
+    Process(monkeypatch, [(4, [], "")] * 2)
+    words = "operator: batches of 7 windows don't fit into memory and can't be halved; 3 may"
+    with pytest.raises(UpsError, match=words):
+        cfg = changed(composed["all"], "data.batch_size", 14)
+        preflight.rehearse(cfg, list(STAGES), tmp_path, tmp_path)
+
+
+@pytest.fixture
+def rehearsed(monkeypatch):
+    """Rehearsals that say what is put here; the calls, and what the disk was asked for."""
+    told = SimpleNamespace(calls=[], asked=[], needs={}, seconds=7.0)
+
+    def rehearse(cfg, todo, folder, scratch):
+        told.calls.append(list(todo))
+        return {stage: told.needs[stage] for stage in todo}, told.seconds
+
+    monkeypatch.setattr(preflight, "rehearse", rehearse)
+    monkeypatch.setattr(preflight, "hardware", lambda: "2 x Abacus")
+    monkeypatch.setattr(preflight, "require_space", lambda *asked: told.asked.append(asked))
+    common = {"memory": 1e6, "step_seconds": 0.1, "seconds": 60.0}
+    for parts, stage in enumerate(STAGES, 1):
+        disk = {"checkpoints": 100 * parts, "cache": {1: 0, 2: 5000, 3: 700}[parts]}
+        told.needs[stage] = {"parts": parts, **common, **disk}
+    return told
+
+
+def test_preflight_asks_for_all_checkpoints_the_largest_cache_and_the_data(composed, rehearsed, tmp_path):
+    folder = tmp_path / "run"
+    cfg = changed(composed["all"], "data.directory", str(tmp_path / "data"))
+    parts = preflight.preflight(cfg, list(STAGES), folder)
+    assert parts == {"operator": 1, "diffusion": 2, "consistency": 3}
+    generated = (1000 + 100 + 128) * 41 * 256 * 4
+    ((where, planned, what),) = rehearsed.asked
+    assert (where, what) == (folder, "this run")
+    assert planned == 100 + 200 + 300 + 5000 + generated
+    written = json.loads((folder / "preflight.json").read_text())
+    assert written["test"] == {"seconds": 7.0}
+    assert written["diffusion"]["parts"] == 2
+    assert written["diffusion"]["hardware"] == "2 x Abacus"
+    own = stages.settings(cfg, "diffusion")
+    assert written["diffusion"]["settings"] == own
+
+
+def test_preflight_remembers_stages_by_settings_and_hardware(composed, rehearsed, monkeypatch, tmp_path):
+    cfg = changed(composed["all"], "data.directory", str(tmp_path / "data"))
+    folder = tmp_path / "run"
+    preflight.preflight(cfg, ["operator", "diffusion"], folder)
+    assert preflight.preflight(cfg, ["operator", "diffusion"], folder) == {
+        "operator": 1,
+        "diffusion": 2,
+    }
+    assert len(rehearsed.calls) == 1
+    preflight.preflight(cfg, list(STAGES), folder)  # one of them is not known
+    assert rehearsed.calls[1:] == [list(STAGES)]
+    preflight.preflight(changed(cfg, seed=1), ["diffusion"], folder)
+    assert rehearsed.calls[2:] == [["diffusion"]]
+    known = json.loads((folder / "preflight.json").read_text())
+    assert set(known) == {*STAGES, "test"}  # the others stay known
+    preflight.preflight(cfg, ["operator"], folder)
+    assert len(rehearsed.calls) == 3
+    monkeypatch.setattr(preflight, "hardware", lambda: "9 x Abacus")
+    preflight.preflight(cfg, ["operator"], folder)
+    assert len(rehearsed.calls) == 4
+
+
+def test_preflight_does_not_rehearse_a_stage_that_has_begun(composed, rehearsed, tmp_path):
+    cfg = changed(composed["all"], "data.directory", str(tmp_path / "data"))
+    folder = tmp_path / "run"
+    preflight.preflight(cfg, ["diffusion"], folder)
+    save(folder / "checkpoints/diffusion-last.ckpt", 1.0)
+    assert preflight.preflight(changed(cfg, seed=1), ["diffusion"], folder) == {"diffusion": 2}
+    assert len(rehearsed.calls) == 1
+
+
+def test_preflight_runs_when_it_is_asked_for(composed, rehearsed, tmp_path):
+    directory = {"data.directory": str(tmp_path / "data")}
+    off = changed(composed["operator"], preflight=False, **directory)
+    assert preflight.preflight(off, ["operator"], tmp_path / "off") == {}
+    assert rehearsed.calls == []
+    alone = changed(composed["preflight"], preflight=False, **directory)
+    for _ in range(2):  # alone it does nothing else, and so does it again
+        preflight.preflight(alone, ["operator"], tmp_path / "alone")
+    assert len(rehearsed.calls) == 2
+
+
+def test_printed_needs_hold_every_stage_in_parts_and_the_whole_time(composed, capsys):
+    need = {"memory": 2.5e9, "checkpoints": 3e6, "cache": 4e6, "step_seconds": 0.125}
+    found = {
+        "operator": {**need, "parts": 1, "seconds": 90.0},
+        "diffusion": {**need, "parts": 4, "seconds": 30.0},
+    }
+    preflight.print_needs(composed["all"], found, 24.0)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["operator", "16", "2.5 GB", "7.0 MB", "125 ms", "1.5 min"],
+        ["diffusion", "4 x 2", "2.5 GB", "7.0 MB", "125 ms", "30 s"],
+        ["test", "", "", "", "", "24 s"],
+        ["all", "", "", "", "", "2.4 min"],
+    ]
+
+
+def memory_now():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_watch_notes_the_fastest_later_step_and_the_cost_of_each_trajectory(monkeypatch, tmp_path):
+    reserve = 2**27
+    watch = preflight.Watch(str(tmp_path), reserve)
+    clock = iter([0.0, 0.125, 10.0, 14.0, 20.0, 22.0, 30.0, 33.0, 50.0, 56.0])
+    monkeypatch.setattr(preflight, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    loader = SimpleNamespace(sampler=SimpleNamespace(windows=40))
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(
+            values={"validation": torch.zeros(12, 2, 2), "test": torch.zeros(5, 2, 2)},
+            train_dataloader=lambda: loader,
+        ),
+        save_checkpoint=lambda path: Path(path).write_bytes(b"0" * 777),
+    )
+    module = SimpleNamespace(
+        device=torch.device("cpu"),
+        stage="diffusion",
+        terms={"loss": torch.tensor(1.0)},
+        cache=SimpleNamespace(bytes=1000),
+    )
+    before = memory_now()
+    watch.on_fit_start(trainer, module)
+    for batch in range(4):
+        watch.on_train_batch_start(trainer, module, None, batch)
+        watch.on_train_batch_end(trainer, module, None, None, batch)
+    watch.on_validation_epoch_start(trainer, module)
+    watch.on_validation_epoch_end(trainer, module)
+    seen = json.loads((tmp_path / "diffusion.json").read_text())
+    assert seen["batch_seconds"] == 2.0  # not the first one
+    assert seen["validation_seconds"] == 6.0 / 12
+    assert seen["checkpoint"] == 777
+    assert seen["cache_of_a_window"] == 1000 / 40
+    # the peak without what was held beside it
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert abs(seen["memory"] - before) < reserve / 2
+    module.cache, module.stage = None, "operator"
+    clock = iter(range(100))
+    watch.on_fit_start(trainer, module)
+    watch.on_validation_epoch_start(trainer, module)
+    watch.on_validation_epoch_end(trainer, module)
+    assert json.loads((tmp_path / "operator.json").read_text())["cache_of_a_window"] == 0
+
+
+def test_watch_refuses_a_part_without_gradient_from_the_second_step_on(tmp_path):
+    part = torch.nn.Linear(2, 2)
+    trained = torch.nn.ModuleDict({"deaf": part, "frozen": torch.nn.Linear(1, 1)})
+    trained["frozen"].requires_grad_(False)
+    module = SimpleNamespace(trained=lambda: trained, stage="operator")
+    watch = preflight.Watch(str(tmp_path), 1)
+    watch.on_before_optimizer_step(None, module, None)
+    with pytest.raises(UpsError, match="its part 'deaf' gets no gradient"):
+        watch.on_before_optimizer_step(None, module, None)
+    part.bias.grad = torch.zeros(2)
+    with pytest.raises(UpsError, match="its part 'deaf' gets no gradient"):
+        watch.on_before_optimizer_step(None, module, None)
+    part.bias.grad = torch.ones(2)
+    watch.on_before_optimizer_step(None, module, None)
+
+
+@pytest.fixture
+def quiet_logging():
+    """The root logger as it was: a run puts its own handlers there."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    root.handlers = []
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers, root.level = before, level
+    logging.raiseExceptions = True
+
+
+def test_estimates_of_a_rehearsal_equal_the_sizes_of_the_runs_files(monkeypatch, tmp_path, quiet_logging):
+    networks = [f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}" for part in ("mean", "noise")]
+    short = ["data.train=12", "trainer.max_epochs=1", "stage.diffusion.trainer.max_epochs=1"]
+    short += ["stage.diffusion.data.windows_per_trajectory=7", "ttc.enabled=false"]
+    short += ["stage.diffusion.module.corrector.steps=1"]
+    every = ["stage=all", "name=one", "callbacks.last.every_n_train_steps=1"]
+    every.append(f"output_dir={tmp_path}/outputs")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", [*TINY, *short, *networks, *every])
+    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    cfg.stage.train, cfg.stage.evaluate = ["operator", "diffusion"], ["none"]
+    sizes = {"checkpoints": {}, "cache": []}
+    save_checkpoint, remove = AtomicCheckpointIO.save_checkpoint, LatentCache.remove
+
+    def saving(self, checkpoint, path, **more):
+        save_checkpoint(self, checkpoint, path, **more)
+        sizes["checkpoints"].setdefault(Path(path).name, Path(path).stat().st_size)
+
+    def removing(self):
+        if self.path.exists():  # it is called once more at the end
+            sizes["cache"].append(self.path.stat().st_size)
+        remove(self)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", saving)
+    monkeypatch.setattr(LatentCache, "remove", removing)
+    monkeypatch.setattr(preflight, "RESERVE", 2**20)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    small = preflight.in_small(cfg, {"operator": 1, "diffusion": 1}, scratch)
+    (scratch / "config.yaml").write_text(OmegaConf.to_yaml(small))
+    preflight.main(scratch, ["operator=1", "diffusion=1"])
+    seen = {stage: json.loads((scratch / f"{stage}.json").read_text()) for stage in ("operator", "diffusion", "test")}
+    planned = {stage: preflight.needs(cfg, stage, 1, seen[stage]) for stage in ("operator", "diffusion")}
+    assert not (tmp_path / "outputs").exists()
+    sizes["checkpoints"].clear()
+    sizes["cache"].clear()
+    run(cfg)
+    for stage in ("operator", "diffusion"):
+        real = sizes["checkpoints"][f"{stage}-last.ckpt"]
+        assert planned[stage]["checkpoints"] == pytest.approx(5 * real, rel=0.05)
+    # 12 trajectories x 7 windows, 3 parts x 4 steps x 8 tokens x 16 channels of two bytes
+    assert sizes["cache"] == [12 * 7 * 3 * 4 * 8 * 16 * 2]
+    assert planned["diffusion"]["cache"] == pytest.approx(sizes["cache"][0])
+    assert planned["operator"]["cache"] == 0
+    assert seen["test"]["seconds"] > 0
+    # and the generated file is as large as planned
+    (path,) = (tmp_path / "outputs/data").glob("*.hdf5")
+    with h5py.File(path) as file:
+        assert file["tensor"].size * 4 == (12 + 4 + 6) * 11 * 32 * 4
+
+
+# ---------------------------------------------------------------- the run's folder
+
+
+def test_open_folder_writes_the_configuration_and_lets_one_call_in(composed, tmp_path, quiet_logging):
+    cfg = changed(composed["all"], output_dir=str(tmp_path))
+    with workspace.open_folder(cfg) as folder:
+        assert folder == tmp_path / "one"
+        assert "${" not in (folder / "config.yaml").read_text()  # it holds what was used
+        written = OmegaConf.load(folder / "config.yaml")
+        assert flat(written) == flat(cfg)
+        assert yaml.safe_load((folder / "overrides.yaml").read_text()) == []
+        logging.getLogger("ups").info("a line")
+        with pytest.raises(UpsError, match="another call is at work"), workspace.open_folder(cfg):
+            pass
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d a line$", (folder / "run.log").read_text())
+    lock = FileLock(folder / ".lock")
+    lock.acquire(timeout=0)  # it was given back
+    lock.release()
+
+
+def test_open_folder_overwrites_the_stages_to_train_alone(composed, tmp_path, quiet_logging):
+    make_folder(tmp_path / "one", composed["all"])
+    before = {path.name for path in (tmp_path / "one/checkpoints").iterdir()}
+    cfg = changed(composed["diffusion"], output_dir=str(tmp_path))
+    with workspace.open_folder(cfg) as folder:
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == before
+    other = changed(cfg, "stage.diffusion.module.lr", 0.1)
+    with pytest.raises(UpsError, match="other settings"), workspace.open_folder(other):
+        pass
+    with workspace.open_folder(changed(other, overwrite=True)) as folder:
+        left = {path.name for path in (folder / "checkpoints").iterdir()}
+        assert before - left == {
+            "diffusion_residual.ckpt",
+            "diffusion_residual.json",
+            "diffusion_residual_ema.ckpt",
+        }
+
+
+def test_open_folder_of_a_sweeps_job_has_the_jobs_name_and_overrides(composed, monkeypatch, tmp_path, quiet_logging):
+    def hydra_of(mode):
+        job = SimpleNamespace(
+            mode=mode,
+            runtime=SimpleNamespace(output_dir="elsewhere/sweep-seed_1"),
+            overrides=SimpleNamespace(task=["seed=1", "lambda_inv=0"]),
+        )
+        return SimpleNamespace(initialized=lambda: True, get=lambda: job)
+
+    for mode, name in ((RunMode.MULTIRUN, "sweep-seed_1"), (RunMode.RUN, "one")):
+        monkeypatch.setattr(workspace, "HydraConfig", hydra_of(mode))
+        cfg = changed(composed["all"], output_dir=str(tmp_path))
+        with workspace.open_folder(cfg) as folder:
+            assert folder == tmp_path / name
+            assert cfg.name == name
+            overrides = yaml.safe_load((folder / "overrides.yaml").read_text())
+            assert overrides == ["seed=1", "lambda_inv=0"]
+
+
+def test_only_the_first_of_several_processes_writes(composed, rehearsed, monkeypatch, tmp_path, quiet_logging):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    cfg = changed(composed["operator"], output_dir=str(tmp_path))
+    with workspace.open_folder(cfg) as folder:
+        assert folder == tmp_path / "one"
+        provenance.note_provenance(cfg, folder)
+        assert preflight.preflight(cfg, ["operator"], folder) == {}
+        stages.begin(stages.stage_config(cfg, "operator"), folder, "operator")
+    assert rehearsed.calls == []
+    assert not folder.exists()
+
+
+def test_folder_name_of_a_job_is_cut_with_a_hash_when_it_is_long():
+    assert folder_name("a=1/b") == "a=1_b"
+    assert folder_name("x" * 120) == "x" * 120
+    long = "x" * 121
+    assert folder_name(long) == "x" * 100 + "-" + sha(long.encode())[:8]
+
+
+# ---------------------------------------------------------------- the leaderboard
+
+ROW = {
+    "name": "one",
+    "model": "upt",
+    "mode": "latent",
+    "correct": "none",
+    "ttc": False,
+    "dataset.hash": "0123",
+}
+OTHER = {
+    "name": "two",
+    "model": "fno",
+    "mode": "physical",
+    "correct": "diffusion",
+    "ttc": True,
+    "dataset.hash": "4567",
+}
+
+
+@pytest.mark.parametrize("key", list(ROW))
+def test_leaderboard_row_is_another_when_one_key_of_its_identity_is(tmp_path, key):
+    path = tmp_path / "leaderboard.csv"
+    leaderboard.record(path, [{**ROW, "nrmse": 0.5}])
+    leaderboard.record(path, [{**ROW, key: OTHER[key], "nrmse": 0.25}])
+    assert [row["nrmse"] for row in leaderboard.read(path)] == ["0.5", "0.25"]
+    leaderboard.record(path, [{**ROW, "nrmse": 0.125}])
+    rows = leaderboard.read(path)
+    assert [row["nrmse"] for row in rows] == ["0.125", "0.25"]
+    assert rows[1][key] == str(OTHER[key])
+
+
+@pytest.mark.parametrize("key", ["stage", "seed", "commit", "time", "nrmse", "dataset.name"])
+def test_leaderboard_row_is_the_same_when_anything_else_differs(tmp_path, key):
+    path = tmp_path / "leaderboard.csv"
+    leaderboard.record(path, [{**ROW, key: "1"}])
+    leaderboard.record(path, [{**ROW, key: "2"}])
+    assert [row[key] for row in leaderboard.read(path)] == ["2"]
+
+
+def test_leaderboard_keeps_numbers_exactly(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    values = {"a": 0.1 + 0.2, "b": 1e-17, "c": 1 / 3, "d": 5e300, "e": -0.0, "f": float("nan")}
+    leaderboard.record(path, [{**ROW, **values, "g": None, "h": 3, "i": 'a,"b"\nc', "j": True}])
+    (row,) = leaderboard.read(path)
+    for key in "abcde":
+        assert float(row[key]) == values[key], key
+        assert row[key] == repr(values[key])
+    assert (row["f"], row["g"], row["h"]) == ("nan", "", "3")
+    assert (row["i"], row["j"], row["ttc"]) == ('a,"b"\nc', "True", "False")
+    leaderboard.record(path, [{**ROW, "name": "two"}])  # written again, nothing is lost
+    assert leaderboard.read(path)[0] == row
+    assert leaderboard.read(path)[1]["a"] == ""
+
+
+def test_leaderboard_columns_stand_in_the_order_of_their_first_appearance(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    leaderboard.record(path, [{"name": "a", "z": 1}, {"name": "b", "y": 2}])
+    leaderboard.record(path, [{"x": 3, "name": "c", "z": 4}])
+    assert path.read_text() == "name,z,y,x\na,1,,\nb,,2,\nc,4,,3\n"
+    page = path.with_suffix(".html").read_text()
+    rows = page.split('<script id="rows" type="application/json">')[1].split("</script>")[0]
+    found = [{key: value for key, value in row.items() if value != ""} for row in json.loads(rows)]
+    assert found == [
+        {"name": "a", "z": "1"},
+        {"name": "b", "y": "2"},
+        {"x": "3", "name": "c", "z": "4"},
+    ]
+
+
+def test_leaderboard_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    path.write_bytes(b"name\n\xff\xfe\n")
+    with pytest.raises(UpsError, match="is damaged"):
+        leaderboard.record(path, [ROW])
+    assert path.read_bytes() == b"name\n\xff\xfe\n"
+
+
+# ---------------------------------------------------------------- the sweep's table
+
+JOBS = {
+    "s-a": (["lambda_inv=0", "data.train=8", "seed=0", "name=s", "stage=operator"], 0.10),
+    "s-b": (["lambda_inv=0", "data.train=8", "seed=1", "name=s", "stage=operator"], 0.16),
+    "s-c": (["lambda_inv=0", "data.train=8", "seed=2", "name=s", "stage=operator"], 0.19),
+    "s-d": (["lambda_inv=1", "data.train=8", "seed=0", "name=s", "stage=operator"], 0.70),
+}
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """The folders and the leaderboard of a sweep over two settings."""
+    rows = []
+    for name, (overrides, nrmse) in JOBS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+        rows.append({**ROW, "name": name, "nrmse": nrmse})
+        rows.append({**ROW, "name": name, "mode": "physical", "nrmse": 2 * nrmse})
+    rows += [
+        {**ROW, "name": "s-d", "correct": "diffusion", "nrmse": 0.6},
+        {**ROW, "name": "s-d", "correct": "diffusion", "ttc": True, "nrmse": 0.5},
+        {**ROW, "name": "s-d", "ttc": True, "nrmse": 0.4},
+        {**ROW, "name": "s-a", "dataset.hash": "other", "nrmse": 0.9},
+        {**ROW, "name": "baseline", "model": "persistence", "nrmse": 5.0},
+        {**ROW, "name": "t-a", "nrmse": 6.0},  # of another sweep
+    ]
+    leaderboard.record(tmp_path / "leaderboard.csv", rows)
+    return tmp_path
+
+
+def table_of(console):
+    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+
+
+def test_sweep_table_has_mean_and_spread_over_seeds_of_each_setting(swept):
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    sweep.print_sweep(swept, "s", console)
+    # of 0.10, 0.16, 0.19: the mean 0.15, and the root of (0.05^2 + 0.01^2 + 0.04^2) / (3 - 1)
+    assert table_of(console) == [
+        ["lambda_inv=0", "latent", "", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
+        ["lambda_inv=0", "latent", "", "1", "0.9000", "-", "0.9000", "0.9000"],
+        ["lambda_inv=0", "physical", "", "3", "0.3000", "0.0917", "0.2000", "0.3800"],
+        ["lambda_inv=1", "latent", "", "1", "0.7000", "-", "0.7000", "0.7000"],
+        ["lambda_inv=1", "latent", "diffusion", "1", "0.6000", "-", "0.6000", "0.6000"],
+        ["lambda_inv=1", "latent", "diffusion + ttc", "1", "0.5000", "-", "0.5000", "0.5000"],
+        ["lambda_inv=1", "latent", "ttc", "1", "0.4000", "-", "0.4000", "0.4000"],
+        ["lambda_inv=1", "physical", "", "1", "1.4000", "-", "1.4000", "1.4000"],
+    ]
+
+
+def test_sweep_table_of_seeds_alone_says_that_settings_are_the_same(swept):
+    for name in ("s-d",):
+        (swept / name / "overrides.yaml").unlink()
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    sweep.print_sweep(swept, "s", console)
+    assert table_of(console) == [
+        ["(the same)", "latent", "", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
+        ["(the same)", "latent", "", "1", "0.9000", "-", "0.9000", "0.9000"],
+        ["(the same)", "physical", "", "3", "0.3000", "0.0917", "0.2000", "0.3800"],
+    ]
+
+
+def test_sweep_ends_with_code_two_and_names_the_jobs_that_have_not_finished(swept, caplog):
+    config = OmegaConf.create({"output_dir": str(swept), "name": "s"})
+    for name in JOBS:
+        (swept / name / "reports").mkdir()
+        (swept / name / "reports/eval_operator.json").write_text("{}")
+    (swept / "t-a").mkdir()  # another sweep's doesn't count
+    sweep.SweepTable().on_multirun_end(config)
+    for name in ("s-b", "s-d"):
+        (swept / name / "reports/eval_operator.json").unlink()
+    with pytest.raises(SystemExit) as end:
+        sweep.SweepTable().on_multirun_end(config)
+    assert end.value.code == 2
+    assert "2 of 4 jobs have not finished" in caplog.text
+    assert "s-b, s-d" in caplog.text
+
+
+def test_sizes_in_words_have_one_digit_and_steps_of_a_thousand():
+    words = {999: "999 B", 1000: "1.0 kB", 1_500_000: "1.5 MB", 2e9: "2.0 GB", 3e12: "3.0 TB"}
+    for count, expected in words.items():
+        assert size(count) == expected

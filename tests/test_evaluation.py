@@ -1,0 +1,568 @@
+"""The evaluation: every number of every row recomputed from scratch, and what stands where."""
+
+import math
+from types import SimpleNamespace
+
+import h5py
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from conftest import SPEC
+
+from ups.baselines import Persistence, Solver
+from ups.datamodules import BurgersDataModule
+from ups.datamodules.windows import Batch
+from ups.models import build
+from ups.modules import EvaluateModule
+from ups.modules import evaluate as evaluate_file
+from ups.physics import advection, burgers
+from ups.rollout import Simulator
+from ups.ttc import TTC
+
+NETS = {"mean": {"width": 16, "depth": 1}, "noise": {"width": 16, "depth": 1}, "steps": 2}
+POINTS, FRAMES, DT, LENGTH = 64, 11, 0.04, 2.0  # FRAMES with the initial one
+TEST, BATCH = 5, 3  # batches of 3 and 2
+NU = 0.02
+DRAWS = 3
+SPARSE = 8  # of frames 0..9 an ensemble of single steps starts from 0 and 8
+CORRECT = ["none", "diffusion", "consistency"]
+PDEBENCH = (
+    *("rmse", "nrmse", "crmse", "brmse", "max_error"),
+    *("frmse_low", "frmse_mid", "frmse_high"),
+)
+CHECKS = (
+    *("mass_gap", "periodic_gap", "maximum_violation"),
+    *("variation_growth", "energy_growth", "correlation_time"),
+)
+SETTINGS = [
+    ("mine", "latent", "none", False),
+    ("mine", "physical", "none", False),
+    ("mine", "latent", "diffusion", False),
+    ("mine", "latent", "consistency", False),
+    ("mine", "latent", "none", True),
+    ("mine", "latent", "diffusion", True),
+    ("mine", "latent", "consistency", True),
+    ("persistence", "physical", "none", False),
+    ("solver-64", "physical", "none", False),
+]
+
+
+def new_simulator(points=POINTS, equation="burgers"):
+    torch.manual_seed(0)
+    x = (torch.arange(points) + 0.5) * LENGTH / points
+    model = build(SPEC, points)
+    return Simulator(model, x, DT, LENGTH, scale=0.6, spec=SPEC, equation=equation).eval()
+
+
+def corrected_simulator():
+    """With correctors whose means and draws change something."""
+    simulator = new_simulator()
+    torch.manual_seed(1)
+    for name, sampler in (("diffusion", "heun"), ("consistency", "consistency")):
+        corrector = simulator.add_corrector(name, {**NETS, "sampler": sampler})
+        with torch.no_grad():
+            corrector.mean_network.tokens_out.normal_(std=0.3)
+            corrector.noise_network.tokens_out.normal_(std=0.3)
+            corrector.scale.fill_(0.02)
+    simulator.ttc = TTC(candidates=2, guidance_steps=1)
+    return simulator.eval()
+
+
+def write_file(path):
+    """A file as PDEBench lays it out, on [0, 2), whose splits differ."""
+    x = (torch.arange(4 * POINTS) + 0.5) * LENGTH / (4 * POINTS)
+    u0 = burgers.initial_conditions(4 + 2 + TEST, x, seed=2, length=LENGTH) + 0.1
+    t = DT * np.arange(FRAMES)
+    u = burgers.solve(u0, t.tolist(), NU, LENGTH)[..., ::4]
+    with h5py.File(path, "w") as file:
+        file["tensor"] = u.numpy()
+        file["x-coordinate"] = x[::4].numpy()
+        file["t-coordinate"] = (DT * np.arange(FRAMES + 1)).astype(np.float32)
+    return u[-TEST:]
+
+
+def run_test(module, **data):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.test(module, verbose=False, **data)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """A tested simulator, its test split as it was written, and what was logged."""
+    path = tmp_path_factory.mktemp("evaluation") / "mine.hdf5"
+    truth = write_file(path)
+    sizes = {"train": 4, "validation": 2, "test": TEST, "eval_batch_size": BATCH, "window": 2}
+    data = BurgersDataModule(path=str(path), nu=NU, **sizes)
+    module = EvaluateModule(corrected_simulator(), "mine", CORRECT, with_ttc=True)
+    logged = run_test(module, datamodule=data)
+    assert (data.length, data.dt) == (pytest.approx(LENGTH), pytest.approx(DT))
+    return SimpleNamespace(module=module, truth=truth, logged=logged)
+
+
+@pytest.fixture(scope="module")
+def expected(evaluation):
+    """All predictions of every row, made anew: rollout, single steps and ensembles."""
+    simulator, found = corrected_simulator(), []
+    for model, mode, correct, ttc in SETTINGS:
+        if model == "mine":
+            options = {"mode": mode, "correct": correct, "ttc": ttc}
+            found.append(predictions(simulator.rollout, evaluation.truth, **options))
+        elif model == "persistence":
+            found.append(predictions(persistence, evaluation.truth))
+        else:
+            found.append(predictions(solved, evaluation.truth))
+    return found
+
+
+def persistence(u0, steps, *, nu):
+    return torch.stack([u0] * steps, 1)
+
+
+def solved(u0, steps, *, nu):
+    """On its own grid the coarse solver neither averages nor draws lines."""
+    times = [DT * (k + 1) for k in range(steps)]
+    return burgers.solve(u0, times, nu[0].item(), LENGTH, dtype=torch.float32)
+
+
+def predictions(rollout, truth, **options):
+    ensemble = options.get("correct", "none") != "none" and not options["ttc"]
+    parts = {"pred": [], "step": [], "draws": [], "step_draws": []}
+    for number, u in enumerate(truth.split(BATCH)):
+        steps = FRAMES - 1
+        nu = torch.full((len(u),), NU)
+        starts = u[:, :-1].reshape(-1, POINTS)
+        torch.manual_seed(number)
+        parts["pred"].append(rollout(u[:, 0], steps, nu=nu, **options))
+        step = rollout(starts, 1, nu=nu.repeat_interleave(steps), **options)
+        parts["step"].append(step.reshape(len(u), steps, POINTS))
+        if ensemble:
+            warm = {**options, "temperature": 1.0}
+            draws = [rollout(u[:, 0], steps, nu=nu, **warm) for _ in range(DRAWS)]
+            parts["draws"].append(torch.stack(draws))
+            few = u[:, [0, 8]].reshape(-1, POINTS)
+            draws = [rollout(few, 1, nu=nu.repeat_interleave(2), **warm) for _ in range(DRAWS)]
+            parts["step_draws"].append(torch.stack(draws).reshape(DRAWS, len(u), 2, POINTS))
+    along = {"pred": 0, "step": 0, "draws": 1, "step_draws": 1}
+    return {name: torch.cat(p, along[name]).double().numpy() for name, p in parts.items() if p}
+
+
+def row_ids():
+    return [f"{model}-{mode}-{correct}-{ttc}" for model, mode, correct, ttc in SETTINGS]
+
+
+every_row = pytest.mark.parametrize("place", range(len(SETTINGS)), ids=row_ids())
+sampled_rows = pytest.mark.parametrize("place", [2, 3], ids=["diffusion", "consistency"])
+
+
+def relative_squares(pred, truth):
+    return ((pred - truth) ** 2).mean(-1) / (truth**2).mean(-1)
+
+
+def test_evaluation_rows_have_their_settings_in_order(evaluation):
+    found = [(r["model"], r["mode"], r["correct"], r["ttc"]) for r in evaluation.module.rows]
+    assert found == SETTINGS
+
+
+@every_row
+def test_evaluation_row_has_its_keys(evaluation, place):
+    row = evaluation.module.rows[place]
+    keys = {*("model", "mode", "correct", "ttc"), *PDEBENCH, *CHECKS, "nrmse_over_time"}
+    keys |= {"one_step_nrmse", "one_step_squared", "seconds_per_trajectory"}
+    if place in (2, 3):
+        keys |= {
+            *("ensemble_nrmse", "spread_over_error", "spread_over_error_rms"),
+            *("one_step_spread_over_error", "one_step_spread_over_error_rms"),
+        }
+    assert row.keys() == keys
+
+
+@every_row
+def test_evaluation_row_errors_equal_written_out_definitions(evaluation, expected, place):
+    row, pred = evaluation.module.rows[place], expected[place]["pred"]
+    truth = evaluation.truth[:, 1:].double().numpy()
+    error = pred - truth
+    rmse = np.sqrt((error**2).mean(2))
+    over_time = (rmse / np.sqrt((truth**2).mean(2))).mean(0)
+    transform = np.abs(np.fft.rfft(error)) ** 2
+    amplitude = np.sqrt(transform.mean(0)) / POINTS * LENGTH
+    assert row["nrmse_over_time"] == pytest.approx(over_time.tolist(), rel=1e-5)
+    assert {name: row[name] for name in PDEBENCH} == pytest.approx(
+        {
+            "rmse": rmse.mean(),
+            "nrmse": over_time.mean(),
+            "crmse": (np.sqrt((error.sum(2) ** 2).mean(0)) / POINTS).mean(),
+            "brmse": np.sqrt((error[..., 0] ** 2 + error[..., -1] ** 2) / 2).mean(),
+            "max_error": np.abs(error).max((0, 2)).mean(),
+            "frmse_low": amplitude[:, :4].mean(),
+            "frmse_mid": amplitude[:, 4:12].mean(),
+            "frmse_high": amplitude[:, 12:].mean(),
+        },
+        rel=1e-5,
+        abs=1e-9,
+    )
+
+
+@every_row
+def test_evaluation_row_one_step_errors_are_over_all_true_frames(evaluation, expected, place):
+    row, step = evaluation.module.rows[place], expected[place]["step"]
+    squares = relative_squares(step, evaluation.truth[:, 1:].double().numpy())
+    assert squares.shape == (TEST, FRAMES - 1)
+    assert row["one_step_nrmse"] == pytest.approx(np.sqrt(squares).mean(), rel=1e-5)
+    assert row["one_step_squared"] == pytest.approx(squares.mean(), rel=1e-5)
+
+
+@every_row
+def test_evaluation_row_checks_equal_written_out_definitions(evaluation, expected, place):
+    row, pred = evaluation.module.rows[place], expected[place]["pred"]
+    truth = evaluation.truth.double().numpy()
+    u0, target = truth[:, :1], truth[:, 1:]
+    frames = np.concatenate((u0, pred), 1)
+    above = np.maximum(pred.max(2) - u0.max(2), 0)
+    below = np.maximum(u0.min(2) - pred.min(2), 0)
+    jumps = (pred[..., 0] - pred[..., -1]) - (target[..., 0] - target[..., -1])
+    variation = np.abs(frames - np.roll(frames, 1, 2)).sum(2)
+    energy = (frames**2).sum(2)
+    growth = {
+        name: np.maximum(values[:, 1:] / values[:, :-1] - 1, 0).mean() for name, values in (("variation", variation), ("energy", energy))
+    }
+    frames_alike = []
+    for p, q in zip(pred, target, strict=True):
+        alike = [np.corrcoef(a, b)[0, 1] > 0.8 for a, b in zip(p, q, strict=True)]
+        frames_alike.append(alike.index(False) if False in alike else len(alike))
+    assert {name: row[name] for name in CHECKS} == pytest.approx(
+        {
+            "mass_gap": np.abs(pred.sum(2) - u0.sum(2)).mean() * LENGTH / POINTS,
+            "periodic_gap": np.abs(jumps).mean(),
+            "maximum_violation": (above + below).mean(),
+            "variation_growth": growth["variation"],
+            "energy_growth": growth["energy"],
+            "correlation_time": DT * np.mean(frames_alike),
+        },
+        rel=1e-4,
+        abs=1e-7,
+    )
+
+
+def spreads_and_errors(draws, truth):
+    """Roots of the relative squared spread and error of each trajectory and frame, in numpy."""
+    size = (truth**2).mean(-1)
+    spread = draws.var(0, ddof=1).mean(-1) * (DRAWS + 1) / DRAWS / size
+    return np.sqrt(spread), np.sqrt(relative_squares(draws.mean(0), truth))
+
+
+@sampled_rows
+def test_evaluation_row_ensemble_equals_written_out_definitions(evaluation, expected, place):
+    row, truth = evaluation.module.rows[place], evaluation.truth[:, 1:].double().numpy()
+    spread, error = spreads_and_errors(expected[place]["draws"], truth)
+    rms = math.sqrt((spread**2).mean() / (error**2).mean())
+    assert row["ensemble_nrmse"] == pytest.approx(error.mean(), rel=1e-4)
+    assert row["spread_over_error"] == pytest.approx(spread.mean() / error.mean(), rel=1e-4)
+    assert row["spread_over_error_rms"] == pytest.approx(rms, rel=1e-4)
+    assert abs(rms - spread.mean() / error.mean()) > 1e-3 * rms  # the two are told apart
+
+
+@sampled_rows
+def test_evaluation_row_one_step_spread_is_from_every_eighth_frame(evaluation, expected, place):
+    row = evaluation.module.rows[place]
+    truth = evaluation.truth[:, [1, 9]].double().numpy()  # where steps from 0 and 8 lead
+    spread, error = spreads_and_errors(expected[place]["step_draws"], truth)
+    rms = math.sqrt((spread**2).mean() / (error**2).mean())
+    ratio = spread.mean() / error.mean()
+    assert row["one_step_spread_over_error"] == pytest.approx(ratio, rel=1e-4)
+    assert row["one_step_spread_over_error_rms"] == pytest.approx(rms, rel=1e-4)
+
+
+def test_evaluation_rows_differ_from_each_other(evaluation):
+    """Modes, correctors and conditioning arrive."""
+    rows = evaluation.module.rows
+    assert len({round(row["nrmse"], 6) for row in rows}) == len(rows)
+    # a single step is the same in both modes
+    one_step = [round(row["one_step_nrmse"], 6) for row in rows]
+    assert one_step[0] == one_step[1]
+    assert len(set(one_step)) == len(rows) - 1
+
+
+def test_evaluation_logs_every_number_under_its_rows_label(evaluation):
+    labels = [
+        *("latent", "physical", "diffusion_latent", "consistency_latent"),
+        *("ttc_latent", "ttc_diffusion_latent", "ttc_consistency_latent"),
+    ]
+    wanted = {}
+    for label, row in zip(labels, evaluation.module.rows, strict=False):
+        left_out = {"model", "mode", "correct", "ttc", "nrmse_over_time", "seconds_per_trajectory"}
+        for name in row.keys() - left_out:
+            wanted[f"test/{label}/{name}"] = row[name]
+    assert evaluation.logged.keys() == wanted.keys()
+    assert evaluation.logged == pytest.approx(wanted, rel=1e-5)
+
+
+def test_evaluation_examples_are_the_best_the_median_and_the_worst(evaluation, expected):
+    truth = evaluation.truth[:, 1:].double().numpy()
+    errors = np.sqrt(relative_squares(expected[0]["pred"], truth)).mean(1)
+    order = np.argsort(errors)
+    examples = evaluation.module.examples
+    assert list(examples) == ["best", "median", "worst"]
+    for name, k in zip(examples, (order[0], order[TEST // 2], order[-1]), strict=True):
+        found_truth, found_pred = examples[name]
+        assert np.allclose(found_truth.numpy(), truth[k], atol=1e-6), name
+        assert np.allclose(found_pred.numpy(), expected[0]["pred"][k], atol=1e-5), name
+
+
+def test_evaluation_ranks_examples_by_the_nrmse_that_their_pictures_show():
+    """Frame errors of 0.3 and 0.3 against 0 and 0.5: mean squares would rank them otherwise."""
+    module = EvaluateModule(new_simulator(), "mine", ["none"])
+    module.predictors = []
+    module.on_test_start()
+    truth = torch.ones(3, 2, POINTS)
+    frame_errors = torch.tensor([[0.3, 0.3], [0.0, 0.5], [0.9, 0.9]])
+    module.first = [(truth, truth + frame_errors[..., None])]
+    module.on_test_epoch_end()
+    last = {name: float(pred[-1, 0]) for name, (_, pred) in module.examples.items()}
+    assert last == pytest.approx({"best": 1.5, "median": 1.3, "worst": 1.9})
+
+
+def test_evaluation_spectra_are_of_the_last_frame_the_truth_first(evaluation, expected):
+    truth, pred = evaluation.truth[:, -1].double().numpy(), expected[0]["pred"][:, -1]
+    for found, fields in zip(evaluation.module.spectra, (truth, pred), strict=True):
+        power = np.abs(np.fft.rfft(fields) / POINTS) ** 2
+        power[:, 1:-1] *= 2  # a wave and its conjugate
+        assert np.allclose(found.numpy(), power.mean(0) / 2, rtol=1e-4, atol=1e-10)
+
+
+def test_evaluation_of_a_corrector_that_does_nothing_equals_the_plain_one():
+    simulator = corrected_simulator()
+    for corrector in simulator.correctors.values():
+        corrector.scale.zero_()
+    module = EvaluateModule(simulator, "mine", CORRECT)
+    run_test(module, dataloaders=batches(two_batches()))
+    plain, _, *corrected = module.rows[:4]
+    for row in corrected:
+        assert row["one_step_nrmse"] == plain["one_step_nrmse"]
+        assert row["one_step_squared"] == plain["one_step_squared"]
+        assert row["nrmse_over_time"] == plain["nrmse_over_time"]
+        assert row["ensemble_nrmse"] == pytest.approx(plain["nrmse"], rel=1e-5)
+        assert row["spread_over_error"] == pytest.approx(0.0, abs=1e-5)
+
+
+# --- with predictors whose answers are known ---
+
+
+def two_batches(frames=3, nus=(0.02, 0.02)):
+    """(u, nu) of 3 and 2 trajectories, each a wave of its own size and level."""
+    x = 2 * math.pi * torch.arange(POINTS) / POINTS
+    sizes = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5])[:, None, None]
+    fade = torch.linspace(1.0, 0.6, frames + 1)[:, None]
+    u = sizes * fade * (x.sin() + 0.4)
+    return list(zip(u.split(BATCH), nus, strict=True))
+
+
+def batches(parts):
+    """A loader of whole batches, as the data module makes them."""
+    made = []
+    for u, nu in parts:
+        number = torch.arange(len(u))
+        made.append(Batch(u, torch.full((len(u),), nu), number, number))
+    return torch.utils.data.DataLoader(made, batch_size=None)
+
+
+class Stub:
+    """In the place of rollouts: notes its calls, moves a fake clock, and answers by ``answer``."""
+
+    def __init__(self, monkeypatch, answer):
+        self.now, self.calls = 0.0, []
+
+        def rollout_of(name):
+            def rollout(_, u0, steps, *, nu, **options):
+                self.now += 2.0 * len(u0) + steps
+                self.calls.append((name, u0.clone(), steps, nu.clone(), options))
+                return answer(name, u0, steps, options)
+
+            return rollout
+
+        for kind in (Simulator, Persistence, Solver):
+            monkeypatch.setattr(kind, "rollout", rollout_of(kind.__name__))
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        monkeypatch.setattr(evaluate_file, "time", clock)
+
+
+def stays(name, u0, steps, options):
+    return u0[:, None].expand(-1, steps, -1).contiguous()
+
+
+def test_evaluation_seconds_are_those_of_the_rollouts_over_all_samples(monkeypatch):
+    """Neither the first call, nor single steps, nor ensembles count."""
+    Stub(monkeypatch, stays)
+    module = EvaluateModule(corrected_simulator(), "mine", CORRECT, with_ttc=True)
+    run_test(module, dataloaders=batches(two_batches(frames=3)))
+    # a call takes 2 seconds a trajectory and 1 a frame: (6 + 3) + (4 + 3) for 5 trajectories
+    seconds = [row["seconds_per_trajectory"] for row in module.rows]
+    assert seconds == [pytest.approx(16 / 5)] * len(SETTINGS)
+
+
+def test_evaluation_warms_up_every_predictor_once_before_it_is_timed(monkeypatch):
+    stub = Stub(monkeypatch, stays)
+    module = EvaluateModule(new_simulator(), "mine", ["none"])
+    run_test(module, dataloaders=batches(two_batches(frames=3)))
+    calls = [(name, len(u0), steps) for name, u0, steps, _, _ in stub.calls]
+    names = ["Simulator", "Simulator", "Persistence", "Solver"]
+    first = [call for n in names for call in ((n, 3, 1), (n, 3, 3), (n, 9, 1))]
+    second = [call for n in names for call in ((n, 2, 3), (n, 6, 1))]
+    assert calls == first + second
+
+
+def test_evaluation_asks_for_each_rollout_with_its_own_nu_and_options(monkeypatch):
+    stub = Stub(monkeypatch, stays)
+    u = torch.randn(TEST, FRAMES, POINTS, generator=torch.Generator().manual_seed(0))
+    nu = torch.arange(1.0, TEST + 1)  # each trajectory's own, so that a wrong order is seen
+    number = torch.arange(TEST)
+    made = [Batch(*(t.split(BATCH)[k] for t in (u, nu, number, number))) for k in range(2)]
+    module = EvaluateModule(corrected_simulator(), "mine", ["diffusion"], with_ttc=True)
+    run_test(module, dataloaders=torch.utils.data.DataLoader(made, batch_size=None))
+    nu_of = {tuple(frame.tolist()): k + 1.0 for k in range(TEST) for frame in u[k]}
+    for _, fields, _, values, _ in stub.calls:
+        assert values.tolist() == [nu_of[tuple(field.tolist())] for field in fields]
+    options = [call[4] for call in stub.calls if call[0] == "Simulator"]
+    base = {"mode": "latent", "correct": "diffusion", "ttc": False}
+    # a first call, and in each of two batches a rollout and the single steps
+    assert options.count(base) == 1 + 2 * 2
+    assert options.count({**base, "ttc": True}) == 1 + 2 * 2
+    assert options.count({**base, "correct": "none"}) == 1 + 2 * 2
+    assert options.count({**base, "correct": "none", "mode": "physical"}) == 1 + 2 * 2
+    # in each batch an ensemble of rollouts and one of single steps
+    assert options.count({**base, "temperature": 1.0}) == 2 * 2 * DRAWS
+    assert len(options) == 4 * 5 + 4 * DRAWS
+    ensembles = [call for call in stub.calls if call[4].get("temperature") and call[2] == 1]
+    firsts = [u[:BATCH, ::SPARSE].flatten(0, 1)] * DRAWS + [u[BATCH:, ::SPARSE].flatten(0, 1)] * DRAWS
+    for (_, fields, *_), first in zip(ensembles, firsts, strict=True):
+        assert torch.equal(fields, first)
+
+
+@pytest.mark.parametrize(
+    ("correct", "with_ttc", "wanted"),
+    [
+        (["none"], False, SETTINGS[:2]),
+        (["none", "consistency"], False, SETTINGS[:2]),  # which this simulator doesn't have
+        (["diffusion"], True, [*SETTINGS[:3], SETTINGS[5]]),
+        (["none", "diffusion", "consistency"], True, [*SETTINGS[:3], *SETTINGS[4:6]]),
+        ([], True, SETTINGS[:2]),
+    ],
+)
+def test_evaluation_has_the_rows_that_are_asked_for_and_held(monkeypatch, correct, with_ttc, wanted):
+    Stub(monkeypatch, stays)
+    simulator = corrected_simulator()
+    del simulator.correctors["consistency"]
+    module = EvaluateModule(simulator, "mine", correct, with_ttc)
+    run_test(module, dataloaders=batches(two_batches()))
+    found = [(r["model"], r["mode"], r["correct"], r["ttc"]) for r in module.rows]
+    assert found == [*wanted, *SETTINGS[-2:]]
+
+
+@pytest.mark.parametrize(
+    ("points", "solvers"),
+    [(32, []), (64, [64]), (128, [64, 128]), (192, [64]), (256, [64, 128, 256])],
+)
+def test_evaluation_has_the_solver_on_grids_that_divide_its_own(monkeypatch, points, solvers):
+    Stub(monkeypatch, stays)
+    module = EvaluateModule(new_simulator(points), "mine", ["none"])
+    u = torch.randn(2, 3, points, generator=torch.Generator().manual_seed(0))
+    run_test(module, dataloaders=batches([(u, 0.02)]))
+    names = [row["model"] for row in module.rows]
+    assert names == ["mine", "mine", "persistence", *(f"solver-{n}" for n in solvers)]
+
+
+def test_evaluation_takes_the_checks_and_the_solver_of_the_simulators_equation(monkeypatch):
+    module = EvaluateModule(new_simulator(equation="advection"), "mine", ["none"])
+    monkeypatch.setattr(Simulator, "rollout", lambda _, u0, steps, nu, **o: stays("", u0, steps, o))
+    x = (torch.arange(POINTS) + 0.5) * LENGTH / POINTS
+    u0 = (math.pi * x).sin()[None] + 0.3
+    u = advection.exact(u0, [DT * k for k in range(4)], 0.7, LENGTH)
+    run_test(module, dataloaders=batches([(u, 0.7)]))
+    rows = {row["model"]: row for row in module.rows}
+    assert rows["solver-64"]["energy_gap"] < 1e-4
+    assert rows["solver-64"]["nrmse"] < 1e-3
+    assert rows["persistence"]["energy_gap"] == 0.0
+
+
+def test_evaluation_checks_know_the_length_and_what_the_equation_keeps(monkeypatch):
+    """Every prediction is a quarter above the initial field."""
+    monkeypatch.setattr(Simulator, "rollout", lambda _, u0, steps, nu, **o: stays("", u0, steps, o) + 0.25)
+    u0 = (2 * math.pi * torch.arange(POINTS) / POINTS).sin()[None] + 0.5
+    for equation in ("burgers", "advection"):
+        module = EvaluateModule(new_simulator(equation=equation), "mine", ["none"])
+        run_test(module, dataloaders=batches([(u0[:, None].repeat(1, 3, 1), 0.02)]))
+        row = module.rows[0]
+        assert row["mass_gap"] == pytest.approx(0.25 * LENGTH, rel=1e-5)
+        # the mean of (sin + m)^2 is 1/2 + m^2
+        gap = (0.75**2 - 0.5**2) / 2 * LENGTH
+        wanted = {"energy_gap": pytest.approx(gap, rel=1e-5)} if equation == "advection" else {}
+        assert {name: value for name, value in row.items() if name == "energy_gap"} == wanted
+
+
+def test_evaluation_examples_and_spectra_are_of_the_plain_latent_rollout(monkeypatch):
+    """Trajectories are off by known shares in each frame, other rows by far more."""
+    off = torch.tensor(
+        [
+            [0.2, 0.2, 0.2],
+            [0.1, 0.1, 0.3],  # the best on average, but neither in the last nor in the worst frame
+            [0.5, 0.5, 0.1],  # the worst, but not at the end
+            [0.3, 0.3, 0.4],
+            [0.25, 0.25, 0.25],
+        ]
+    )
+    truth = torch.cat([u for u, _ in two_batches()])
+    pred = truth[:, 1:] * (1 + off[..., None])
+
+    def answer(name, u0, steps, options):
+        plain = options == {"mode": "latent", "correct": "none", "ttc": False}
+        if not plain or steps == 1:
+            return 9.0 * stays(name, u0, steps, options)
+        return pred[:BATCH] if len(u0) == BATCH else pred[BATCH:]
+
+    Stub(monkeypatch, answer)
+    module = EvaluateModule(corrected_simulator(), "mine", CORRECT)
+    run_test(module, dataloaders=batches(two_batches()))
+    assert module.rows[0]["nrmse"] == pytest.approx(off.mean().item())
+    for name, k in (("best", 1), ("median", 4), ("worst", 2)):
+        found_truth, found_pred = module.examples[name]
+        assert torch.equal(found_truth, truth[k, 1:])
+        assert torch.equal(found_pred, pred[k])
+    # waves (sin + 0.4) of size s at the last frame: energies 0.16 s^2 / 2 and s^2 / 4
+    sizes = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5], dtype=torch.float64) * 0.6
+    for found, s in zip(module.spectra, (sizes, sizes * (1 + off[:, -1])), strict=True):
+        square = s.square().mean().item()
+        assert found[:2].tolist() == pytest.approx([0.08 * square, square / 4], rel=1e-5)
+        assert found[2:].abs().max() < 1e-9
+
+
+def test_evaluation_begins_anew_when_it_is_run_again(monkeypatch):
+    Stub(monkeypatch, stays)
+    module = EvaluateModule(corrected_simulator(), "mine", ["none", "diffusion"])
+    run_test(module, dataloaders=batches(two_batches()))
+    first = module.rows
+    run_test(module, dataloaders=batches(two_batches()[:1]))
+    assert module.rows[0]["nrmse_over_time"] == pytest.approx(first[0]["nrmse_over_time"])
+    assert module.rows[0]["max_error"] < first[0]["max_error"]
+    # of three trajectories, of sizes 1, 2 and 0.5 that have faded to 0.6
+    square = 0.36 * (1 + 4 + 0.25) / 3
+    assert module.spectra[0][1].item() == pytest.approx(square / 4, rel=1e-5)
+    run_test(module, dataloaders=batches(two_batches()))
+    assert module.rows == first
+
+
+def test_evaluation_draws_do_not_depend_on_what_came_before():
+    rows = []
+    for before in (3, 4):
+        torch.manual_seed(before)
+        module = EvaluateModule(corrected_simulator(), "mine", ["diffusion"])
+        run_test(module, dataloaders=batches(two_batches()))
+        rows.append([{k: v for k, v in row.items() if "seconds" not in k} for row in module.rows])
+    assert rows[0] == rows[1]

@@ -1,0 +1,950 @@
+"""Training windows, splits, thinning and generated data: what is drawn, from where, how often."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from types import SimpleNamespace
+
+import h5py
+import hydra
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from ups.datamodules import BurgersDataModule, TrajectoryDataModule
+from ups.datamodules.hdf5 import TrajectoryFile, digest
+from ups.datamodules.windows import Batch, WindowDataset, Windows, WindowSampler
+from ups.errors import UpsError
+from ups.physics import advection, burgers, line
+from ups.run import CONF
+
+FIELDS = ("number", "trajectory", "start", "shift", "mirror", "stride")
+
+
+def codes(trajectories, frames, points):
+    """An array (N, T, X) of 4096 n + 64 t + x + 1, exact in float32: each tells its place."""
+    n = np.arange(trajectories)[:, None, None]
+    t = np.arange(frames)[:, None]
+    x = np.arange(points)
+    return (4096 * n + 64 * t + x + 1).astype(np.float32)
+
+
+def trajectory_of(value):
+    return int(value - 1) // 4096
+
+
+def write_file(path, values, dt=0.01, length=1.0, extra=1):
+    """A file in PDEBench's layout."""
+    frames, points = values.shape[1:]
+    with h5py.File(path, "w") as file:
+        file["tensor"] = values.astype(np.float32)
+        file["x-coordinate"] = ((np.arange(points) + 0.5) * length / points).astype(np.float32)
+        file["t-coordinate"] = (np.arange(frames + extra) * dt).astype(np.float32)
+    return path
+
+
+def make_sampler(**changes):
+    settings = {
+        "trajectories": 100,
+        "frames": 11,
+        "window": 3,
+        "points": 8,
+        "windows_per_trajectory": 200,
+        "batch_size": 50,
+        "shift": True,
+        "mirror": True,
+        "seed": 0,
+    }
+    return WindowSampler(**{**settings, **changes})
+
+
+def drawn(sampler):
+    """All windows of the sampler's next pass, as one array a field."""
+    batches = list(sampler)
+    return {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in FIELDS}
+
+
+def assert_frequencies(values, expected):
+    """The counts of ``values`` are within five standard deviations of a binomial law's mean."""
+    counts, n = Counter(values.tolist()), len(values)
+    assert set(counts) <= set(expected)
+    for value, probability in expected.items():
+        deviation = math.sqrt(n * probability * (1 - probability))
+        assert abs(counts[value] - n * probability) <= 5 * deviation, (value, counts[value])
+
+
+def every_window(trajectories=2, frames=9, window=2, points=8, strides=(1, 2, 3)):
+    """Hand-made windows: every trajectory, stride, first frame and mirroring; shifts in turn."""
+    rows = []
+    for trajectory in range(trajectories):
+        for stride in strides:
+            for start in range(frames - window * stride):
+                for mirror in (0, 1):
+                    rows.append((len(rows) + 7, trajectory, start, len(rows) % points, mirror, stride))
+    return Windows(*np.array(rows).T)
+
+
+def written_out(values, w, window, physics):
+    """The windows of ``w`` (B, K+1, X), point by point."""
+    points = values.shape[-1]
+    out = np.zeros((len(w.start), window + 1, points), np.float32)
+    for row in range(len(w.start)):
+        for k in range(window + 1):
+            frame = values[w.trajectory[row], w.start[row] + k * w.stride[row]]
+            for x in range(points):
+                seen = (x + w.shift[row]) % points
+                if physics is burgers:
+                    # x -> -x and u -> -u; a times the field where it is hastened
+                    value = -frame[points - 1 - seen] if w.mirror[row] else frame[seen]
+                    out[row, k, x] = value * w.stride[row]
+                else:
+                    out[row, k, x] = -frame[seen] if w.mirror[row] else frame[seen]
+    return torch.from_numpy(out)
+
+
+# ---------------------------------------------------------------- which windows are drawn
+
+
+def test_window_starts_are_uniform_from_the_first_to_the_last_valid_frame_when_early_is_one():
+    # frames 0..10, windows of frames s..s+3: the last valid start is 7
+    start = drawn(make_sampler(early=1.0))["start"]
+    assert set(start.tolist()) == set(range(8))
+    assert_frequencies(start, dict.fromkeys(range(8), 1 / 8))
+
+
+@pytest.mark.parametrize("early", [0.5, 2.0, 3.0])
+def test_window_starts_follow_the_law_of_early(early):
+    # floor(8 r^early) = s where r lies from (s / 8)^(1 / early) to ((s + 1) / 8)^(1 / early)
+    start = drawn(make_sampler(early=early))["start"]
+    law = {s: ((s + 1) / 8) ** (1 / early) - (s / 8) ** (1 / early) for s in range(8)}
+    assert set(start.tolist()) == set(range(8))
+    assert_frequencies(start, law)
+
+
+def test_window_starts_are_all_zero_when_a_window_is_as_long_as_the_trajectory():
+    assert set(drawn(make_sampler(window=10, early=1.0))["start"].tolist()) == {0}
+
+
+def test_window_starts_reach_the_last_valid_frame_of_every_stride():
+    found = drawn(make_sampler(early=1.0, stretch=np.full(100, 3)))
+    for stride, valid in {1: 8, 2: 5, 3: 2}.items():
+        start = found["start"][found["stride"] == stride]
+        assert_frequencies(start, dict.fromkeys(range(valid), 1 / valid))
+
+
+def test_sampler_takes_every_stride_of_a_trajectory_equally_often():
+    stretch = np.repeat([1, 2, 3], [40, 30, 30])
+    found = drawn(make_sampler(stretch=stretch))
+    for largest in (1, 2, 3):
+        strides = found["stride"][stretch[found["trajectory"]] == largest]
+        assert_frequencies(strides, dict.fromkeys(range(1, largest + 1), 1 / largest))
+
+
+def test_sampler_takes_every_trajectory_the_given_times_an_epoch():
+    sampler = make_sampler(trajectories=7, windows_per_trajectory=6, batch_size=3)
+    for position in (0, len(sampler)):
+        sampler.position = lambda position=position: position
+        found = drawn(sampler)
+        assert Counter(found["trajectory"].tolist()) == dict.fromkeys(range(7), 6)
+        assert found["number"].tolist() == list(range(42))
+
+
+def test_sampler_mixes_the_trajectories_of_a_batch():
+    batches = list(make_sampler())
+    # 50 of 100 trajectories with replacement hold about 40 different ones
+    assert all(30 <= len(set(batch.trajectory.tolist())) <= 50 for batch in batches)
+
+
+def test_shifts_are_uniform_over_the_points_and_mirrors_take_half():
+    found = drawn(make_sampler())
+    assert_frequencies(found["shift"], dict.fromkeys(range(8), 1 / 8))
+    assert_frequencies(found["mirror"], {0: 0.5, 1: 0.5})
+    assert_frequencies(found["shift"][found["mirror"] == 1], dict.fromkeys(range(8), 1 / 8))
+
+
+@pytest.mark.parametrize("name", ["shift", "mirror"])
+def test_augmentation_is_left_out_alone_when_it_is_off(name):
+    found, on = drawn(make_sampler(**{name: False})), drawn(make_sampler())
+    assert set(found[name].tolist()) == {0}
+    for other in set(FIELDS) - {name}:
+        assert np.array_equal(found[other], on[other])
+
+
+def test_epochs_differ_and_are_repeated_only_when_repeat_is_on():
+    for repeat in (False, True):
+        sampler = make_sampler(repeat=repeat, windows_per_trajectory=2)
+        epochs = []
+        for epoch in range(3):
+            sampler.position = lambda epoch=epoch: epoch * 4
+            epochs.append(drawn(sampler))
+        for later in (1, 2):
+            for name in ("trajectory", "start", "shift", "mirror"):
+                assert np.array_equal(epochs[0][name], epochs[later][name]) == repeat
+        if not repeat:
+            assert not np.array_equal(epochs[1]["start"], epochs[2]["start"])
+
+
+def test_sampler_goes_on_with_the_very_next_batch_when_repeat_is_on():
+    sampler = make_sampler(repeat=True, windows_per_trajectory=2)
+    whole = list(sampler)
+    sampler.position = lambda: 2 * 4 + 3
+    rest = list(sampler)
+    assert len(whole) == 4
+    assert len(rest) == 1
+    assert np.array_equal(rest[0].number, whole[3].number)
+    assert np.array_equal(rest[0].start, whole[3].start)
+
+
+def test_order_depends_on_the_seed():
+    first, again, other = (drawn(make_sampler(seed=seed)) for seed in (0, 0, 1))
+    for name in ("trajectory", "start", "shift", "mirror"):
+        assert np.array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], other[name])
+
+
+def test_epochs_of_neighbouring_seeds_are_not_each_other():
+    sampler = make_sampler(seed=0)
+    sampler.position = lambda: len(sampler)
+    assert not np.array_equal(drawn(sampler)["start"], drawn(make_sampler(seed=1))["start"])
+
+
+def test_sampler_length_is_the_windows_by_the_global_batch_rounded_down():
+    sizes = {"trajectories": 5, "windows_per_trajectory": 5, "batch_size": 4}
+    assert make_sampler(**sizes).windows == 25
+    for world, batches in {1: 6, 2: 3, 3: 2}.items():
+        sampler = make_sampler(**sizes, world=world)
+        assert len(sampler) == batches
+        assert len(list(sampler)) == batches
+
+
+def test_windows_come_round_when_they_are_fewer_than_a_batch():
+    (batch,) = make_sampler(trajectories=3, windows_per_trajectory=1, batch_size=7)
+    assert batch.number.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert np.array_equal(batch.start[:3], batch.start[3:6])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_global_batch_in_the_order_of_their_rank(world):
+    sizes = {"trajectories": 10, "windows_per_trajectory": 6, "stretch": np.full(10, 2)}
+    whole = list(make_sampler(**sizes, batch_size=2 * world))
+    shares = [list(make_sampler(**sizes, batch_size=2, rank=r, world=world)) for r in range(world)]
+    assert len(whole) == 60 // (2 * world)
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for name in FIELDS:
+            joined = np.concatenate([getattr(part, name) for part in parts])
+            assert np.array_equal(joined, getattr(batch, name))
+
+
+# ---------------------------------------------------------------- what a window holds
+
+
+@pytest.mark.parametrize("physics", [burgers, advection])
+def test_window_content_is_the_trajectory_at_start_and_every_stride(physics):
+    values, w = codes(2, 9, 8), every_window()
+    nu = np.array([0.25, 0.5])
+    batch = WindowDataset([], values, 2, nu, physics)[w]
+    assert torch.equal(batch.u, written_out(values, w, 2, physics))
+    assert batch.u.dtype == torch.float32
+    expected_nu = [nu[i] * stride for i, stride in zip(w.trajectory, w.stride, strict=True)]
+    assert batch.nu.tolist() == expected_nu
+    assert batch.nu.dtype == torch.float32
+    assert batch.trajectory.tolist() == w.trajectory.tolist()
+    assert batch.window.tolist() == w.number.tolist()
+    assert np.array_equal(values, codes(2, 9, 8))  # nothing was changed in place
+
+
+@pytest.mark.parametrize("thin", [(1, 1), (2, 4)])
+def test_streamed_windows_equal_those_in_memory_with_strides(tmp_path, thin):
+    # trajectory 0 is row 3 of the one file, trajectory 1 row 0 of the other
+    time_stride, space_stride = thin
+    frames, points = 8 * time_stride + 1, 8 * space_stride
+    files = []
+    for name in ("a", "b"):
+        path = write_file(tmp_path / name, codes(4, frames, points) + 1e5 * len(files))
+        files.append(TrajectoryFile(path, *thin))
+    sources = [(files[0], 3), (files[1], 0)]
+    values = np.concatenate([file.read([row]) for file, row in sources])
+    nu, w = np.array([0.25, 0.5]), every_window()
+    streamed = WindowDataset(sources, None, 2, nu, burgers)[w]
+    loaded = WindowDataset(sources, values, 2, nu, burgers)[w]
+    for name in ("u", "nu", "trajectory", "window"):
+        assert torch.equal(getattr(streamed, name), getattr(loaded, name))
+    first = codes(4, frames, points)[3, ::time_stride, ::space_stride]
+    assert np.array_equal(values[0], first)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_windows_are_hastened_only_while_their_first_field_stays_within_the_limit(tmp_path, in_memory):
+    # the largest |u| of the first frame, which may stand anywhere and be negative
+    sizes = [0.25, 0.375, 0.5, 0.625, 5.0]
+    values = np.zeros((5, 9, 4), np.float32)
+    values[:, 1:] = 9.0  # later frames don't count
+    for row, size in enumerate(sizes):
+        values[row, 0] = [0.0, -size, size / 2, 0.0]
+    file = TrajectoryFile(write_file(tmp_path / "a", values))
+    sources = [(file, row) for row in range(5)]
+    dataset = WindowDataset(sources, values if in_memory else None, 1, np.full(5, 0.5), burgers, limit=1.0)
+    expected = {3: [3, 2, 2, 1, 1], 2: [2, 2, 2, 1, 1], 1: [1, 1, 1, 1, 1]}
+    for asked, strides in expected.items():
+        zeros = np.zeros(5, int)
+        w = Windows(np.arange(5), np.arange(5), zeros, zeros, zeros, np.full(5, asked))
+        batch = dataset[w]
+        assert batch.nu.tolist() == [0.5 * stride for stride in strides]
+        assert (batch.u[:, 0, 1]).tolist() == [-s * k for s, k in zip(sizes, strides, strict=True)]
+        assert w.stride.tolist() == [asked] * 5  # the sampler's own are left as they are
+
+
+def test_batch_shards_are_equal_parts_in_order():
+    u = torch.arange(36.0).reshape(6, 2, 3)
+    batch = Batch(u, torch.arange(6.0), torch.arange(6) + 10, torch.arange(6) + 20)
+    assert len(batch) == 6
+    parts = batch.shards(2)
+    assert [part.window.tolist() for part in parts] == [[20, 21, 22], [23, 24, 25]]
+    assert [part.trajectory.tolist() for part in parts] == [[10, 11, 12], [13, 14, 15]]
+    assert [part.nu.tolist() for part in parts] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert torch.equal(parts[1].u, u[3:])
+    assert [len(part) for part in batch.shards(3)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["u", "nu", "trajectory", "window"])
+def test_batch_of_lengths_that_differ_is_refused(name):
+    parts = {
+        "u": torch.zeros(3, 2, 4),
+        "nu": torch.zeros(3),
+        "trajectory": torch.zeros(3, dtype=torch.int64),
+        "window": torch.zeros(3, dtype=torch.int64),
+    }
+    Batch(**parts)
+    with pytest.raises(ValueError, match="a batch is u"):
+        Batch(**{**parts, name: parts[name][:2]})
+    if name == "u":
+        with pytest.raises(ValueError, match="a batch is u"):
+            Batch(**{**parts, "u": torch.zeros(3, 4)})
+
+
+# ---------------------------------------------------------------- the datamodule: splits, scale
+
+
+def read_module(path, **changes):
+    settings = {"nu": 0.5, "train": 3, "validation": 2, "test": 4, "window": 2, "batch_size": 6}
+    data = BurgersDataModule(path=path, **{**settings, **changes})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_splits_of_a_file_are_train_first_test_last_validation_before_it(tmp_path, in_memory):
+    path = str(write_file(tmp_path / "a.hdf5", codes(12, 5, 8)))
+    data = read_module(path, in_memory=in_memory, eval_batch_size=3, shift=False, mirror=False)
+    assert len(data.train_sources) == 3
+    trained = torch.cat([batch.u for batch in data.train_dataloader()])
+    assert {trajectory_of(value) for value in trained[:, 0, 0].tolist()} == {0, 1, 2}
+    for split, loader, rows, sizes in (
+        ("validation", data.val_dataloader(), [6, 7], [2]),
+        ("test", data.test_dataloader(), [8, 9, 10, 11], [3, 1]),
+    ):
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == sizes
+        u = torch.cat([batch.u for batch in batches])
+        assert torch.equal(u, torch.from_numpy(codes(12, 5, 8)[rows]))
+        assert torch.equal(data.values[split], u)
+        for name in ("trajectory", "window"):
+            numbers = torch.cat([getattr(batch, name) for batch in batches])
+            assert numbers.tolist() == list(range(len(rows)))
+        assert torch.cat([batch.nu for batch in batches]).tolist() == [0.5] * len(rows)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_splits_of_two_files_hold_each_files_own_rows_and_parameter(tmp_path, in_memory):
+    values = codes(12, 5, 8)
+    paths = [str(write_file(tmp_path / f"Nu{nu}.hdf5", sign * values)) for nu, sign in ((0.5, 1), (0.25, -1))]
+    data = read_module(paths, nu=None, in_memory=in_memory, eval_batch_size=3, shift=False, mirror=False, stretch=1)
+    assert data.nu == [0.5, 0.25]
+    batches = list(data.test_dataloader())
+    assert [(len(batch), batch.nu.unique().tolist()) for batch in batches] == [
+        (3, [0.5]), (1, [0.5]), (3, [0.25]), (1, [0.25]),
+    ]  # fmt: skip
+    u = torch.cat([batch.u for batch in batches])
+    assert torch.equal(u, torch.from_numpy(np.concatenate([values[8:], -values[8:]])))
+    assert torch.cat([batch.trajectory for batch in batches]).tolist() == list(range(8))
+    validation = torch.cat([batch.u for batch in data.val_dataloader()])
+    assert torch.equal(validation, torch.from_numpy(np.concatenate([values[6:8], -values[6:8]])))
+    seen = set()
+    for batch in data.train_dataloader():
+        for field, nu, trajectory in zip(batch.u, batch.nu, batch.trajectory, strict=True):
+            first = field[0, 0].item()
+            seen.add((first < 0, trajectory_of(abs(first)), nu.item(), trajectory.item()))
+    assert seen == {(False, k, 0.5, k) for k in range(3)} | {(True, k, 0.25, 3 + k) for k in range(3)}
+    assert {name: nus.tolist() for name, nus in data.nus.items()} == {
+        "train": [0.5] * 3 + [0.25] * 3,
+        "validation": [0.5] * 2 + [0.25] * 2,
+        "test": [0.5] * 4 + [0.25] * 4,
+    }
+
+
+def amplitudes():
+    """Nine trajectories of three frames and four points, of sizes that grow fast, around 1."""
+    rng = np.random.default_rng(3)
+    return (1.0 + rng.normal(size=(9, 3, 4)) * 2.0 ** np.arange(9)[:, None, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_scale_is_the_standard_deviation_of_the_training_trajectories_of_all_files(tmp_path, in_memory):
+    values = amplitudes()
+    paths = [str(write_file(tmp_path / f"Nu{nu}.hdf5", nu * values)) for nu in (0.5, 4)]
+    for path, nu, parts in ((paths[0], 0.5, [0.5]), (paths, None, [0.5, 4.0])):
+        data = read_module(path, nu=nu, in_memory=in_memory)
+        known = np.concatenate([(part * values[:3]).astype(np.float64).ravel() for part in parts])
+        mean = sum(known) / len(known)
+        expected = math.sqrt(sum((value - mean) ** 2 for value in known) / len(known))
+        assert data.scale == pytest.approx(expected, rel=1e-6)
+
+
+def test_usual_size_is_the_four_fifths_quantile_of_the_largest_first_values(tmp_path):
+    values = amplitudes()
+    values[:, 1:] *= 100  # only first frames count
+    data = read_module(str(write_file(tmp_path / "a.hdf5", values)))
+    small, middle, large = sorted(np.abs(values[:3, 0]).max(-1).tolist())
+    assert small < middle < large
+    # of three values the 0.8 quantile is 0.6 of the way from the second to the third
+    assert data.usual_size == pytest.approx(middle + 0.6 * (large - middle), rel=1e-6)
+    assert data.train_dataloader().dataset.limit == data.usual_size
+
+
+def test_streamed_scale_is_taken_from_all_over_the_training_trajectories(tmp_path):
+    # too many to read: some are. The first half is small, the second large
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(1204, 2, 32))
+    values[600:] *= 3.0
+    values[1200:] *= 1000.0
+    path = str(write_file(tmp_path / "a.hdf5", values))
+    sizes = {"train": 1200, "validation": 2, "test": 2, "window": 1}
+    data = read_module(path, **sizes, in_memory=False, shift=False, mirror=False)
+    assert data.scale == pytest.approx(math.sqrt((1 + 9) / 2), rel=0.02)
+    assert len(data.train_sources) == 1200
+    # windows are those of all trajectories, not of the ones that were read
+    windows = [data.train_dataloader().dataset[w] for w in list(data.train_dataloader().sampler)[:9]]
+    trajectory = torch.cat([batch.trajectory for batch in windows])
+    assert trajectory.max() > 1000
+    expected = torch.from_numpy(values.astype(np.float32))[trajectory]
+    assert torch.equal(torch.cat([batch.u for batch in windows]), expected)
+
+
+@pytest.mark.parametrize("size", [1e-13, 1e13])
+def test_data_of_a_size_that_can_not_be_trained_on_are_refused(tmp_path, size):
+    path = str(write_file(tmp_path / "a.hdf5", amplitudes() * size))
+    with pytest.raises(UpsError, match="standard deviation"):
+        read_module(path)
+
+
+def test_stretch_of_a_trajectory_is_bounded_by_parameter_setting_and_length(tmp_path):
+    values = np.random.default_rng(0).normal(size=(4, 9, 4))
+    nus = (1.0, 3.0, 5.0, 9.0)
+    paths = [str(write_file(tmp_path / f"Nu{nu:g}.hdf5", values)) for nu in nus]
+    settings = {"nu": None, "train": 2, "validation": 1, "test": 1, "windows_per_trajectory": 200}
+    for window, stretch, expected in (
+        (1, 20, [8, 3, 1, 1]),  # eight frames on: the ninth frame is the last
+        (1, 4, [4, 3, 1, 1]),
+        (4, 20, [2, 2, 1, 1]),
+        (1, 1, [1, 1, 1, 1]),
+    ):
+        data = read_module(paths, **settings, window=window, stretch=stretch)
+        found = drawn(data.train_dataloader().sampler)
+        file = found["trajectory"] // 2
+        largest = [int(found["stride"][file == k].max()) for k in range(4)]
+        assert largest == expected
+        assert (found["start"] + window * found["stride"]).max() == 8
+
+
+def test_stretch_reaches_a_parameter_that_is_a_whole_multiple_but_for_rounding(tmp_path):
+    values = np.random.default_rng(0).normal(size=(4, 9, 4))
+    paths = [str(write_file(tmp_path / f"Nu{nu}.hdf5", values)) for nu in (0.3, 0.9)]
+    assert np.float32(0.9) / np.float32(0.3) < 3
+    data = read_module(paths, nu=None, train=2, validation=1, test=1, windows_per_trajectory=60)
+    found = drawn(data.train_dataloader().sampler)
+    assert set(found["stride"][found["trajectory"] < 2].tolist()) == {1, 2, 3}
+    assert set(found["stride"][found["trajectory"] >= 2].tolist()) == {1}
+
+
+def test_settings_of_the_datamodule_arrive_in_its_sampler(tmp_path):
+    path = str(write_file(tmp_path / "a.hdf5", np.random.default_rng(0).normal(size=(30, 11, 8))))
+    sizes = {"train": 20, "window": 3, "windows_per_trajectory": 50, "batch_size": 10}
+    first = drawn(read_module(path, **sizes).train_dataloader().sampler)
+    assert len(first["start"]) == 1000
+    # the default draws early frames more often: floor(8 r^2)
+    law = {s: ((s + 1) / 8) ** 0.5 - (s / 8) ** 0.5 for s in range(8)}
+    assert_frequencies(first["start"], law)
+    assert_frequencies(first["shift"], dict.fromkeys(range(8), 1 / 8))
+    even = drawn(read_module(path, **sizes, early=1.0).train_dataloader().sampler)
+    assert_frequencies(even["start"], dict.fromkeys(range(8), 1 / 8))
+    for name in ("shift", "mirror"):
+        off = drawn(read_module(path, **sizes, **{name: False}).train_dataloader().sampler)
+        assert not off[name].any()
+    other_order = drawn(read_module(path, **sizes, order_seed=1).train_dataloader().sampler)
+    assert not np.array_equal(other_order["start"], first["start"])
+    other_data = drawn(read_module(path, **sizes, seed=1).train_dataloader().sampler)
+    assert np.array_equal(other_data["start"], first["start"])
+    by_hand = drawn(make_sampler(trajectories=20, windows_per_trajectory=50, batch_size=10, early=2.0, seed=1))
+    for name in FIELDS:
+        assert np.array_equal(other_order[name], by_hand[name])
+
+
+def test_sampler_of_a_trainer_takes_its_position_rank_and_world(tmp_path):
+    path = str(write_file(tmp_path / "a.hdf5", codes(12, 5, 8)))
+    sizes = {"windows_per_trajectory": 8, "batch_size": 2}
+    for repeat in (False, True):
+        data = read_module(path, **sizes, repeat=repeat)
+        total = SimpleNamespace(ready=7)
+        loop = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
+        data.trainer = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop), global_rank=1, world_size=2)
+        sampler = data.train_dataloader().sampler
+        # 24 windows in global batches of 4: six an epoch; batch 7 is the second of the second epoch
+        by_hand = make_sampler(
+            trajectories=3, frames=5, window=2, windows_per_trajectory=8, batch_size=2, early=2.0,
+            repeat=repeat, rank=1, world=2, position=lambda: 7,
+        )  # fmt: skip
+        found, expected = drawn(sampler), drawn(by_hand)
+        assert len(found["start"]) == 5 * 2
+        for name in FIELDS:
+            assert np.array_equal(found[name], expected[name])
+        total.ready = 11  # read anew at each pass
+        assert len(drawn(sampler)["start"]) == 1 * 2
+
+
+def test_first_epoch_holds_every_window_by_its_number_whatever_the_position(tmp_path):
+    path = str(write_file(tmp_path / "a.hdf5", codes(12, 9, 8)))
+    loader = read_module(path, repeat=True, windows_per_trajectory=8).train_dataloader()
+    loader.sampler.position = lambda: 2
+    numbered = torch.cat([batch.window for batch in loader.sampler.first_epoch(loader.dataset)])
+    assert numbered.tolist() == list(range(24))
+    loader.sampler.position = lambda: 8  # the third epoch of four batches: the same windows again
+    epochs = list(loader.sampler.first_epoch(loader.dataset)), list(loader)
+    for a, b in zip(*epochs, strict=True):
+        assert torch.equal(a.u, b.u)
+        assert torch.equal(a.window, b.window)
+
+
+# ---------------------------------------------------------------- files: thinning, hashes
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize(("time_stride", "space_stride"), [(1, 1), (3, 2), (5, 4)])
+def test_thinning_picks_frames_points_and_coordinates(tmp_path, time_stride, space_stride, extra):
+    values = codes(3, 12, 16)
+    path = write_file(tmp_path / "a.hdf5", values, dt=0.01, length=2.0, extra=extra)
+    file = TrajectoryFile(path, time_stride, space_stride)
+    frames = list(range(0, 12, time_stride))
+    points = list(range(0, 16, space_stride))
+    assert (file.trajectories, file.frames, file.points) == (3, len(frames), len(points))
+    expected = values[:, frames][:, :, points]
+    assert np.array_equal(file.read([2, 0]), expected[[2, 0]])
+    assert np.array_equal(file.read([1], 1), expected[[1], 1:])
+    assert np.array_equal(file.read([1], 1, 2), expected[[1], 1:3])
+    assert np.array_equal(file.read([1], 0, 1), expected[[1], :1])
+    assert file.read([0]).dtype == np.float32
+    assert file.dt == pytest.approx(0.01 * time_stride, rel=1e-5)
+    assert file.length == 2.0
+    assert file.x == pytest.approx([(i + 0.5) * 2.0 / 16 for i in points], rel=1e-6)
+    assert file.t == pytest.approx([0.01 * i for i in frames], abs=1e-8)
+
+
+def test_thinned_data_arrive_in_the_module(tmp_path):
+    values = codes(9, 12, 16)
+    path = str(write_file(tmp_path / "a.hdf5", values, dt=0.02, length=2.0))
+    data = read_module(path, time_stride=5, space_stride=4)
+    assert (data.frames, data.points, data.length) == (3, 4, 2.0)
+    assert data.dt == pytest.approx(0.1, rel=1e-5)
+    assert data.x.tolist() == pytest.approx([0.0625, 0.5625, 1.0625, 1.5625])
+    assert torch.equal(data.values["test"], torch.from_numpy(values[5:, ::5, ::4]))
+    assert np.array_equal(data.train_values, values[:3, ::5, ::4])
+    assert data.dataset == {
+        "name": "burgers-nu0.5",
+        "hash": data.dataset["hash"],
+        "split": "test",
+        "trajectories": 4,
+        "points": 4,
+        "frames": 3,
+        "nu": 0.5,
+    }
+
+
+def written_out_hash(values):
+    shape = "(" + ", ".join(map(str, values.shape)) + ")"
+    content = shape.encode() + values.astype("<f4").tobytes()
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def test_digest_equals_a_hash_of_shape_and_bytes_however_it_is_cut():
+    values = codes(5, 3, 4)
+    expected = written_out_hash(values)
+    assert digest([values]) == expected
+    assert digest([values[:2], values[2:]]) == expected
+    assert digest([np.asfortranarray(values)]) == expected
+    assert digest([values.reshape(5, 4, 3)]) != expected
+    assert digest([values[::-1]]) != expected
+    for place in ((0, 0, 0), (4, 2, 3)):
+        changed = values.copy()
+        changed[place] = np.nextafter(changed[place], np.float32(np.inf))
+        assert digest([changed]) != expected
+
+
+def test_data_hash_is_that_of_the_thinned_test_set_alone(tmp_path):
+    values = codes(9, 5, 8)
+
+    def hash_of(changed):
+        path = str(write_file(tmp_path / f"{len(list(tmp_path.iterdir()))}.hdf5", changed))
+        return read_module(path, time_stride=2, space_stride=2).dataset["hash"]
+
+    expected = written_out_hash(values[5:, ::2, ::2])
+    assert hash_of(values) == expected
+    for place, same in (
+        ((5, 0, 0), False),
+        ((8, 4, 6), False),
+        ((8, 4, 7), True),
+        ((4, 0, 0), True),
+    ):
+        changed = values.copy()
+        changed[place] += 1
+        assert (hash_of(changed) == expected) == same, place
+
+
+@pytest.mark.parametrize(
+    ("name", "nu"),
+    [
+        ("1D_Burgers_Sols_Nu0.02.hdf5", 0.02),
+        ("x_nu1e-3_b.hdf5", 0.001),
+        ("nu2.hdf5", 2.0),
+        ("NU1.5E-2", 0.015),
+    ],
+)
+def test_parameter_is_read_from_the_files_name(name, nu):
+    assert BurgersDataModule(path=name, nu=None).nu == nu
+    assert BurgersDataModule(path=name, nu=nu).nu == nu
+    with pytest.raises(UpsError, match=r"data\.nu"):
+        BurgersDataModule(path=name, nu=2 * nu)
+
+
+def test_parameter_of_advection_is_its_beta():
+    path = "1D_Advection_Sols_beta0.4_nu3.hdf5"
+    assert TrajectoryDataModule(path=path, nu=None, equation="advection").nu == 0.4
+    made = TrajectoryDataModule(nu=[0.4, 1.0], equation="advection")
+    assert [path.name.rpartition("-")[0] for _, path in made.parts] == [
+        "advection-beta0.4",
+        "advection-beta1",
+    ]
+
+
+# ---------------------------------------------------------------- generated data
+
+SMALL = {
+    "points": 16,
+    "solver_points": 32,
+    "frames": 4,
+    "dt": 0.03,
+    "train": 40,
+    "validation": 5,
+    "test": 6,
+    "window": 2,
+}
+SIZES = {"train": 40, "validation": 5, "test": 6}
+
+
+def make_module(folder, **changes):
+    data = BurgersDataModule(directory=str(folder), **{**SMALL, **changes})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def first_frames(data):
+    """(split, nu) -> initial conditions (N, X) of a generated data set."""
+    found = {}
+    train = torch.from_numpy(data.train_values)
+    for split, values in {"train": train, **data.values}.items():
+        for (nu, _), part in zip(data.parts, values.split(SIZES[split]), strict=True):
+            found[split, nu] = part[:, 0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Generated data of two viscosities."""
+    return make_module(tmp_path_factory.mktemp("two"), nu=[0.01, 0.3])
+
+
+def test_generated_initial_conditions_are_pairwise_different_over_splits_and_parameters(two):
+    fields = torch.cat(list(first_frames(two).values()))
+    assert len(fields) == 2 * (40 + 5 + 6)
+    distance = torch.cdist(fields, fields) + 100 * torch.eye(len(fields))
+    assert distance.min() > 0.02
+
+
+def test_generated_initial_conditions_are_those_of_the_recipes_seeds(two):
+    # of file p, split i: seed 3 (data.seed + p) + i, on the fine grid; every second point is kept
+    x = (torch.arange(32) + 0.5) / 32
+    for part, nu in enumerate((0.01, 0.3)):
+        for i, split in enumerate(("train", "validation", "test")):
+            fine = line.initial_conditions(SIZES[split], x, 3 * part + i)
+            assert torch.allclose(first_frames(two)[split, nu], fine[:, ::2], atol=1e-7)
+
+
+def test_generated_data_seed_changes_every_initial_condition(two, tmp_path):
+    other = make_module(tmp_path, nu=0.01, seed=7)
+    mine, others = first_frames(two), first_frames(other)
+    for split in SIZES:
+        fine = line.initial_conditions(SIZES[split], line.grid(32), 21 + list(SIZES).index(split))
+        assert torch.allclose(others[split, 0.01], fine[:, ::2], atol=1e-7)
+    fields = torch.cat(list(mine.values()))
+    assert torch.cdist(fields, torch.cat(list(others.values()))).min() > 0.02
+    assert other.path != two.path
+    assert other.dataset["hash"] != two.dataset["hash"]
+
+
+def test_generated_trajectories_are_solved_with_their_own_parameter_and_stay_in_order(two):
+    # in groups of 16 of like speed within a split; the fastest of a group sets its time step
+    found = torch.from_numpy(two.train_values)
+    assert found.shape == (80, 4, 16)
+    for part, nu in enumerate((0.01, 0.3)):
+        fine = line.initial_conditions(40, line.grid(32), 3 * part)
+        order = sorted(range(40), key=lambda row, fine=fine: fine[row].abs().max().item())
+        for rows in (order[:16], order[16:32], order[32:]):
+            u = burgers.solve(fine[rows], [0.0, 0.03, 0.06, 0.09], nu)[..., ::2]
+            mine = found[40 * part : 40 * part + 40][rows]
+            assert torch.allclose(mine, u, atol=1e-6)
+
+
+def test_generated_file_holds_its_splits_in_order_with_recipe_and_hash(two):
+    for part, (nu, path) in enumerate(two.parts):
+        with h5py.File(path) as file:
+            values = file["tensor"][:]
+            assert values.shape == (51, 4, 16)
+            assert file["tensor"].dtype == np.float32
+            fine = (np.arange(32) + 0.5) / 32
+            assert file["x-coordinate"][:] == pytest.approx(fine[::2])
+            assert file["t-coordinate"][:] == pytest.approx([0.0, 0.03, 0.06, 0.09, 0.12])
+            assert file.attrs["hash"] == written_out_hash(values)
+            assert json.loads(file.attrs["recipe"]) == {
+                "equation": "burgers", "version": 1, "nu": nu, "seed": part, "points": 16,
+                "solver_points": 32, "dt": 0.03, "frames": 4,
+                "train": 40, "validation": 5, "test": 6,
+            }  # fmt: skip
+        assert np.array_equal(two.train_values[40 * part : 40 * part + 40], values[:40])
+        assert np.array_equal(two.values["validation"][5 * part : 5 * part + 5], values[40:45])
+        assert np.array_equal(two.values["test"][6 * part : 6 * part + 6], values[45:])
+    tests = two.values["test"].numpy()
+    assert two.dataset["hash"] == written_out_hash(tests)
+    assert two.dataset["trajectories"] == 12
+    assert (two.dt, two.length) == (pytest.approx(0.03), 1.0)
+    assert two.x.tolist() == pytest.approx([(2 * i + 0.5) / 32 for i in range(16)])
+
+
+@pytest.mark.parametrize("row", [0, 39, 40, 44, 45, 50])
+def test_changed_value_of_a_generated_file_is_refused_in_every_split(two, tmp_path, row):
+    data = BurgersDataModule(directory=str(tmp_path), **SMALL, nu=[0.01, 0.3])
+    for (_, path), (_, source) in zip(data.parts, two.parts, strict=True):
+        path.write_bytes(source.read_bytes())
+    with h5py.File(data.parts[1][1], "r+") as file:
+        value = file["tensor"][row, 3, 15]
+        file["tensor"][row, 3, 15] = np.nextafter(value, np.float32(9))
+    with pytest.raises(UpsError, match="not those that were written"):
+        data.setup()
+
+
+def test_planned_bytes_are_those_of_the_files_that_are_missing(two, tmp_path):
+    with h5py.File(two.path) as file:
+        each = file["tensor"].size * file["tensor"].dtype.itemsize
+    data = BurgersDataModule(directory=str(tmp_path), **SMALL, nu=[0.01, 0.3])
+    assert data.to_be_made() == 2 * each
+    data.parts[0][1].touch()
+    assert data.to_be_made() == each
+    assert two.to_be_made() == 0
+    assert BurgersDataModule(path="nu0.5", nu=None).to_be_made() == 0
+
+
+def test_memory_and_disk_are_asked_for_the_training_data_and_what_is_still_to_be_made(monkeypatch, tmp_path):
+    asked = {"require_memory": [], "require_space": []}
+    for name, calls in asked.items():
+        monkeypatch.setattr(f"ups.datamodules.trajectories.{name}", lambda *args, calls=calls: calls.append(args))
+    data = make_module(tmp_path, nu=[0.01, 0.3])
+    each = (40 + 5 + 6) * 4 * 16 * 4
+    assert [planned for _, planned, _ in asked["require_space"]] == [2 * each, each]
+    assert [path for path, _, _ in asked["require_space"]] == [path for _, path in data.parts]
+    assert [planned for planned, _ in asked["require_memory"]] == [data.train_values.nbytes]
+    assert data.train_values.nbytes == 2 * 40 * 4 * 16 * 4
+    make_module(tmp_path, nu=[0.01, 0.3], in_memory=False)
+    assert len(asked["require_space"]) == 2
+    assert len(asked["require_memory"]) == 1
+
+
+def test_generated_file_is_named_by_what_decides_its_values():
+    def name(**changes):
+        return BurgersDataModule(**{**SMALL, **changes}).path.name
+
+    deciding = {
+        "points": 8, "solver_points": 64, "frames": 5, "dt": 0.04, "train": 41, "validation": 6,
+        "test": 7, "nu": 0.5, "seed": 1, "equation": "advection",
+    }  # fmt: skip
+    others = {
+        "window": 1, "windows_per_trajectory": 3, "batch_size": 1, "eval_batch_size": 1,
+        "shift": False, "mirror": False, "early": 1.0, "stretch": 1, "repeat": True,
+        "in_memory": False, "num_workers": 1, "order_seed": 1,
+    }  # fmt: skip
+    names = {name(**{key: value}) for key, value in deciding.items()}
+    assert len(names | {name()}) == len(deciding) + 1
+    assert {name(**{key: value}) for key, value in others.items()} == {name()}
+
+
+def test_generated_points_must_divide_those_of_the_solver():
+    with pytest.raises(UpsError, match=r"a divisor of data\.solver_points=64"):
+        BurgersDataModule(points=48, solver_points=64)
+    with pytest.raises(UpsError, match=r"data\.path must be given"):
+        BurgersDataModule(nu=None)
+
+
+# ---------------------------------------------------------------- the equations' common line
+
+
+def test_grid_holds_cell_centres():
+    assert line.grid(4).tolist() == [0.125, 0.375, 0.625, 0.875]
+    assert line.grid(4, 2.0).tolist() == [0.25, 0.75, 1.25, 1.75]
+
+
+def test_initial_conditions_equal_the_written_out_sum():
+    n, length, seed = 60, 2.0, 5
+    x = [0.05, 0.4, 0.9, 1.3, 1.95]
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(1, 5, size=(n, 2))
+    amplitude = rng.uniform(0, 1, (n, 4))
+    phase = rng.uniform(0, 2 * np.pi, (n, 4))
+    absolute = rng.uniform(size=n) < 0.1
+    sign = rng.choice([-1.0, 1.0], size=n)
+    left, right = rng.uniform(0.1, 0.45, n), rng.uniform(0.55, 0.9, n)
+    windowed = rng.uniform(size=n) < 0.1
+    assert absolute.any()
+    assert windowed.any()
+    expected = np.zeros((n, len(x)))
+    for row in range(n):
+        for column, position in enumerate(x):
+            value = 0.0
+            for k in (1, 2, 3, 4):
+                times = list(numbers[row]).count(k)
+                if times:
+                    angle = 2 * math.pi * k * times * position / length + phase[row, k - 1]
+                    value += amplitude[row, k - 1] * math.sin(angle)
+            value = sign[row] * (abs(value) if absolute[row] else value)
+            if windowed[row]:
+                rise = math.tanh((position / length - left[row]) / 0.01)
+                fall = math.tanh((position / length - right[row]) / 0.01)
+                value *= (rise - fall) / 2
+            expected[row, column] = value
+    found = line.initial_conditions(n, torch.tensor(x), seed, length)
+    assert found.numpy() == pytest.approx(expected, abs=3e-6)
+
+
+def test_initial_conditions_have_the_frequencies_of_their_description():
+    n, x = 6000, line.grid(128)
+    u = line.initial_conditions(n, x, seed=11).double()
+
+    def assert_share(found, total, share):
+        assert abs(int(found) - total * share) < 5 * math.sqrt(total * share * (1 - share))
+
+    one_signed = (u >= -1e-6).all(1) | (u <= 1e-6).all(1)
+    # a window keeps at least the middle tenth, and nothing at the ends
+    windowed = (u[:, :4].abs().amax(1) < 1e-4) & (u[:, -4:].abs().amax(1) < 1e-4)
+    assert_share(windowed.sum(), n, 0.1)
+    unwindowed = u[~windowed]
+    absolute = one_signed[~windowed]
+    assert_share(absolute.sum(), len(unwindowed), 0.1)
+    positive = unwindowed[absolute].mean(1) > 0
+    assert_share(positive.sum(), int(absolute.sum()), 0.5)
+    plain = unwindowed[~absolute]
+    waves = 2 * torch.fft.rfft(plain, norm="forward")  # a sin(kx + p): |waves[k]| = a
+    present = waves.abs()[:, :9] > 1e-4
+    single = present.sum(1) == 1
+    assert_share(single.sum(), len(plain), 0.25)
+    # a number drawn twice doubles the wave number
+    number = present[single].double().argmax(1)
+    for k in (2, 4, 6, 8):
+        assert_share((number == k).sum(), len(number), 0.25)
+    assert set(number.tolist()) == {2, 4, 6, 8}
+    double = present[~single]
+    assert not double[:, 5:].any()
+    for k in (1, 2, 3, 4):
+        assert_share(double[:, k].sum(), len(double), 0.5)
+    amplitude = waves.abs()[:, :9][present]
+    phase = waves.angle()[:, :9][present]
+    for quarter in range(4):
+        inside = (amplitude >= quarter / 4) & (amplitude < (quarter + 1) / 4)
+        assert_share(inside.sum(), len(amplitude), 0.25)
+        inside = ((phase + math.pi) / (2 * math.pi) * 4).long().clamp(0, 3) == quarter
+        assert_share(inside.sum(), len(phase), 0.25)
+
+
+def test_integrals_of_the_line_equal_sums():
+    u = torch.tensor([[1.0, -2.0, 4.0, 0.5], [0.0, 0.0, 3.0, 0.0]])
+    assert line.mass(u, 2.0).tolist() == [3.5 / 4 * 2, 3.0 / 4 * 2]
+    assert line.mass(u).tolist() == [3.5 / 4, 3.0 / 4]
+    assert line.energy(u, 2.0).tolist() == [21.25 / 4, 9.0 / 4]
+    assert line.energy(u).tolist() == [21.25 / 8, 9.0 / 8]
+    assert line.total_variation(u).tolist() == [3 + 6 + 3.5 + 0.5, 6.0]
+
+
+def test_half_slopes_are_van_leers_where_neighbours_agree():
+    a = torch.tensor([1.0, -1.0, 1.0, 0.0, 2.0])
+    b = torch.tensor([3.0, -3.0, -3.0, 2.0, 2.0])
+    # half of the harmonic mean 2ab / (a + b)
+    assert line.half_slopes(a, b).tolist() == pytest.approx([0.75, -0.75, 0.0, 0.0, 1.0])
+
+
+# ---------------------------------------------------------------- configuration
+
+
+@pytest.fixture(scope="module")
+def composed():
+    """The data's part of the configuration by choice."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        choices = ("burgers", "advection", "pdebench", "pdebench_advection")
+        found = {name: compose("config", [f"data={name}", "seed=5", "data.path=Nu0.5_beta0.4"]).data for name in choices}
+    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    return found
+
+
+def test_configured_data_arrive_in_the_module(composed):
+    for config in composed.values():
+        data = instantiate({**config, "nu": None}, _convert_="all")
+        assert isinstance(data, TrajectoryDataModule)
+        for key, value in config.items():
+            if key not in ("_target_", "nu"):
+                assert data.hparams[key] == value, key
+        assert config.order_seed == 5
+        assert config.seed == 0
+        assert data.equation == ("advection" if "equation" in config else "burgers")
+
+
+def test_configured_files_thin_pdebench_to_the_grid_of_generated_data(composed):
+    # PDEBench: 10000 trajectories, 201 frames of 0.01, 1024 points
+    made, read = composed["burgers"], composed["pdebench"]
+    assert made.frames == len(range(0, 201, read.time_stride)) == 41
+    assert made.points == 1024 // read.space_stride == 256
+    assert made.dt == pytest.approx(0.01 * read.time_stride)
+    assert made.solver_points == 1024
+    assert read.train + read.validation + read.test == 10000
+    assert (read.train, read.validation, read.test) == (8900, 100, 1000)
+    assert (made.train, made.validation, made.test) == (1000, 100, 128)
+    assert (made.time_stride, made.space_stride) == (1, 1)
+    assert (made.nu, read.nu) == (0.001, None)
+    assert (made.in_memory, read.in_memory) == (True, False)
+    assert composed["pdebench_advection"].time_stride == read.time_stride
+    assert composed["pdebench_advection"].nu is None
+    assert composed["advection"].nu == 0.4
+    earlier = {name: config.early for name, config in composed.items()}
+    assert earlier == {
+        "burgers": 2.0, "pdebench": 2.0, "advection": 1.0, "pdebench_advection": 1.0,
+    }  # fmt: skip
+    for config in composed.values():
+        assert (config.shift, config.mirror, config.repeat) == (True, True, False)
+        assert (config.window, config.stretch, config.windows_per_trajectory) == (3, 3, 10)
