@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: train test test-slow test-launchers lint help
+.PHONY: train test test-slow test-launchers mutants lint help
 
 help:
 	@grep -E '^# make|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ -/'
@@ -21,6 +21,9 @@ test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
 # Ray's plugin and SkyPilot want older packages than constraints.txt has
 test-launchers: $(VENV)-launchers/.installed  ## sweeps on a local Ray cluster, and SkyPilot's parser, in an environment of their own
 	OMP_NUM_THREADS=1 $(VENV)-launchers/bin/python -m pytest -k "ray or sky" tests/test_launchers.py $(ARGS)
+
+mutants: $(VENV)/.installed-dev  ## would the tests notice a wrong number? an hour on two cores; ARGS="--area ttc" for a part
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check ups tests
