@@ -25,10 +25,11 @@ test-launchers: $(VENV)-launchers/.installed  ## sweeps on a local Ray cluster, 
 mutants: $(VENV)/.installed-dev  ## would the tests notice a wrong number? an hour on two cores; ARGS="--area ttc" for a part
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-lint: $(VENV)/.installed-dev  ## ruff and mypy
-	$(BIN)/ruff check ups tests
-	$(BIN)/ruff format --check ups tests
+lint: $(VENV)/.installed-dev  ## ruff, mypy and the order of imports
+	$(BIN)/ruff check ups tests benchmarks
+	$(BIN)/ruff format --check ups tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # torch comes first and by its pinned version, so that no resolver reaches for a CUDA build
 $(VENV)/.installed: pyproject.toml constraints.txt

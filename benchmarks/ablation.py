@@ -1,9 +1,11 @@
-"""What each part of the default operator is worth: one thing changed at a time, three epochs, three seeds.
+"""What each part of the default operator is worth: one thing changed at a time, three epochs, three
+seeds.
 
-    python benchmarks/ablation.py [epochs]     writes benchmarks/results/ablation.json, a change at a time; what it holds is not repeated
+    python benchmarks/ablation.py [epochs]     writes benchmarks/results/ablation.json, a change at
+    a time; what it holds is not repeated
 
-Each change is a Hydra sweep over the seeds; two sweeps run side by side, on a core each. A difference counts where it is larger than the
-two standard deviations together.
+Each change is a Hydra sweep over the seeds; two sweeps run side by side, on a core each. A
+difference counts where it is larger than the two standard deviations together.
 """
 
 import os
@@ -13,7 +15,7 @@ from typing import Any
 
 from runs import SEEDS, read, save, side_by_side, spread
 
-from ups import leaderboard
+from ups.evaluation import leaderboard
 
 OUT = Path("outputs/ablation")
 CHANGES: dict[str, list[str]] = {
@@ -42,7 +44,9 @@ def slug(change: str) -> str:
 
 
 def main(epochs: int) -> None:
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # for variants.py
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    )  # for variants.py
     common = [
         "-m",
         f"output_dir={OUT}",
@@ -58,17 +62,31 @@ def main(epochs: int) -> None:
     sweeps = [[*common, f"name={slug(change)}-e{epochs}", *CHANGES[change]] for change in left]
     for change, _ in zip(left, side_by_side(sweeps), strict=True):
         board = leaderboard.read(OUT / "leaderboard.csv")
-        rows = [row for row in board if row["name"] != "baseline" and row["name"].startswith(f"{slug(change)}-e{epochs}-")]
+        rows = [
+            row
+            for row in board
+            if row["name"] != "baseline" and row["name"].startswith(f"{slug(change)}-e{epochs}-")
+        ]
         found = {
-            mode: spread([float(row["nrmse"]) for row in rows if row["mode"] == mode and row["correct"] == "none"])
+            mode: spread(
+                [
+                    float(row["nrmse"])
+                    for row in rows
+                    if row["mode"] == mode and row["correct"] == "none"
+                ]
+            )
             for mode in ("latent", "physical")
         }
         result["changes"][change] = found
         base = result["changes"]["default"]["latent"]
         found["ratio"] = found["latent"]["mean"] / base["mean"]
-        found["beyond_spread"] = abs(found["latent"]["mean"] - base["mean"]) > found["latent"]["stdev"] + base["stdev"]
+        found["beyond_spread"] = (
+            abs(found["latent"]["mean"] - base["mean"]) > found["latent"]["stdev"] + base["stdev"]
+        )
         print(
-            f"{change}: {found['latent']['mean']:.4f} +- {found['latent']['stdev']:.4f}, {found['ratio']:.2f} of the default's", flush=True
+            f"{change}: {found['latent']['mean']:.4f} +- {found['latent']['stdev']:.4f}, "
+            f"{found['ratio']:.2f} of the default's",
+            flush=True,
         )
         save("ablation", result)
 

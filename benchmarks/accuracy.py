@@ -1,11 +1,13 @@
-"""Every model at equal training time: five minutes each on the whole machine, three seeds, the same data and code.
+"""Every model at equal training time: five minutes each on the whole machine, three seeds, the same
+data and code.
 
     python benchmarks/accuracy.py [MODEL ...]        writes benchmarks/results/accuracy.json
 
-First each model's training speed is measured, alone on the machine; its time is then the number of steps that fit, validation not
-counted. Each gets the same search: three learning rates, its own and a third and three times that, two minutes each, one seed, judged by
-validation. As the steps are fixed by then, the runs go two at a time, with a core each: that changes what the clock says, not what they
-learn. What is finished is not repeated: the JSON is written after every run.
+First each model's training speed is measured, alone on the machine; its time is then the number of
+steps that fit, validation not counted. Each gets the same search: three learning rates, its own and
+a third and three times that, two minutes each, one seed, judged by validation. As the steps are
+fixed by then, the runs go two at a time, with a core each: that changes what the clock says, not
+what they learn. What is finished is not repeated: the JSON is written after every run.
 """
 
 import sys
@@ -18,8 +20,9 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from runs import SEEDS, Measured, own_rows, read, save, side_by_side, spread
 
-from ups.run import CONF, train
-from ups.stages import validation_score
+from ups.pipeline import train
+from ups.run import CONF
+from ups.runs.stages import validation_score
 
 OUT = Path("outputs/accuracy")
 MODELS = ("small", "resnet", "unet", "fno", "upt_absolute")
@@ -33,10 +36,23 @@ def command(model: str, name: str, *settings: str) -> list[str]:
 
 
 def speed(cfg: Any) -> float:
-    """Training steps a second, sustained: counted for half a minute, after a quarter of one in which a cool processor is faster."""
+    """Training steps a second, sustained: counted for half a minute, after a quarter of one in
+    which a cool processor is faster.
+    """
     with TemporaryDirectory() as folder:
-        cfg = OmegaConf.merge(cfg, {"data": {"directory": "outputs/data", "windows_per_trajectory": 1000}, "output_dir": folder})
-        OmegaConf.update(cfg, "callbacks.speed", {"_target_": "runs.Speed", "warm_up": 15, "seconds": 30}, force_add=True)
+        cfg = OmegaConf.merge(
+            cfg,
+            {
+                "data": {"directory": "outputs/data", "windows_per_trajectory": 1000},
+                "output_dir": folder,
+            },
+        )
+        OmegaConf.update(
+            cfg,
+            "callbacks.speed",
+            {"_target_": "runs.Speed", "warm_up": 15, "seconds": 30},
+            force_add=True,
+        )
         try:
             train(cfg, "operator", Path(folder), CSVLogger(folder))
         except Measured as measured:
@@ -47,8 +63,15 @@ def speed(cfg: Any) -> float:
 def length(cfg: Any, steps: float) -> list[str]:
     """Settings of a run of about so many steps, in about ten epochs."""
     windows = steps * cfg.data.batch_size / cfg.data.train  # a trajectory, in all
-    epochs, each = min(((e, max(1, round(windows / e))) for e in range(EPOCHS - 3, EPOCHS + 4)), key=lambda p: abs(p[0] * p[1] - windows))
-    return [f"trainer.max_epochs={epochs}", f"data.windows_per_trajectory={each}", "stage.operator.module.threads=1"]
+    epochs, each = min(
+        ((e, max(1, round(windows / e))) for e in range(EPOCHS - 3, EPOCHS + 4)),
+        key=lambda p: abs(p[0] * p[1] - windows),
+    )
+    return [
+        f"trainer.max_epochs={epochs}",
+        f"data.windows_per_trajectory={each}",
+        "stage.operator.module.threads=1",
+    ]
 
 
 def main(models: list[str]) -> None:
@@ -58,23 +81,50 @@ def main(models: list[str]) -> None:
         configs = {model: compose("config", [f"model={model}"]) for model in models}
     for model in models:
         if model not in table:
-            table[model] = {"steps_per_second": speed(configs[model]), "validation_nrmse": {}, "runs": {}}
+            table[model] = {
+                "steps_per_second": speed(configs[model]),
+                "validation_nrmse": {},
+                "runs": {},
+            }
             save("accuracy", result)
     speeds = {model: table[model]["steps_per_second"] for model in models}
 
-    rates = {model: [f"{cfg.stage.operator.module.lr * factor:.3g}" for factor in FACTORS] for model, cfg in configs.items()}
-    left = [(model, lr) for model in models for lr in rates[model] if lr not in table[model]["validation_nrmse"]]
-    commands = [command(m, f"lr{lr}", f"{LR}={lr}", *length(configs[m], speeds[m] * SEARCH_SECONDS)) for m, lr in left]
+    rates = {
+        model: [f"{cfg.stage.operator.module.lr * factor:.3g}" for factor in FACTORS]
+        for model, cfg in configs.items()
+    }
+    left = [
+        (model, lr)
+        for model in models
+        for lr in rates[model]
+        if lr not in table[model]["validation_nrmse"]
+    ]
+    commands = [
+        command(m, f"lr{lr}", f"{LR}={lr}", *length(configs[m], speeds[m] * SEARCH_SECONDS))
+        for m, lr in left
+    ]
     for (model, lr), _ in zip(left, side_by_side(commands), strict=True):
         table[model]["validation_nrmse"][lr] = validation_score(OUT / f"{model}-lr{lr}")
         save("accuracy", result)
 
     for model in models:
-        table[model]["lr"] = min(table[model]["validation_nrmse"], key=table[model]["validation_nrmse"].get)
+        table[model]["lr"] = min(
+            table[model]["validation_nrmse"], key=table[model]["validation_nrmse"].get
+        )
         table[model]["steps"] = round(speeds[model] * TRAIN_SECONDS)
-        table[model]["settings"] = [f"{LR}={table[model]['lr']}", *length(configs[model], speeds[model] * TRAIN_SECONDS)]
-    runs = [(model, str(seed)) for model in models for seed in SEEDS if str(seed) not in table[model]["runs"]]
-    commands = [command(model, seed, f"seed={seed}", *table[model]["settings"]) for model, seed in runs]
+        table[model]["settings"] = [
+            f"{LR}={table[model]['lr']}",
+            *length(configs[model], speeds[model] * TRAIN_SECONDS),
+        ]
+    runs = [
+        (model, str(seed))
+        for model in models
+        for seed in SEEDS
+        if str(seed) not in table[model]["runs"]
+    ]
+    commands = [
+        command(model, seed, f"seed={seed}", *table[model]["settings"]) for model, seed in runs
+    ]
     for (model, seed), _ in zip(runs, side_by_side(commands), strict=True):
         folder = OUT / f"{model}-{seed}"
         rows = {row["mode"]: row for row in own_rows(folder, "eval_operator")}
@@ -87,7 +137,13 @@ def main(models: list[str]) -> None:
             continue  # of an earlier call that was stopped
         found |= {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse")}
         found["last_frame"] = spread([row["nrmse_over_time"][-1] for row in rows])
-        print(model, {key: round(found[key]["mean"], 4) for key in ("nrmse", "last_frame", "one_step_nrmse")})
+        print(
+            model,
+            {
+                key: round(found[key]["mean"], 4)
+                for key in ("nrmse", "last_frame", "one_step_nrmse")
+            },
+        )
     save("accuracy", result)
 
 

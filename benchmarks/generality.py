@@ -1,11 +1,13 @@
-"""How far one model reaches within the equation: viscosities it has not seen, finer and irregular points, longer times.
+"""How far one model reaches within the equation: viscosities it has not seen, finer and irregular
+points, longer times.
 
     python benchmarks/generality.py RUN [RUN ...]     writes benchmarks/results/generality.json
 
-RUN: runs of one model, one a seed, on the default data; the points and times are read off them. For the viscosities two models a seed
-are trained here (in outputs/generality) on nu 0.001, 0.004, 0.01 and 0.04, 500 trajectories each, for as many steps as the default: one on
-windows as they are (data.stretch=1), one, the default, on windows of every 2nd and 3rd frame too (data.stretch=3). They are tested on each
-of these and on 0.002 and 0.02, whose data they have not seen.
+RUN: runs of one model, one a seed, on the default data; the points and times are read off them. For
+the viscosities two models a seed are trained here (in outputs/generality) on nu 0.001, 0.004, 0.01
+and 0.04, 500 trajectories each, for as many steps as the default: one on windows as they are
+(data.stretch=1), one, the default, on windows of every 2nd and 3rd frame too (data.stretch=3). They
+are tested on each of these and on 0.002 and 0.02, whose data they have not seen.
 """
 
 import sys
@@ -16,8 +18,8 @@ import torch
 from runs import SEEDS, data_of, save, side_by_side, spread
 
 import ups
-from ups.metrics import pdebench_metrics
-from ups.models.geometry import interpolate
+from ups.evaluation.metrics import pdebench_metrics
+from ups.models.interpolation import interpolate
 from ups.physics import burgers
 
 OUT = Path("outputs/generality")
@@ -27,13 +29,31 @@ COMMON = ["data.train=500", "data.window=3"]
 
 
 def viscosities(stretch: int) -> dict[str, Any]:
-    settings = [*COMMON, f"output_dir={OUT}", f"data.nu=[{','.join(map(str, SEEN))}]", "trainer.max_epochs=11", f"data.stretch={stretch}"]
-    jobs = [[*settings, f"name=stretch{stretch}-{seed}", f"seed={seed}", "stage.operator.module.threads=1"] for seed in SEEDS]
+    settings = [
+        *COMMON,
+        f"output_dir={OUT}",
+        f"data.nu=[{','.join(map(str, SEEN))}]",
+        "trainer.max_epochs=11",
+        f"data.stretch={stretch}",
+    ]
+    jobs = [
+        [
+            *settings,
+            f"name=stretch{stretch}-{seed}",
+            f"seed={seed}",
+            "stage.operator.module.threads=1",
+        ]
+        for seed in SEEDS
+    ]
     list(side_by_side(jobs))
     found: dict[str, Any] = {}
     for nu in (*SEEN, *UNSEEN):
         errors = [at_viscosity(OUT / f"stretch{stretch}-{seed}", nu) for seed in SEEDS]
-        found[f"{nu:g}"] = {"seen": nu in SEEN, **spread([e["trajectory"] for e in errors]), "nrmse": spread([e["nrmse"] for e in errors])}
+        found[f"{nu:g}"] = {
+            "seen": nu in SEEN,
+            **spread([e["trajectory"] for e in errors]),
+            "nrmse": spread([e["nrmse"] for e in errors]),
+        }
     ordered = sorted((*SEEN, *UNSEEN))
     for nu in UNSEEN:
         i = ordered.index(nu)
@@ -43,22 +63,31 @@ def viscosities(stretch: int) -> dict[str, Any]:
 
 
 def at_viscosity(run: Path, nu: float) -> dict[str, float]:
-    """Errors of one run's latent rollouts on a test set at ``nu``: PDEBench's, of every frame relative to itself, and relative to the
-    trajectory, |prediction - truth| / |truth| over x and t, which is finite where fields decay to nothing."""
+    """Errors of one run's latent rollouts on a test set at ``nu``: PDEBench's, of every frame
+    relative to itself, and relative to the trajectory, |prediction - truth| / |truth| over x and t,
+    which is finite where fields decay to nothing.
+    """
     data = data_of(run, nu=nu, train=8, validation=2)
     u = data.values["test"]
     pred = ups.load(run, data).rollout(u[:, 0], data.frames - 1, nu=nu)
     relative = (pred - u[:, 1:]).flatten(1).norm(dim=1) / u[:, 1:].flatten(1).norm(dim=1)
-    return {"trajectory": relative.mean().item(), "nrmse": pdebench_metrics(pred, u[:, 1:])["nrmse"]}
+    return {
+        "trajectory": relative.mean().item(),
+        "nrmse": pdebench_metrics(pred, u[:, 1:])["nrmse"],
+    }
 
 
 @torch.no_grad()
 def points_and_times(run: Path) -> dict[str, float]:
-    """Errors of one run's latent rollouts on the test set's initial conditions, given and asked for in other ways."""
+    """Errors of one run's latent rollouts on the test set's initial conditions, given and asked
+    for in other ways.
+    """
     data = data_of(run)
     sim, frames = ups.load(run, data), data.frames - 1
-    fine_x = burgers.grid(data.hparams["solver_points"])
-    u0 = burgers.initial_conditions(data.hparams["test"], fine_x, 3 * data.hparams["seed"] + 2)  # the test set's, at the solver's points
+    fine_x = burgers.cell_centers(data.hparams["solver_points"])
+    u0 = burgers.initial_conditions(
+        data.hparams["test"], fine_x, 3 * data.hparams["seed"] + 2
+    )  # the test set's, at the solver's points
     t = [data.dt * k for k in range(1, 2 * frames + 1)]
     fine = torch.cat([burgers.solve(part, t, data.nu) for part in u0.split(16)])
     every = len(fine_x) // data.points
@@ -69,17 +98,25 @@ def points_and_times(run: Path) -> dict[str, float]:
 
     generator = torch.Generator().manual_seed(0)
     some = torch.rand(data.points, generator=generator) < 0.8  # a fifth of the points is missing
-    anywhere = torch.rand(len(fine_x), generator=generator).argsort()[: data.points]  # as many points as the grid has, at random
+    anywhere = torch.rand(len(fine_x), generator=generator).argsort()[
+        : data.points
+    ]  # as many points as the grid has, at random
     whole = sim.rollout(coarse0, 2 * frames, nu=data.nu)
     after = pdebench_metrics(whole[:, frames:], coarse[:, frames:])["nrmse"]
     at_fine = sim.rollout(coarse0, frames, nu=data.nu, x_out=fine_x)
-    read = interpolate(coarse[:, :frames].flatten(0, 1), sim.x, fine_x, data.length).unflatten(0, (len(u0), frames))
+    read = interpolate(coarse[:, :frames].flatten(0, 1), sim.x, fine_x, data.length).unflatten(
+        0, (len(u0), frames)
+    )
     return {
         "training grid": error(whole[:, :frames], coarse[:, :frames]),
         f"asked for at {len(fine_x)} points": error(at_fine, fine[:, :frames]),
         f"the true fields, read at {len(fine_x)} points": error(read, fine[:, :frames]),
-        "a fifth of the points missing": error(sim.rollout(coarse0[:, some], frames, nu=data.nu, x=sim.x[some]), coarse[:, :frames]),
-        "given at random points": error(sim.rollout(u0[:, anywhere], frames, nu=data.nu, x=fine_x[anywhere]), coarse[:, :frames]),
+        "a fifth of the points missing": error(
+            sim.rollout(coarse0[:, some], frames, nu=data.nu, x=sim.x[some]), coarse[:, :frames]
+        ),
+        "given at random points": error(
+            sim.rollout(u0[:, anywhere], frames, nu=data.nu, x=fine_x[anywhere]), coarse[:, :frames]
+        ),
         "twice the trained horizon": error(whole, coarse),
         "its second half": after,
     }
@@ -87,17 +124,27 @@ def points_and_times(run: Path) -> dict[str, float]:
 
 def main(runs: list[Path]) -> None:
     each = [points_and_times(run) for run in runs]
-    result: dict[str, Any] = {"points and times": {name: spread([found[name] for found in each]) for name in each[0]}}
+    result: dict[str, Any] = {
+        "points and times": {name: spread([found[name] for found in each]) for name in each[0]}
+    }
     base = result["points and times"]["training grid"]["mean"]
     for name, found in result["points and times"].items():
         found["of_the_training_grid"] = found["mean"] / base
-        print(f"{name}: {found['mean']:.4f}, {found['of_the_training_grid']:.2f} of the training grid's", flush=True)
+        print(
+            f"{name}: {found['mean']:.4f}, {found['of_the_training_grid']:.2f} "
+            "of the training grid's",
+            flush=True,
+        )
     save("generality", result)
     result["viscosities"] = {}
     for stretch in STRETCHES:
         result["viscosities"][f"data.stretch={stretch}"] = table = viscosities(stretch)
         for nu, found in table.items():
-            unseen = "" if found["seen"] else f"(unseen, {found['of_the_neighbours_mean']:.2f} of its neighbours')"
+            unseen = (
+                ""
+                if found["seen"]
+                else f"(unseen, {found['of_the_neighbours_mean']:.2f} of its neighbours')"
+            )
             print(f"nu {nu}: {found['mean']:.4f}", unseen)
         save("generality", result)
 

@@ -1,8 +1,10 @@
-"""What the inverse losses cost: time of a training step with lambda_inv = 0, with them in every 10th batch, and in every batch.
+"""What the inverse losses cost: time of a training step with lambda_inv = 0, with them in every
+10th batch, and in every batch.
 
     python benchmarks/inverse_cost.py            writes benchmarks/results/inverse_cost.json
 
-The three are run in turn, block by block, in one process, so that the machine's drift meets all alike; the ratios are medians over blocks.
+The three are run in turn, block by block, in one process, so that the machine's drift meets all
+alike; the ratios are medians over blocks.
 """
 
 import statistics
@@ -13,12 +15,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from runs import save
 
-from ups.datamodules.windows import Batch
+from ups.core.batch import Batch
 from ups.models import build
-from ups.parallel import sharded_loss
+from ups.modules.sharding import sharded_loss
 from ups.physics import burgers
-from ups.rollout import Simulator
 from ups.run import CONF
+from ups.simulation.simulator import Simulator
 
 BLOCKS, STEPS = 15, 20
 
@@ -26,20 +28,28 @@ BLOCKS, STEPS = 15, 20
 def main() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config")
-    x = burgers.grid(cfg.data.points)
+    x = burgers.cell_centers(cfg.data.points)
     window = cfg.data.window
-    u = burgers.solve(burgers.initial_conditions(cfg.data.batch_size, x, 0), [cfg.data.dt * k for k in range(window + 1)], cfg.data.nu)
+    u = burgers.solve(
+        burgers.initial_conditions(cfg.data.batch_size, x, 0),
+        [cfg.data.dt * k for k in range(window + 1)],
+        cfg.data.nu,
+    )
     batch = Batch(u, torch.full((len(u),), cfg.data.nu), torch.arange(len(u)), torch.arange(len(u)))
     torch.manual_seed(0)
     simulator = Simulator(build(cfg.model, len(x)), x, cfg.data.dt)
     module = instantiate(cfg.stage.operator.module, simulator, lr=1e-4, _convert_="all")
-    optimizer = module.make_optimizer()
+    optimizer = module.build_optimizer()
 
     def block(every: int) -> float:
         start = time.perf_counter()
         for i in range(STEPS):
             module.inverse_now = every > 0 and i % every == 0
-            terms = sharded_loss(module.loss_terms, batch.shards(cfg.stage.operator.module.threads), list(module.parameters()))
+            terms = sharded_loss(
+                module.compute_losses,
+                batch.shards(cfg.stage.operator.module.threads),
+                list(module.parameters()),
+            )
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()
@@ -51,9 +61,14 @@ def main() -> None:
     for _ in range(BLOCKS):
         for every, seconds in times.items():
             seconds.append(block(every))
-    ratios = {n: statistics.median(a / b for a, b in zip(times[n], times[0], strict=True)) for n in (10, 1)}
+    ratios = {
+        n: statistics.median(a / b for a, b in zip(times[n], times[0], strict=True))
+        for n in (10, 1)
+    }
     result = {
-        "milliseconds_a_step": {str(n): round(1e3 * statistics.median(seconds), 2) for n, seconds in times.items()},
+        "milliseconds_a_step": {
+            str(n): round(1e3 * statistics.median(seconds), 2) for n, seconds in times.items()
+        },
         "ratio_to_lambda_0": {str(n): round(ratio, 3) for n, ratio in ratios.items()},
         "blocks": BLOCKS,
         "steps_a_block": STEPS,

@@ -1,6 +1,8 @@
-"""Latent rollouts with and without the inverse losses: three seeds each, the default data and model, a short training.
+"""Latent rollouts with and without the inverse losses: three seeds each, the default data and
+model, a short training.
 
-python benchmarks/lambda_inv.py [epochs]     writes benchmarks/results/lambda_inv.json; runs that are finished are not repeated
+python benchmarks/lambda_inv.py [epochs]     writes benchmarks/results/lambda_inv.json; runs that
+are finished are not repeated
 """
 
 import sys
@@ -9,20 +11,42 @@ from typing import Any
 
 from runs import save, side_by_side, spread
 
-from ups import leaderboard
+from ups.evaluation import leaderboard
 
 OUT = Path("outputs/lambda_inv")
 WEIGHTS = ("0", "1.0")
 
 
 def main(epochs: int) -> None:
-    common = ["-m", f"output_dir={OUT}", f"name=e{epochs}", "seed=0,1,2", "data.early=1", f"trainer.max_epochs={epochs}"]
-    list(side_by_side([[*common, "stage.operator.module.threads=1", f"lambda_inv={weight}"] for weight in WEIGHTS]))
+    common = [
+        "-m",
+        f"output_dir={OUT}",
+        f"name=e{epochs}",
+        "seed=0,1,2",
+        "data.early=1",
+        f"trainer.max_epochs={epochs}",
+    ]
+    list(
+        side_by_side(
+            [
+                [*common, "stage.operator.module.threads=1", f"lambda_inv={weight}"]
+                for weight in WEIGHTS
+            ]
+        )
+    )
     result: dict[str, Any] = {"epochs": epochs}
-    rows = [row for row in leaderboard.read(OUT / "leaderboard.csv") if row["name"].startswith(f"e{epochs}-")]
+    rows = [
+        row
+        for row in leaderboard.read(OUT / "leaderboard.csv")
+        if row["name"].startswith(f"e{epochs}-")
+    ]
     for mode in ("latent", "physical"):
         for weight in WEIGHTS:
-            values = [float(row["nrmse"]) for row in rows if row["mode"] == mode and f"lambda_inv_{weight}-" in row["name"]]
+            values = [
+                float(row["nrmse"])
+                for row in rows
+                if row["mode"] == mode and f"lambda_inv_{weight}-" in row["name"]
+            ]
             result.setdefault(mode, {})[f"lambda_inv={weight}"] = spread(values)
     without, with_them = (result["latent"][f"lambda_inv={weight}"] for weight in WEIGHTS)
     result["latent_error_lower_by"] = 1 - with_them["mean"] / without["mean"]

@@ -1,14 +1,17 @@
-"""Error against cost: the reference solver at 32 to 1024 points, and trained models in every mode that they have.
+"""Error against cost: the reference solver at 32 to 1024 points, and trained models in every mode
+that they have.
 
     python benchmarks/pareto.py RUN [RUN ...]     writes benchmarks/results/pareto.json
 
-RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them. The error is the rollout nRMSE over the test set. The
-cost is seconds a trajectory of all its frames on this machine, for trajectories one at a time (what somebody waits who needs one) and 64
-at once (throughput): the median over blocks, in each of which every row is timed in turn, so that the machine's drift meets all alike;
-with one thread or all of them, whichever is faster for the row.
-The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of the smallest.
-Break-even is the number of trajectories after which training has paid, against the solver at equal error; training takes what a run's log
-says, and of benchmarks/accuracy.py's runs, which have one core, the time on two that gave them their number of steps.
+RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them. The error is the
+rollout nRMSE over the test set. The cost is seconds a trajectory of all its frames on this machine,
+for trajectories one at a time (what somebody waits who needs one) and 64 at once (throughput): the
+median over blocks, in each of which every row is timed in turn, so that the machine's drift meets
+all alike; with one thread or all of them, whichever is faster for the row.
+The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of
+the smallest. Break-even is the number of trajectories after which training has paid, against the
+solver at equal error; training takes what a run's log says, and of benchmarks/accuracy.py's runs,
+which have one core, the time on two that gave them their number of steps.
 """
 
 import math
@@ -27,9 +30,9 @@ from throughput import in_turn
 from torch import Tensor
 
 import ups
-from ups.baselines import limited_lines
 from ups.datamodules import BurgersDataModule
-from ups.metrics import pdebench_metrics
+from ups.evaluation.baselines import limited_linear_reconstruction
+from ups.evaluation.metrics import pdebench_metrics
 from ups.physics import burgers
 
 POINTS = (32, 64, 128, 256, 512, 1024)
@@ -39,14 +42,24 @@ Rollout = Callable[[Tensor], Tensor]
 
 
 def solver(points: int, cfl: float, data: BurgersDataModule, frames: int) -> Rollout:
-    """The solver on a grid coarser or finer than the data's, which gives and takes fields on the data's."""
+    """The solver on a grid coarser or finer than the data's, which gives and takes fields on the
+    data's.
+    """
     t = [data.dt * k for k in range(1, frames + 1)]
 
     def rollout(u0: Tensor) -> Tensor:
         own = u0.shape[-1]
-        start = u0.unflatten(-1, (points, -1)).mean(-1) if points <= own else limited_lines(u0, points // own)
+        start = (
+            u0.unflatten(-1, (points, -1)).mean(-1)
+            if points <= own
+            else limited_linear_reconstruction(u0, points // own)
+        )
         u = burgers.solve(start, t, data.nu, data.length, dtype=torch.float32, cfl=cfl)
-        return limited_lines(u, own // points) if points <= own else u.unflatten(-1, (own, -1)).mean(-1)
+        return (
+            limited_linear_reconstruction(u, own // points)
+            if points <= own
+            else u.unflatten(-1, (own, -1)).mean(-1)
+        )
 
     return rollout
 
@@ -58,7 +71,10 @@ def error(rollout: Rollout, u: Tensor) -> float:
 
 
 def add_seconds(rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor) -> None:
-    """Seconds a trajectory to every row, in turn; of trajectories that come one at a time the mean over 32."""
+    """Seconds a trajectory to every row, in turn.
+
+    Of trajectories that come one at a time the mean over 32.
+    """
     every_thread = torch.get_num_threads()
     for batch in BATCHES:
         parts = u0[: max(32, batch)].split(batch)
@@ -68,10 +84,19 @@ def add_seconds(rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor)
             for part in parts:
                 rollout(part)
 
-        calls = {f"{k} {n}": partial(all_parts, rollout, n) for k, rollout in enumerate(rollouts) for n in {1, every_thread}}
-        times = {name: statistics.median(seconds) / (len(parts) * batch) for name, seconds in in_turn(calls, 1).items()}
+        calls = {
+            f"{k} {n}": partial(all_parts, rollout, n)
+            for k, rollout in enumerate(rollouts)
+            for n in {1, every_thread}
+        }
+        times = {
+            name: statistics.median(seconds) / (len(parts) * batch)
+            for name, seconds in in_turn(calls, 1).items()
+        }
         for k, row in enumerate(rows):
-            row.setdefault("seconds", {})[str(batch)] = min(times[f"{k} {n}"] for n in {1, every_thread})
+            row.setdefault("seconds", {})[str(batch)] = min(
+                times[f"{k} {n}"] for n in {1, every_thread}
+            )
     torch.set_num_threads(every_thread)
 
 
@@ -86,13 +111,19 @@ def solver_rows(data: BurgersDataModule, u: Tensor) -> tuple[list[dict[str, Any]
     return rows, rollouts
 
 
-def model_rows(run: Path, data: BurgersDataModule, u: Tensor) -> tuple[list[dict[str, Any]], list[Rollout]]:
+def model_rows(
+    run: Path, data: BurgersDataModule, u: Tensor
+) -> tuple[list[dict[str, Any]], list[Rollout]]:
     sim, frames = ups.load(run, data), u.shape[1] - 1
     ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *sim.correctors)]
     ways += [{"correct": name, "ttc": True} for name in ("none", *sim.correctors) if sim.correctors]
     rows, rollouts = [], []
     for way in ways:
-        label = " + ".join([sim.spec["name"]] + [way["correct"]] * (way["correct"] != "none") + ["ttc"] * way.get("ttc", False))
+        label = " + ".join(
+            [sim.spec["name"]]
+            + [way["correct"]] * (way["correct"] != "none")
+            + ["ttc"] * way.get("ttc", False)
+        )
 
         def rollout(u0: Tensor, way: dict[str, Any] = way) -> Tensor:
             return sim.rollout(u0, frames, nu=data.nu, **way)
@@ -104,7 +135,9 @@ def model_rows(run: Path, data: BurgersDataModule, u: Tensor) -> tuple[list[dict
 
 
 def at_equal_error(nrmse: float, solvers: list[dict[str, Any]], batch: str) -> float | None:
-    """What the solver costs, in seconds, at an error of ``nrmse``: between two of its grids on straight lines in logarithms."""
+    """What the solver costs, in seconds, at an error of ``nrmse``: between two of its grids on
+    straight lines in logarithms.
+    """
     ordered = sorted(solvers, key=lambda row: row["nrmse"])
     for better, worse in pairwise(ordered):
         if better["nrmse"] <= nrmse <= worse["nrmse"]:
@@ -127,13 +160,22 @@ def main(runs: list[Path]) -> None:
     for row in models:
         equal = {batch: at_equal_error(row["nrmse"], solvers, batch) for batch in row["seconds"]}
         row["solver_seconds_at_equal_error"] = equal
-        row["times_faster_than_solver"] = {b: None if s is None else s / row["seconds"][b] for b, s in equal.items()}
+        row["times_faster_than_solver"] = {
+            b: None if s is None else s / row["seconds"][b] for b, s in equal.items()
+        }
         gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
         equal_time = Path(row["run"]).parent.name == accuracy.OUT.name
-        seconds = row["training_seconds"] = accuracy.TRAIN_SECONDS if equal_time else training_seconds(Path(row["run"]))
-        row["break_even_trajectories"] = {b: math.ceil(seconds / g) if g is not None and g > 0 else None for b, g in gain.items()}
+        seconds = row["training_seconds"] = (
+            accuracy.TRAIN_SECONDS if equal_time else training_seconds(Path(row["run"]))
+        )
+        row["break_even_trajectories"] = {
+            b: math.ceil(seconds / g) if g is not None and g > 0 else None for b, g in gain.items()
+        }
     for row in solvers + models:
-        print(f"{row['name']}: nRMSE {row['nrmse']:.4f}; " + ", ".join(f"{1e3 * s:.2f} ms at {b}" for b, s in row["seconds"].items()))
+        print(
+            f"{row['name']}: nRMSE {row['nrmse']:.4f}; "
+            + ", ".join(f"{1e3 * s:.2f} ms at {b}" for b, s in row["seconds"].items())
+        )
     save("pareto", {"dataset": data.dataset, "rows": solvers + models})
 
 

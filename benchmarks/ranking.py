@@ -1,11 +1,14 @@
-"""Does the physics reward of test-time conditioning rank candidates like the true error does, and what does choosing by it gain?
+"""Does the physics reward of test-time conditioning rank candidates like the true error does, and
+what does choosing by it gain?
 
-    python benchmarks/ranking.py RUN [RUN ...]       writes benchmarks/results/ranking.json; RUN: folders with all stages, one a seed
+    python benchmarks/ranking.py RUN [RUN ...]       writes benchmarks/results/ranking.json; RUN:
+    folders with all stages, one a seed
 
-At every step of rollouts of 16 test trajectories there are 16 candidates of the diffusion corrector, its mean and 15 draws, and each term
-of the reward is set against the candidates' true error by Spearman's rank correlation, averaged over steps and trajectories. Then the same
-rollouts are made with the best candidate by the reward, with a random one (the control), and with guidance; and, beside a draw, with the
-corrector's mean at every step and as the mean of eight drawn rollouts.
+At every step of rollouts of 16 test trajectories there are 16 candidates of the diffusion
+corrector, its mean and 15 draws, and each term of the reward is set against the candidates' true
+error by Spearman's rank correlation, averaged over steps and trajectories. Then the same rollouts
+are made with the best candidate by the reward, with a random one (the control), and with guidance;
+and, beside a draw, with the corrector's mean at every step and as the mean of eight drawn rollouts.
 """
 
 import sys
@@ -19,10 +22,10 @@ from runs import data_of, save, spread
 from torch import Tensor
 
 import ups
-from ups.losses import relative_l2_squared
-from ups.metrics import pdebench_metrics
-from ups.rollout import Simulator
-from ups.ttc import TERMS, TTC, Conditioner, reward
+from ups.core.norms import relative_l2_squared
+from ups.evaluation.metrics import pdebench_metrics
+from ups.simulation.guidance import TERMS, TTC, GuidedStepper, score
+from ups.simulation.simulator import Simulator
 
 CANDIDATES, ENSEMBLE, TRAJECTORIES = 16, 8, 16
 
@@ -39,32 +42,40 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def correlations(sim: Simulator, u: Tensor, nu: Tensor) -> dict[str, float]:
-    """Along rollouts with the diffusion corrector: the mean rank correlation of each term with the true error."""
+    """Along rollouts with the diffusion corrector: the mean rank correlation of each term with
+    the true error.
+    """
     sim.ttc = TTC(candidates=CANDIDATES, guidance_steps=0)
     found: dict[str, list[Tensor]] = {term: [] for term in (*TERMS, "residual without certainty")}
     z = sim.encode(u[:, 0])
     for k in range(1, u.shape[1]):
-        conditioner = Conditioner(sim, nu, "diffusion")
-        candidates, _, expected = conditioner.expand(z, nu)
+        conditioner = GuidedStepper(sim, nu, "diffusion")
+        candidates, _, expected = conditioner.propose(z)
         fields = sim.decode(candidates.flatten(0, 1)).unflatten(0, candidates.shape[:2])
         error = relative_l2_squared(fields, u[:, k, None])
-        certainty = conditioner.physics.certainty(expected, sim.ttc.jump, sim.ttc.reach)
-        halves = sim.decode(conditioner.halves(z, nu))
+        certainty = conditioner.physics.shock_weight(expected, sim.ttc.jump, sim.ttc.reach)
+        halves = sim.decode(conditioner.two_half_steps(z))
         for name in found:
-            weight, term = (torch.ones_like(certainty), "residual") if name not in TERMS else (certainty, name)
-            score = reward(conditioner.physics, sim.decode(z), fields, expected, weight, {term: 1.0}, halves)
-            found[name].append(spearman(score, -error))
+            weight, term = (
+                (torch.ones_like(certainty), "residual") if name not in TERMS else (certainty, name)
+            )
+            rewards = score(
+                conditioner.physics, sim.decode(z), fields, expected, weight, {term: 1.0}, halves
+            )
+            found[name].append(spearman(rewards, -error))
         z = candidates[:, 1]  # a draw
     return {term: torch.cat(values).mean().item() for term, values in found.items()}
 
 
 @torch.no_grad()
 def chosen(sim: Simulator, u: Tensor, nu: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
-    """Rollouts (B, T, X) in which ``choose`` tells, from the candidates' rewards (B, M), which one is taken at each step."""
+    """Rollouts (B, T, X) in which ``choose`` tells, from the candidates' rewards (B, M), which
+    one is taken at each step.
+    """
     sim.ttc = TTC(candidates=CANDIDATES, guidance_steps=0)
-    conditioner, z, frames = Conditioner(sim, nu, "diffusion"), sim.encode(u[:, 0]), []
+    conditioner, z, frames = GuidedStepper(sim, nu, "diffusion"), sim.encode(u[:, 0]), []
     for _ in range(u.shape[1] - 1):
-        candidates, scores, _ = conditioner.expand(z, nu)
+        candidates, scores, _ = conditioner.propose(z)
         z = candidates[torch.arange(len(z)), choose(scores)]
         frames.append(sim.decode(z))
     return torch.stack(frames, 1)
@@ -90,12 +101,24 @@ def main(runs: list[str]) -> None:
         preds = {"the operator alone": rolled(correct="none")}
         torch.manual_seed(1)
         draws = [rolled(temperature=1.0) for _ in range(ENSEMBLE)]
-        preds |= {"a draw at temperature 1": draws[0], f"the mean of {ENSEMBLE} such": torch.stack(draws).mean(0)}
-        preds |= {"a draw, as by default": rolled(), "the corrector's mean at every step": rolled(temperature=0.0)}
-        for name, choose in {"a random one of 16": at_random, "the best of 16": partial(torch.argmax, dim=1)}.items():
+        preds |= {
+            "a draw at temperature 1": draws[0],
+            f"the mean of {ENSEMBLE} such": torch.stack(draws).mean(0),
+        }
+        preds |= {
+            "a draw, as by default": rolled(),
+            "the corrector's mean at every step": rolled(temperature=0.0),
+        }
+        for name, choose in {
+            "a random one of 16": at_random,
+            "the best of 16": partial(torch.argmax, dim=1),
+        }.items():
             torch.manual_seed(1)
             preds[name] = chosen(sim, u, nu, choose)
-        for name, candidates in {"the mean, guided": 1, "the best of 16, guided": CANDIDATES}.items():
+        for name, candidates in {
+            "the mean, guided": 1,
+            "the best of 16, guided": CANDIDATES,
+        }.items():
             torch.manual_seed(1)
             sim.ttc = TTC(candidates=candidates)
             preds[name] = rolled(ttc=True)
@@ -105,7 +128,11 @@ def main(runs: list[str]) -> None:
         result["runs"][run] = row
     for key in next(iter(result["runs"].values())):
         rows = [row[key] for row in result["runs"].values()]
-        result[key] = {term: spread([row[term] for row in rows]) for term in rows[0]} if key == "spearman" else spread(rows)
+        result[key] = (
+            {term: spread([row[term] for row in rows]) for term in rows[0]}
+            if key == "spearman"
+            else spread(rows)
+        )
         print(key, result[key])
     save("ranking", result)
 

@@ -9,19 +9,26 @@ from typing import Any
 from matplotlib.figure import Figure
 from runs import read
 
-HEAD = """Made by `python benchmarks/results.py` from the JSON files that the other benchmarks write: not to be edited. Errors are rollout
+HEAD = """Made by `python benchmarks/results.py` from the JSON files that the other benchmarks \
+write: not to be edited. Errors are rollout
 nRMSE on the test set, mean and standard deviation over seeds. `small` and `upt-small` are
 this project's token mixer by default, `upt_absolute` the plain UPT.
 
-**What these tables do not show**, found by checks from outside this repository and still to be measured here:
+**What these tables do not show**, found by checks from outside this repository and still to be \
+measured here:
 
-- The solver's times are those of eager PyTorch. Compiled with numba the same scheme takes 0.05, 0.08 and 0.17 ms a trajectory at 64, 128
+- The solver's times are those of eager PyTorch. Compiled with numba the same scheme takes 0.05, \
+0.08 and 0.17 ms a trajectory at 64, 128
   and 256 points: at equal error some fifty times faster than the model, not slower.
-- The peers were trained with AdamW, `small` with Muon. The ResNet with Muon reached 0.033 instead of 0.047, and a plain stepper on
-  patches, without latent tokens, 0.019 in 195 CPU seconds: part of the lead is the optimizer's and the patches'.
-- PDEBench's published initial conditions keep the constants of absent wave numbers, so most of its fields have a mean. On such fields the
+- The peers were trained with AdamW, `small` with Muon. The ResNet with Muon reached 0.033 instead \
+of 0.047, and a plain stepper on
+  patches, without latent tokens, 0.019 in 195 CPU seconds: part of the lead is the optimizer's \
+and the patches'.
+- PDEBench's published initial conditions keep the constants of absent wave numbers, so most of \
+its fields have a mean. On such fields the
   shipped model's error is 0.034, twice that on its own test set, which has none.
-- The spreads are over weight seeds of one data set and one machine. A fresh run of the default command gave 0.0186, not 0.0166 ± 0.0001."""
+- The spreads are over weight seeds of one data set and one machine. A fresh run of the default \
+command gave 0.0186, not 0.0166 ± 0.0001."""
 PAGE = Path(__file__).parents[1] / "docs/results.md"
 PICTURES = PAGE.parent / "pictures"
 
@@ -48,16 +55,35 @@ def picture(columns: int) -> tuple[Figure, Any]:
 
 
 def accuracy(result: dict[str, Any]) -> str:
-    head = ["model", "rollout nRMSE", "last frame", "one step", "seeds", "learning rate", "steps a second"]
+    head = [
+        "model",
+        "rollout nRMSE",
+        "last frame",
+        "one step",
+        "seeds",
+        "learning rate",
+        "steps a second",
+    ]
     rows = []
     tested = {model: found for model, found in result["models"].items() if found["runs"]}
     for model, found in sorted(tested.items(), key=lambda item: item[1]["nrmse"]["mean"]):
         cells = [number(found[key]) for key in ("nrmse", "last_frame", "one_step_nrmse")]
-        rows.append([model, *cells, str(len(found["runs"])), found["lr"], f"{found['steps_per_second']:.1f}"])
+        rows.append(
+            [
+                model,
+                *cells,
+                str(len(found["runs"])),
+                found["lr"],
+                f"{found['steps_per_second']:.1f}",
+            ]
+        )
     errors = {
         model: [
             sum(frame) / len(frame)
-            for frame in zip(*(run["rows"]["latent"]["nrmse_over_time"] for run in found["runs"].values()), strict=True)
+            for frame in zip(
+                *(run["rows"]["latent"]["nrmse_over_time"] for run in found["runs"].values()),
+                strict=True,
+            )
         ]
         for model, found in tested.items()
     }
@@ -67,7 +93,9 @@ def accuracy(result: dict[str, Any]) -> str:
     axis.set(xlabel="frame", ylabel="nRMSE of a frame")
     axis.legend()
     figure.savefig(PICTURES / "accuracy.png", dpi=110)
-    about = "How the models are compared, and why the plain UPT's row says little: [models](models.md)."
+    about = (
+        "How the models are compared, and why the plain UPT's row says little: [models](models.md)."
+    )
     return "\n\n".join((table(head, rows), about, "![error over time](pictures/accuracy.png)"))
 
 
@@ -83,7 +111,10 @@ def pareto(result: dict[str, Any]) -> str:
     ]
     rows = []
     for row in sorted(result["rows"], key=lambda row: row["nrmse"]):
-        faster = [f"{x:.1f} x" if (x := row.get("times_faster_than_solver", {}).get(batch)) else "" for batch in ("1", "64")]
+        faster = [
+            f"{x:.1f} x" if (x := row.get("times_faster_than_solver", {}).get(batch)) else ""
+            for batch in ("1", "64")
+        ]
         even = row.get("break_even_trajectories", {}).get("1")
         rows.append(
             [
@@ -97,12 +128,29 @@ def pareto(result: dict[str, Any]) -> str:
     figure, axes = picture(2)
     for axis, batch in zip(axes, ("1", "64"), strict=True):
         solvers = [row for row in result["rows"] if row["name"].startswith("solver")]
-        axis.loglog([r["seconds"][batch] for r in solvers], [r["nrmse"] for r in solvers], "o-", color="0.5", label="reference solver")
+        axis.loglog(
+            [r["seconds"][batch] for r in solvers],
+            [r["nrmse"] for r in solvers],
+            "o-",
+            color="0.5",
+            label="reference solver",
+        )
         for row in solvers:
-            axis.annotate(row["name"][7:], (row["seconds"][batch], row["nrmse"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axis.annotate(
+                row["name"][7:],
+                (row["seconds"][batch], row["nrmse"]),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
         for i, row in enumerate(r for r in result["rows"] if r not in solvers):
             axis.loglog(
-                row["seconds"][batch], row["nrmse"], "*" if "upt-small" in row["name"] else "s", color=f"C{i}", ms=9, label=row["name"]
+                row["seconds"][batch],
+                row["nrmse"],
+                "*" if "upt-small" in row["name"] else "s",
+                color=f"C{i}",
+                ms=9,
+                label=row["name"],
             )
         axis.set(xlabel="seconds a trajectory", title=f"{batch} at a time")
         axis.grid(alpha=0.3, which="both")
@@ -110,12 +158,15 @@ def pareto(result: dict[str, Any]) -> str:
     axes[1].legend(fontsize=7)
     figure.savefig(PICTURES / "pareto.png", dpi=110)
     fronts = "; ".join(
-        f"{words}: {', '.join(front(result['rows'], batch))}" for words, batch in (("one at a time", "1"), ("64 at once", "64"))
+        f"{words}: {', '.join(front(result['rows'], batch))}"
+        for words, batch in (("one at a time", "1"), ("64 at once", "64"))
     )
     about = (
-        f"On the front, where no other row is both faster and as accurate: {fronts}. The solver's rows get the same 256 points as the "
-        "models, which is what leaves 0.008 of error at 1024. Both sides are eager PyTorch, so these times compare calls, not arithmetic; "
-        "compiled, the solver takes 0.17 ms at 256 points and is ahead of every model here."
+        f"On the front, where no other row is both faster and as accurate: {fronts}. "
+        "The solver's rows get the same 256 points as the models, which is what leaves 0.008 of "
+        "error at 1024. Both sides are eager PyTorch, so these times compare calls, not "
+        "arithmetic; compiled, the solver takes 0.17 ms at 256 points and is ahead of every "
+        "model here."
     )
     return "\n\n".join((table(head, rows), about, "![error against cost](pictures/pareto.png)"))
 
@@ -124,7 +175,9 @@ def front(rows: list[dict[str, Any]], batch: str) -> list[str]:
     """The rows for which no other is both faster and at least as accurate."""
 
     def beaten(row: dict[str, Any]) -> bool:
-        return any(o["seconds"][batch] < row["seconds"][batch] and o["nrmse"] <= row["nrmse"] for o in rows)
+        return any(
+            o["seconds"][batch] < row["seconds"][batch] and o["nrmse"] <= row["nrmse"] for o in rows
+        )
 
     return [f"{row['name']} ({row['nrmse']:.4f})" for row in rows if not beaten(row)]
 
@@ -133,34 +186,70 @@ def ablation(result: dict[str, Any]) -> str:
     rows = []
     for change, found in result["changes"].items():
         verdict = "" if change == "default" else "yes" if found["beyond_spread"] else "no"
-        rows.append([change, number(found["latent"]), number(found["physical"]), f"{found['ratio']:.2f}", verdict])
-    about = f"{result['epochs']} epochs, three seeds; one thing changed, nothing tuned anew for it (AdamW has the default's learning rate)."
-    return about + "\n\n" + table(["change", "latent rollout", "physical rollout", "of the default's", "beyond the spread"], rows)
+        rows.append(
+            [
+                change,
+                number(found["latent"]),
+                number(found["physical"]),
+                f"{found['ratio']:.2f}",
+                verdict,
+            ]
+        )
+    about = (
+        f"{result['epochs']} epochs, three seeds; one thing changed, "
+        "nothing tuned anew for it (AdamW has the default's learning rate)."
+    )
+    return (
+        about
+        + "\n\n"
+        + table(
+            [
+                "change",
+                "latent rollout",
+                "physical rollout",
+                "of the default's",
+                "beyond the spread",
+            ],
+            rows,
+        )
+    )
 
 
 def throughput(result: dict[str, Any]) -> str:
     parts = []
     for name, found in result.items():
-        if isinstance(found, dict) and all(isinstance(v, dict) and "milliseconds" in v for v in found.values()):
+        if isinstance(found, dict) and all(
+            isinstance(v, dict) and "milliseconds" in v for v in found.values()
+        ):
             ratio = next(key for key in next(iter(found.values())) if key.startswith("of_"))
-            rows = [[label, f"{v['milliseconds']:.2f}", f"{v[ratio]:.2f}"] for label, v in found.items()]
+            rows = [
+                [label, f"{v['milliseconds']:.2f}", f"{v[ratio]:.2f}"] for label, v in found.items()
+            ]
             parts.append(table([name, "ms", f"of {ratio[3:]}'s"], rows))
-    memory = [[name, f"{v['before']}", f"{v['peak']}"] for name, v in result["training_memory"].items()]
+    memory = [
+        [name, f"{v['before']}", f"{v['peak']}"] for name, v in result["training_memory"].items()
+    ]
     parts.append(table(["peak memory of training, MB", "before the first step", "peak"], memory))
     floor = result["floor"]
     shares = ", ".join(f"`{name}` {share:.0%}" for name, share in floor["share"].items())
     parts.append(
-        f"A training step of `small` on one thread: {floor['milliseconds']:.1f} ms for {floor['gigaflops']:.2f} GFLOP of matrix products, "
-        f"which one large product does in {floor['milliseconds_of_a_large_product_as_long']:.1f} ms here. By operation: {shares}."
+        "A training step of `small` on one thread: "
+        f"{floor['milliseconds']:.1f} ms for {floor['gigaflops']:.2f} GFLOP of matrix products, "
+        f"which one large product does in {floor['milliseconds_of_a_large_product_as_long']:.1f} "
+        f"ms here. By operation: {shares}."
     )
     return (
         "\n\n".join(parts)
-        + f"\n\nThe reference solver makes {result['data, trajectories a second']:.0f} trajectories a second at 1024 points."
+        + f"\n\nThe reference solver makes {result['data, trajectories a second']:.0f} "
+        "trajectories a second at 1024 points."
     )
 
 
 def generality(result: dict[str, Any]) -> str:
-    points = [[name, number(v), f"{v['of_the_training_grid']:.2f}"] for name, v in result["points and times"].items()]
+    points = [
+        [name, number(v), f"{v['of_the_training_grid']:.2f}"]
+        for name, v in result["points and times"].items()
+    ]
     parts = [table(["points and times", "rollout nRMSE", "of the training grid's"], points)]
     for setting, viscosities in result.get("viscosities", {}).items():
         rows = [
@@ -200,14 +289,23 @@ def production(result: dict[str, Any]) -> str:
         for name, run in result["runs"].items()
         for label, row in run["rows"].items()
     ]
-    settings = [f"`{name}` is `{' '.join(run['settings'])}`" for name, run in result["runs"].items()]
+    settings = [
+        f"`{name}` is `{' '.join(run['settings'])}`" for name, run in result["runs"].items()
+    ]
     head = ["run", "minutes of training", "rollout", "rollout nRMSE", "one step"]
     parts = [f"1000 test trajectories, one seed; {'; '.join(settings)}.", table(head, rows)]
     cost = [
-        [row["name"], f"{row['nrmse']:.4f}", *(f"{1e3 * row['seconds'][batch]:.2f}" for batch in ("1", "64"))]
+        [
+            row["name"],
+            f"{row['nrmse']:.4f}",
+            *(f"{1e3 * row['seconds'][batch]:.2f}" for batch in ("1", "64")),
+        ]
         for row in sorted(result["beside the solver"], key=lambda row: row["nrmse"])
     ]
-    parts.append("The default on 9000 trajectories beside the solver, timed in turn, on 128 test trajectories:")
+    parts.append(
+        "The default on 9000 trajectories beside the solver, timed in turn, "
+        "on 128 test trajectories:"
+    )
     parts.append(table(["", "rollout nRMSE", "ms, one at a time", "ms, 64 at once"], cost))
     return "\n\n".join(parts)
 

@@ -7,29 +7,38 @@ import sys
 from pathlib import Path
 
 import ups
-from ups.card import card, tested
-from ups.pretrained import SHIPPED
+from ups.hub.model_card import load_test_results, render_model_card
+from ups.simulation.model_folder import SHIPPED
 
 NAME = "burgers-small"
 NOTES = """
-- The command above is that of the run's last call, which tested it. The weights were trained by the same command at commit a145740, in
+- The command above is that of the run's last call, which tested it. The weights were trained by \
+the same command at commit a145740, in
   21 min 36 s on the same machine; what `stage=all` trains at a later commit may differ.
-- The correctors were trained with temperature 0.85, which only the choice of the epoch sees, and set to 0.25, since then the default,
+- The correctors were trained with temperature 0.85, which only the choice of the epoch sees, and \
+set to 0.25, since then the default,
   before the test.
-- This is the first of three seeds, not the best. docs/stages.md has mean and standard deviation over all three, and an operator trained
-  as long as all stages together: without test-time conditioning it is no less accurate than `latent + diffusion`, with it more accurate
+- This is the first of three seeds, not the best. docs/stages.md has mean and standard deviation \
+over all three, and an operator trained
+  as long as all stages together: without test-time conditioning it is no less accurate than \
+`latent + diffusion`, with it more accurate
   than any row here.
-- One test trajectory of 128, an initial condition that a smooth window cuts off, carries 39 % of the operator's squared error.
-- In 1D on a CPU the numerical solver is the faster choice: its times above are those of eager PyTorch. Compiled with numba the same scheme
+- One test trajectory of 128, an initial condition that a smooth window cuts off, carries 39 % of \
+the operator's squared error.
+- In 1D on a CPU the numerical solver is the faster choice: its times above are those of eager \
+PyTorch. Compiled with numba the same scheme
   takes 0.17 ms a trajectory at 256 points (measured outside of this repository).
-- The training fields have no mean, those that PDEBench published do. On such fields this model's error is 0.034, twice the figure above.
+- The training fields have no mean, those that PDEBench published do. On such fields this model's \
+error is 0.034, twice the figure above.
 """
 
 
 def main(run: Path) -> None:
     sim = ups.load(run)
-    sim.nus = (tested(run)["dataset"]["nu"],)  # the run is older than the simulator's memory of it
-    sim.save(SHIPPED / NAME, card(run, NAME, licence="MIT", notes=NOTES))
+    sim.nus = (
+        load_test_results(run)["dataset"]["nu"],
+    )  # the run is older than the simulator's memory of it
+    sim.save(SHIPPED / NAME, render_model_card(run, NAME, licence="MIT", notes=NOTES))
     print("written:", SHIPPED / NAME)
 
 

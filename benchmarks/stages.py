@@ -1,9 +1,11 @@
-"""All stages on the default data, three seeds, beside an operator trained for the same total time (the control, seeds 1 and 2).
+"""All stages on the default data, three seeds, beside an operator trained for the same total time
+(the control, seeds 1 and 2).
 
-    python benchmarks/stages.py [OUTPUT_DIR]      writes benchmarks/results/stages.json and prints the table of docs/stages.md
+    python benchmarks/stages.py [OUTPUT_DIR]      writes benchmarks/results/stages.json and prints
+    the table of docs/stages.md
 
-The first seed has the machine for itself and is timed; the others run side by side, each on one core. What is finished in OUTPUT_DIR
-(outputs/stages) is not repeated.
+The first seed has the machine for itself and is timed; the others run side by side, each on one
+core. What is finished in OUTPUT_DIR (outputs/stages) is not repeated.
 """
 
 import sys
@@ -14,15 +16,25 @@ from typing import Any
 from runs import SEEDS, own_rows, save, side_by_side, spread, ups_run
 
 STAGES = ("operator", "diffusion", "consistency")
-OF_DRAWS = ("ensemble_nrmse", "spread_over_error", "one_step_spread_over_error", "spread_over_error_rms", "one_step_spread_over_error_rms")
+OF_DRAWS = (
+    "ensemble_nrmse",
+    "spread_over_error",
+    "one_step_spread_over_error",
+    "spread_over_error_rms",
+    "one_step_spread_over_error_rms",
+)
 CONTROL_SEEDS = (1, 2)
-CONTROL_EPOCHS = 38  # of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
+# of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
+CONTROL_EPOCHS = 38
 
 
 def by_correction(folder: Path, *reports: str) -> dict[str, dict[str, Any]]:
     """A run's own rows, by what corrects them."""
     rows = [row for report in reports for row in own_rows(folder, report)]
-    return {" + ".join([r["mode"]] + [r["correct"]] * (r["correct"] != "none") + ["ttc"] * r["ttc"]): r for r in rows}
+    return {
+        " + ".join([r["mode"]] + [r["correct"]] * (r["correct"] != "none") + ["ttc"] * r["ttc"]): r
+        for r in rows
+    }
 
 
 def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: str) -> None:
@@ -30,7 +42,9 @@ def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: 
     stages = STAGES if "stage=all" in settings else STAGES[:1]
     one_core = [f"stage.{stage}.module.threads=1" for stage in stages]
     left = [seed for seed in seeds if not (out / f"{kind}-{seed}/reports/{report}.json").exists()]
-    jobs = [[f"output_dir={out}", f"name={kind}-{seed}", f"seed={seed}", *settings] for seed in left]
+    jobs = [
+        [f"output_dir={out}", f"name={kind}-{seed}", f"seed={seed}", *settings] for seed in left
+    ]
     if kind == "all" and left[:1] == [0]:
         started = time.time()
         ups_run(jobs.pop(0))
@@ -41,29 +55,67 @@ def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: 
 def main(out: Path) -> None:
     train(out, "all", SEEDS, "eval_ttc", "stage=all")
     train(out, "control", CONTROL_SEEDS, "eval_operator", f"trainer.max_epochs={CONTROL_EPOCHS}")
-    train(out, "control", CONTROL_SEEDS, "eval_ttc", "stage=evaluate", f"trainer.max_epochs={CONTROL_EPOCHS}")
+    train(
+        out,
+        "control",
+        CONTROL_SEEDS,
+        "eval_ttc",
+        "stage=evaluate",
+        f"trainer.max_epochs={CONTROL_EPOCHS}",
+    )
     runs = {seed: by_correction(out / f"all-{seed}", "eval_baseline", "eval_ttc") for seed in SEEDS}
     table = {label: {seed: run[label] for seed, run in runs.items()} for label in runs[SEEDS[0]]}
-    controls = {seed: by_correction(out / f"control-{seed}", "eval_baseline", "eval_ttc") for seed in CONTROL_SEEDS}
+    controls = {
+        seed: by_correction(out / f"control-{seed}", "eval_baseline", "eval_ttc")
+        for seed in CONTROL_SEEDS
+    }
     for label in ("latent", "latent + ttc"):
-        about = f"control: {label}, {CONTROL_EPOCHS} epochs, seeds {', '.join(map(str, CONTROL_SEEDS))}"
+        about = (
+            f"control: {label}, {CONTROL_EPOCHS} epochs, seeds {', '.join(map(str, CONTROL_SEEDS))}"
+        )
         table[about] = {seed: control[label] for seed, control in controls.items()}
-    result: dict[str, Any] = {"stage_all_seconds": int((out / "all-0/wall_seconds").read_text()), "rows": {}}
-    print("| | rollout nRMSE | of the operator's | one step | mean of 3 draws | spread / error, rollout | one step | ms a trajectory |")
+    result: dict[str, Any] = {
+        "stage_all_seconds": int((out / "all-0/wall_seconds").read_text()),
+        "rows": {},
+    }
+    print(
+        "| | rollout nRMSE | of the operator's | one step | mean of 3 draws "
+        "| spread / error, rollout | one step | ms a trajectory |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for label, by_seed in table.items():
         rows = list(by_seed.values())
-        entry = {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse", "seconds_per_trajectory")}
-        entry["ratio"] = spread([row["nrmse"] / runs[seed]["latent"]["nrmse"] for seed, row in by_seed.items()])
+        entry = {
+            key: spread([row[key] for row in rows])
+            for key in ("nrmse", "one_step_nrmse", "seconds_per_trajectory")
+        }
+        entry["ratio"] = spread(
+            [row["nrmse"] / runs[seed]["latent"]["nrmse"] for seed, row in by_seed.items()]
+        )
         entry |= {key: spread([row[key] for row in rows]) for key in OF_DRAWS if key in rows[0]}
         result["rows"][label] = entry
 
         def cell(key: str, digits: int, entry: dict[str, Any] = entry) -> str:
-            return f"{entry[key]['mean']:.{digits}f} ± {entry[key]['stdev']:.{digits}f}" if key in entry else ""
+            return (
+                f"{entry[key]['mean']:.{digits}f} ± {entry[key]['stdev']:.{digits}f}"
+                if key in entry
+                else ""
+            )
 
-        cells = [cell("nrmse", 4), cell("ratio", 2), cell("one_step_nrmse", 4), cell("ensemble_nrmse", 4), cell("spread_over_error", 2)]
-        seconds = min(entry["seconds_per_trajectory"]["seeds"])  # seeds that ran side by side are slower
-        print(f"| {label} | {' | '.join(cells)} | {cell('one_step_spread_over_error', 2)} | {1e3 * seconds:.0f} |")
+        cells = [
+            cell("nrmse", 4),
+            cell("ratio", 2),
+            cell("one_step_nrmse", 4),
+            cell("ensemble_nrmse", 4),
+            cell("spread_over_error", 2),
+        ]
+        seconds = min(
+            entry["seconds_per_trajectory"]["seeds"]
+        )  # seeds that ran side by side are slower
+        print(
+            f"| {label} | {' | '.join(cells)} | {cell('one_step_spread_over_error', 2)} "
+            f"| {1e3 * seconds:.0f} |"
+        )
     save("stages", result)
 
 

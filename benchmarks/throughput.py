@@ -1,9 +1,11 @@
-"""Speed and memory: training steps, rollouts, and how both grow with points, tokens and batch; data generation.
+"""Speed and memory: training steps, rollouts, and how both grow with points, tokens and batch; data
+generation.
 
     python benchmarks/throughput.py         writes benchmarks/results/throughput.json
 
-Untrained weights: what is computed does not depend on them. Models are timed in turn, block by block, so that the machine's drift meets
-all alike; ratios are medians over blocks. Peak memory is that of a process of its own, which takes a few training steps.
+Untrained weights: what is computed does not depend on them. Models are timed in turn, block by
+block, so that the machine's drift meets all alike; ratios are medians over blocks. Peak memory is
+that of a process of its own, which takes a few training steps.
 """
 
 import multiprocessing
@@ -21,12 +23,12 @@ from omegaconf import OmegaConf
 from runs import save
 from torch.utils.flop_counter import FlopCounterMode
 
-from ups.datamodules.windows import Batch
+from ups.core.batch import Batch
 from ups.models import build
-from ups.parallel import sharded_loss
+from ups.modules.sharding import sharded_loss
 from ups.physics import burgers
-from ups.rollout import Simulator
 from ups.run import CONF
+from ups.simulation.simulator import Simulator
 
 BLOCKS = 7
 
@@ -37,14 +39,16 @@ def configuration(*settings: str) -> Any:
 
 
 def simulator(cfg: Any, points: int | None = None) -> Simulator:
-    x = burgers.grid(points or cfg.data.points)
+    x = burgers.cell_centers(points or cfg.data.points)
     return Simulator(build(cfg.model, len(x)), x, cfg.data.dt, spec=dict(cfg.model)).eval()
 
 
 def fields(batch: int, points: int, frames: int = 1) -> torch.Tensor:
     """Smooth fields (B, frames, X)."""
-    x = burgers.grid(points)
-    return burgers.initial_conditions(batch, x, 0)[:, None] * torch.linspace(1, 0.9, frames)[:, None]
+    x = burgers.cell_centers(points)
+    return (
+        burgers.initial_conditions(batch, x, 0)[:, None] * torch.linspace(1, 0.9, frames)[:, None]
+    )
 
 
 def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
@@ -53,12 +57,20 @@ def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
     sim = simulator(cfg, points)
     size, options = cfg.data.batch_size, cfg.stage.operator.module
     module = instantiate(options, sim, _convert_="all")
-    optimizer = module.make_optimizer()
-    batch = Batch(fields(size, len(sim.x), cfg.data.window + 1), torch.full((size,), 1e-3), *(torch.arange(size) for _ in range(2)))
+    optimizer = module.build_optimizer()
+    batch = Batch(
+        fields(size, len(sim.x), cfg.data.window + 1),
+        torch.full((size,), 1e-3),
+        *(torch.arange(size) for _ in range(2)),
+    )
 
     def step() -> None:
         shards = batch.shards(options.threads)
-        terms = sharded_loss(module.loss_terms, shards, list(module.parameters())) if len(shards) > 1 else module.loss_terms(batch)
+        terms = (
+            sharded_loss(module.compute_losses, shards, list(module.parameters()))
+            if len(shards) > 1
+            else module.compute_losses(batch)
+        )
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
@@ -71,7 +83,8 @@ def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list
     times: dict[str, list[float]] = {name: [] for name in calls}
     for block in range(BLOCKS + 1):  # the first is a warm-up
         for name, call in calls.items():
-            call()  # what the one before left in the caches and took from the allocator is not this one's affair
+            # untimed: caches and allocator are as the one before left them
+            call()
             start = time.perf_counter()
             for _ in range(repeats):
                 call()
@@ -81,18 +94,28 @@ def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list
 
 
 def compared(calls: dict[str, Callable[[], Any]], repeats: int, to: str) -> dict[str, Any]:
-    """Median milliseconds a call, and the median over blocks of each one's ratio to the one called ``to``."""
+    """Median milliseconds a call, and the median over blocks of each one's ratio to the one
+    called ``to``.
+    """
     times = in_turn(calls, repeats)
-    ratios = {name: statistics.median(a / b for a, b in zip(seconds, times[to], strict=True)) for name, seconds in times.items()}
-    found = {name: {"milliseconds": 1e3 * statistics.median(seconds), f"of_{to}": ratios[name]} for name, seconds in times.items()}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(seconds, times[to], strict=True))
+        for name, seconds in times.items()
+    }
+    found = {
+        name: {"milliseconds": 1e3 * statistics.median(seconds), f"of_{to}": ratios[name]}
+        for name, seconds in times.items()
+    }
     for name, values in found.items():
         print(f"  {name}: {values['milliseconds']:.2f} ms, {ratios[name]:.2f} of {to}", flush=True)
     return found
 
 
 def floor(cfg: Any) -> dict[str, Any]:
-    """Where a training step's time goes, on one thread: its matrix products' operations, how long they would take at the speed of a large
-    product on this machine, and the share of each PyTorch operation."""
+    """Where a training step's time goes, on one thread: its matrix products' operations, how long
+    they would take at the speed of a large product on this machine, and the share of each PyTorch
+    operation.
+    """
     step = trainer(OmegaConf.merge(cfg, {"stage": {"operator": {"module": {"threads": 1}}}}))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -126,7 +149,11 @@ def peak(settings: list[str], answer: Any) -> None:
 
 def most_resident() -> float:
     """This process's peak so far, in MB (Linux); getrusage would count its parent's too."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -169,12 +196,19 @@ def main() -> None:
     print("training steps, the same batch and window")
     models = {"small": same, "upt_absolute": configuration("model=upt_absolute", *alike, *inverse)}
     models |= {name: configuration(f"model={name}", *alike) for name in ("fno", "resnet", "unet")}
-    result["training_step"] = compared({name: trainer(cfg) for name, cfg in models.items()}, 5, "small")
+    result["training_step"] = compared(
+        {name: trainer(cfg) for name, cfg in models.items()}, 5, "small"
+    )
     result["floor"] = floor(same)
     print(result["floor"], flush=True)
     print("peak memory of training, MB")
-    result["training_memory"] = {name: peak_megabytes(f"model={name}", *alike, *(inverse if "upt" in name else [])) for name in models}
-    result["training_memory"]["burgers_upt, one batch of 12"] = peak_megabytes("experiment=burgers_upt", "data.path=none")
+    result["training_memory"] = {
+        name: peak_megabytes(f"model={name}", *alike, *(inverse if "upt" in name else []))
+        for name in models
+    }
+    result["training_memory"]["burgers_upt, one batch of 12"] = peak_megabytes(
+        "experiment=burgers_upt", "data.path=none"
+    )
     print(result["training_memory"], flush=True)
     for batch in (1, 64):
         print(f"rollouts of 40 frames, batch {batch}")
@@ -182,18 +216,27 @@ def main() -> None:
         calls = {name: rollout(sim, batch) for name, sim in sims.items()}
         calls["small, physical"] = rollout(sims["small"], batch, mode="physical")
         result[f"rollout, batch {batch}"] = compared(calls, 1, "small")
-    print("with points: training step, latent rollout that decodes the last frame alone, and all frames; batch 16")
+    print(
+        "with points: training step, latent rollout that decodes the last frame alone, "
+        "and all frames; batch 16"
+    )
     sizes = (256, 1024, 4096, 16384)
     result["points, training step"] = compared({str(n): trainer(same, n) for n in sizes}, 2, "256")
     sims_at = {n: simulator(same, n) for n in sizes}
     ends = {str(n): partial(last_frame, sim, fields(16, n)[:, 0]) for n, sim in sims_at.items()}
     result["points, last frame"] = compared(ends, 1, "256")
-    result["points, all frames"] = compared({str(n): rollout(sim, 16) for n, sim in sims_at.items()}, 1, "256")
+    result["points, all frames"] = compared(
+        {str(n): rollout(sim, 16) for n, sim in sims_at.items()}, 1, "256"
+    )
     print("with tokens, at 256 points: training step")
-    result["tokens, training step"] = compared({str(n): trainer(configuration(f"model.tokens={n}")) for n in (16, 32, 64, 128)}, 3, "64")
+    result["tokens, training step"] = compared(
+        {str(n): trainer(configuration(f"model.tokens={n}")) for n in (16, 32, 64, 128)}, 3, "64"
+    )
     print("with the batch: training step")
-    result["batch, training step"] = compared({str(n): trainer(configuration(f"data.batch_size={n}")) for n in (8, 16, 64, 256)}, 2, "16")
-    u0 = burgers.initial_conditions(32, burgers.grid(1024), 0)
+    result["batch, training step"] = compared(
+        {str(n): trainer(configuration(f"data.batch_size={n}")) for n in (8, 16, 64, 256)}, 2, "16"
+    )
+    u0 = burgers.initial_conditions(32, burgers.cell_centers(1024), 0)
     start = time.perf_counter()
     burgers.solve(u0, [0.05 * k for k in range(1, 41)], 1e-3)
     result["data, trajectories a second"] = len(u0) / (time.perf_counter() - start)

@@ -1,4 +1,6 @@
-"""Variants of the default model that only the ablation needs: architectures of one's own, as anybody may add them."""
+"""Variants of the default model that only the ablation needs: architectures of one's own, as
+anybody may add them.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +12,18 @@ from ups.models import UPT
 class LayerNormUPT(UPT):
     """Tokens held by LayerNorm without parameters instead of a bound."""
 
-    def bound(self, z: Tensor) -> Tensor:
+    def soft_rms_clip(self, z: Tensor) -> Tensor:
         return F.layer_norm(z, z.shape[-1:])
 
 
 class PlacedUPT(UPT):
-    """Every token also knows its absolute place: a learnt vector is added to it after the encoder's blocks."""
+    """Every token also knows its absolute place: a learnt vector is added to it after the
+    encoder's blocks.
+    """
 
     def __init__(self, points: int, tokens: int = 64, width: int = 48, **sizes: object) -> None:
         super().__init__(points, tokens, width, **sizes)  # type: ignore[arg-type]
         self.places = nn.Parameter(torch.randn(tokens, width))
-        self.encoder.register_forward_pre_hook(lambda module, arguments: (arguments[0] + self.places,))
+        self.encoder.register_forward_pre_hook(
+            lambda module, arguments: (arguments[0] + self.places,)
+        )

@@ -7,13 +7,22 @@ import pytest
 import torch
 
 from ups.models import build
-from ups.rollout import Simulator
+from ups.simulation.simulator import Simulator
 
-SPEC = {"architecture": "upt", "tokens": 8, "width": 16, "distances": [1, 2], "encoder": 1, "approximator": 2, "decoder": 1}
+SPEC = {
+    "architecture": "upt",
+    "tokens": 8,
+    "width": 16,
+    "distances": [1, 2],
+    "encoder": 1,
+    "approximator": 2,
+    "decoder": 1,
+}
 # a run of seconds: the same code, small sizes
 TINY = [
-    "model=tiny", "model.tokens=8", "model.width=16", "data.points=32", "data.solver_points=64", "data.frames=11", "data.train=24",
-    "data.validation=4", "data.test=6", "data.windows_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3", "preflight=false",
+    "model=tiny", "model.tokens=8", "model.width=16", "data.points=32", "data.solver_points=64",
+    "data.frames=11", "data.train=24", "data.validation=4", "data.test=6",
+    "data.windows_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3", "preflight=false",
 ]  # fmt: skip
 
 
@@ -54,7 +63,13 @@ def ups_run(tmp_path):
     """Runs `python -m ups.run ...` in a fresh folder, as a user does."""
 
     def run(*args, check=True, timeout=600, cwd=tmp_path):
-        done = subprocess.run([sys.executable, "-m", "ups.run", *args], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            [sys.executable, "-m", "ups.run", *args],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

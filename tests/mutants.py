@@ -1,11 +1,11 @@
 """Would the tests notice a wrong number? Put plausible mistakes into the code, one at a time.
 
-    python tests/mutants.py                      all mistakes of mutants.yaml; about half an hour on two cores
-    python tests/mutants.py --area ttc --area data
+    python tests/mutants.py                      all mistakes of mutants.yaml; about half an hour on
+    two cores python tests/mutants.py --area ttc --area data
 
-Each mistake is made in a copy of the checkout, and the fast tests of its area run there. A mistake that
-these let pass meets the fast tests of all other areas. The table says how many were noticed, and the JSON
-which were not.
+Each mistake is made in a copy of the checkout, and the fast tests of its area run there. A mistake
+that these let pass meets the fast tests of all other areas. The table says how many were noticed,
+and the JSON which were not.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def mutate(folder: Path, mutant: dict[str, str]) -> str:
     text = path.read_text(encoding="utf-8")
     count = text.count(mutant["from"])
     if count != 1:
-        raise ValueError(f"{mutant['file']} has {mutant['from']!r} {count} times; it must be there once")
+        raise ValueError(
+            f"{mutant['file']} has {mutant['from']!r} {count} times; it must be there once"
+        )
     path.write_text(text.replace(mutant["from"], mutant["to"]), encoding="utf-8")
     return text
 
@@ -49,14 +51,18 @@ def passes(folder: Path, tests: list[str]) -> bool:
     fast = ["-m", "not slow", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
     command = [sys.executable, "-m", "pytest", *fast, *tests]
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=PATIENCE_SECONDS)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=PATIENCE_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0
 
 
 def is_noticed(folder: Path, mutant: dict[str, str], tests: list[str], others: list[str]) -> bool:
-    """Whether a test fails once the mistake is made: one of its area's, or else one of ``others``."""
+    """Whether a test fails once the mistake is made: one of its area's, or else one of
+    ``others``.
+    """
     text = mutate(folder, mutant)
     try:
         return not passes(folder, tests) or not passes(folder, others)
@@ -98,8 +104,8 @@ def run_all(
         return {"area": area, **mutant, "noticed": noticed}
 
     folder = copies.get()
-    if not passes(folder, every_test):
-        raise SystemExit("the tests must pass before mistakes are made, and they don't")
+    if not passes(folder, sorted({test for area in mutants for test in tests[area]})):
+        raise SystemExit("the tests must pass before mistakes are made, and they do not")
     copies.put(folder)
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(work, area, m) for area, group in mutants.items() for m in group]
@@ -116,7 +122,9 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--area", action="append", help="only this one; may be repeated")
     parser.add_argument("--workers", type=int, default=2, help="copies that are tested at a time")
     parser.add_argument("--output", type=Path, help="a JSON file to write")

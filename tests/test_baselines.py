@@ -11,13 +11,13 @@ import torch
 from conftest import SPEC, make_simulator
 from torch.utils.data import DataLoader
 
-from ups.baselines import Persistence, Solver, limited_lines
-from ups.datamodules.windows import Batch
-from ups.errors import UpsError
+from ups.core.batch import Batch
+from ups.core.errors import UpsError
+from ups.evaluation.baselines import Persistence, Solver, limited_linear_reconstruction
 from ups.models import build
-from ups.modules import EvaluateModule
-from ups.physics import advection, burgers, line
-from ups.rollout import Simulator
+from ups.modules import EvaluationModule
+from ups.physics import advection, burgers, periodic_1d
+from ups.simulation.simulator import Simulator
 
 
 def lines_in_cells(averages, factor):
@@ -47,7 +47,9 @@ def solver_by_hand(physics, u0, points, times, nu, length=1.0):
     """The solver's row (B, T, X), the steps around the solver itself written out."""
     factor = u0.shape[1] // points
     averages = averages_of_cells(u0.double().numpy(), points)
-    coarse = physics.solve(torch.from_numpy(averages).float(), times, nu, length, dtype=torch.float32)
+    coarse = physics.solve(
+        torch.from_numpy(averages).float(), times, nu, length, dtype=torch.float32
+    )
     out = np.zeros((len(u0), len(times), u0.shape[1]))
     for row in range(len(u0)):
         for k in range(len(times)):
@@ -73,11 +75,11 @@ def test_persistence_repeats_the_first_field():
 def test_limited_lines_equal_a_worked_example():
     # cell 1 has differences 1 and 2, and so the slope 2 * 1 * 2 / 3; the others are extrema or flat
     u = torch.tensor([0.0, 1.0, 3.0, 3.0])
-    found = limited_lines(u, 2).tolist()
+    found = limited_linear_reconstruction(u, 2).tolist()
     assert found == pytest.approx([0.0, 0.0, 1 - 1 / 3, 1 + 1 / 3, 3.0, 3.0, 3.0, 3.0])
     # across the end: cell 0 lies between 3 and 1, cell 3 between 6 and 2
     u = torch.tensor([2.0, 1.0, 6.0, 3.0])
-    found = limited_lines(u, 2).tolist()
+    found = limited_linear_reconstruction(u, 2).tolist()
     first, last = -2 * 1 * 1 / 2, -2 * 3 * 1 / 4
     expected = [2 - first / 4, 2 + first / 4, 1, 1, 6, 6, 3 - last / 4, 3 + last / 4]
     assert found == pytest.approx(expected)
@@ -87,7 +89,7 @@ def test_limited_lines_equal_a_worked_example():
 def test_limited_lines_equal_the_written_out_lines(factor):
     rng = np.random.default_rng(factor)
     u = rng.normal(size=(2, 3, 10)).astype(np.float32)
-    found = limited_lines(torch.from_numpy(u), factor)
+    found = limited_linear_reconstruction(torch.from_numpy(u), factor)
     assert found.shape == (2, 3, 10 * factor)
     for row in range(2):
         for k in range(3):
@@ -99,10 +101,12 @@ def test_limited_lines_equal_the_written_out_lines(factor):
 
 def test_limited_lines_are_exact_on_a_line_and_leave_flat_fields():
     u = torch.arange(8.0)
-    inner = limited_lines(u, 4)[4:-4]  # the ends meet in a jump
+    inner = limited_linear_reconstruction(u, 4)[4:-4]  # the ends meet in a jump
     assert inner.tolist() == pytest.approx([1 + (i + 0.5) / 4 - 0.5 for i in range(24)])
-    assert torch.equal(limited_lines(torch.full((5,), 0.7), 3), torch.full((15,), 0.7))
-    assert torch.equal(limited_lines(u, 1), u)
+    assert torch.equal(
+        limited_linear_reconstruction(torch.full((5,), 0.7), 3), torch.full((15,), 0.7)
+    )
+    assert torch.equal(limited_linear_reconstruction(u, 1), u)
 
 
 # ---------------------------------------------------------------- the solver's rollout
@@ -130,7 +134,7 @@ def test_solver_asks_for_cell_averages_all_times_one_nu_and_float32():
 
 def test_solver_moves_averages_by_whole_cells_where_the_solution_is_a_shift():
     # at speed 2 and dt 1/16 a field moves by one of eight cells a frame: exactly, in this scheme
-    u0 = line.initial_conditions(3, line.grid(32), seed=4)
+    u0 = periodic_1d.initial_conditions(3, periodic_1d.cell_centers(32), seed=4)
     rolled = Solver(advection, 8, dt=1 / 16).rollout(u0, 5, nu=torch.full((3,), 2.0))
     averages = averages_of_cells(u0.numpy(), 8)
     assert rolled.shape == (3, 5, 32)
@@ -142,12 +146,14 @@ def test_solver_moves_averages_by_whole_cells_where_the_solution_is_a_shift():
 
 @pytest.mark.parametrize("points", [16, 32, 64])
 def test_solver_rollout_equals_restriction_solution_and_limited_lines(points):
-    u0 = line.initial_conditions(3, line.grid(64), seed=5)
+    u0 = periodic_1d.initial_conditions(3, periodic_1d.cell_centers(64), seed=5)
     rolled = Solver(burgers, points, dt=0.03).rollout(u0, 4, nu=torch.full((3,), 0.02))
     expected = solver_by_hand(burgers, u0, points, [0.03, 0.06, 0.09, 0.12], 0.02)
     assert rolled.dtype == torch.float32
     assert rolled.numpy() == pytest.approx(expected, abs=2e-5)
-    assert rolled.mean(-1).numpy() == pytest.approx(u0.mean(-1, keepdim=True).expand(-1, 4).numpy(), abs=1e-6)
+    assert rolled.mean(-1).numpy() == pytest.approx(
+        u0.mean(-1, keepdim=True).expand(-1, 4).numpy(), abs=1e-6
+    )
 
 
 def test_solver_refuses_several_parameters_and_fields_that_are_no_multiple():
@@ -171,7 +177,12 @@ def make_batches():
     """Two batches of solutions, of another parameter each."""
     batches = []
     for part, (size, nu) in enumerate(zip(SIZES, NUS, strict=True)):
-        fine = line.initial_conditions(size, line.grid(2 * POINTS), seed=20 + part) + 0.2
+        fine = (
+            periodic_1d.initial_conditions(
+                size, periodic_1d.cell_centers(2 * POINTS), seed=20 + part
+            )
+            + 0.2
+        )
         u = burgers.solve(fine, [DT * k for k in range(FRAMES)], nu)[..., ::2]
         number = torch.arange(size)
         batches.append(Batch(u, torch.full((size,), nu), number, number))
@@ -199,8 +210,8 @@ def evaluation():
     seconds = iter(range(10**6))
     with pytest.MonkeyPatch.context() as patch:
         clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
-        patch.setattr("ups.modules.evaluate.time", clock)
-        module = evaluated(EvaluateModule(simulator, "mine", ["none"]), make_batches())
+        patch.setattr("ups.modules.evaluation.time", clock)
+        module = evaluated(EvaluationModule(simulator, "mine", ["none"]), make_batches())
     return module
 
 
@@ -247,7 +258,9 @@ def metrics_by_hand(name):
             mean = {
                 "mass_gap": [abs(sum(p) - sum(frames[0])) / POINTS for p in pred[row]],
                 "periodic_gap": [abs(error[0] - error[-1]) for error in errors],
-                "maximum_violation": [max(0, max(p) - high) + max(0, low - min(p)) for p in pred[row]],
+                "maximum_violation": [
+                    max(0, max(p) - high) + max(0, low - min(p)) for p in pred[row]
+                ],
                 "variation_growth": [max(0, b / a - 1) for a, b in pairwise(variation)],
                 "energy_growth": [max(0, b / a - 1) for a, b in pairwise(energy)],
             }
@@ -318,19 +331,21 @@ def test_evaluation_rows_stand_in_order_of_the_own_ones_persistence_and_solvers(
     [(32, []), (64, [64]), (96, []), (128, [64, 128]), (192, [64]), (256, [64, 128, 256])],
 )
 def test_evaluation_has_the_solvers_whose_points_divide_those_of_the_simulator(points, expected):
-    module = EvaluateModule(make_simulator(points=points), "mine", ["none"])
+    module = EvaluationModule(make_simulator(points=points), "mine", ["none"])
     names = [settings["model"] for settings, _ in module.predictors]
     assert names[2:] == ["persistence", *(f"solver-{n}" for n in expected)]
 
 
 def test_evaluation_solvers_are_of_the_simulators_equation_step_and_length():
     x = (torch.arange(64) + 0.5) / 32
-    simulator = Simulator(build(SPEC, 64), x, dt=0.125, length=2.0, scale=0.6, spec=SPEC, equation="advection")
+    simulator = Simulator(
+        build(SPEC, 64), x, dt=0.125, length=2.0, scale=0.6, spec=SPEC, equation="advection"
+    )
     # at speed 0.5 a field moves by a sixteenth: two of the 64 cells of length 1/32 a frame
-    u0 = line.initial_conditions(2, x, seed=6, length=2.0)
+    u0 = periodic_1d.initial_conditions(2, x, seed=6, length=2.0)
     u = torch.stack([u0.roll(2 * k, -1) for k in range(4)], 1)
     batch = Batch(u, torch.full((2,), 0.5), torch.arange(2), torch.arange(2))
-    module = evaluated(EvaluateModule(simulator, "mine", ["none"]), [batch])
+    module = evaluated(EvaluationModule(simulator, "mine", ["none"]), [batch])
     (row,) = [row for row in module.rows if row["model"] == "solver-64"]
     assert row["nrmse"] == pytest.approx(0.0, abs=1e-6)
     assert row["one_step_nrmse"] == pytest.approx(0.0, abs=1e-6)

@@ -27,13 +27,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from ups import leaderboard, preflight, provenance, stages, sweep, workspace
-from ups.callbacks import AtomicCheckpointIO
-from ups.config import check, decides_nothing, differences, flat
-from ups.errors import UpsError
-from ups.files import size
-from ups.latents import LatentCache
-from ups.run import CONF, folder_name, run
+import ups
+from ups import pipeline
+from ups.callbacks import AtomicCheckpointIO, resource_probe
+from ups.core.errors import UpsError
+from ups.core.io import format_bytes
+from ups.core.settings import diff_configs, flatten_config, is_bookkeeping_key
+from ups.evaluation import leaderboard
+from ups.pipeline import run
+from ups.run import CONF, folder_name
+from ups.runs import hydra_callbacks, preflight, provenance, run_dir, stages
+from ups.runs.config import validate_config
+from ups.simulation.residual_targets import LatentCache
 
 STAGES = ("operator", "diffusion", "consistency")
 NAMES = {"operator": "operator", "diffusion": "diffusion_residual", "consistency": "consistency"}
@@ -43,7 +48,10 @@ NAMES = {"operator": "operator", "diffusion": "diffusion_residual", "consistency
 def composed():
     """Composed configurations by stage=; not to be changed."""
     with initialize_config_dir(CONF, version_base="1.3"):
-        found = {name: compose("config", ["model=tiny", f"stage={name}", "name=one"]) for name in (*STAGES, "all", "evaluate", "preflight")}
+        found = {
+            name: compose("config", ["model=tiny", f"stage={name}", "name=one"])
+            for name in (*STAGES, "all", "evaluate", "preflight")
+        }
     hydra.core.global_hydra.GlobalHydra.instance().clear()
     return found
 
@@ -144,8 +152,10 @@ FREE = [
 
 def decided(cfg, folder):
     """The configuration's hash, that of an evaluation's settings, and the settings by stage."""
-    settings = {stage: stages.settings(stages.stage_config(cfg, stage), stage) for stage in STAGES}
-    return provenance.config_hash(cfg), provenance.evaluated(cfg, folder), settings
+    settings = {
+        stage: stages.stage_fingerprint(stages.stage_config(cfg, stage), stage) for stage in STAGES
+    }
+    return provenance.config_hash(cfg), provenance.evaluation_fingerprint(cfg, folder), settings
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +164,9 @@ def original(composed, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("key", "value", "of", "evaluation"), TABLE)
-def test_key_decides_the_configurations_hash_and_the_stages_that_it_belongs_to(composed, original, tmp_path, key, value, of, evaluation):
+def test_key_decides_the_configurations_hash_and_the_stages_that_it_belongs_to(
+    composed, original, tmp_path, key, value, of, evaluation
+):
     after = decided(changed(composed["all"], key, value), tmp_path)
     assert after[0] != original[0]
     if evaluation is not None:
@@ -163,7 +175,9 @@ def test_key_decides_the_configurations_hash_and_the_stages_that_it_belongs_to(c
 
 
 @pytest.mark.parametrize(("key", "value"), FREE)
-def test_key_decides_nothing_when_it_may_differ_between_calls(composed, original, tmp_path, key, value):
+def test_key_decides_nothing_when_it_may_differ_between_calls(
+    composed, original, tmp_path, key, value
+):
     cfg = changed(composed["all"], key, value)
     assert OmegaConf.select(cfg, key) != OmegaConf.select(composed["all"], key)
     assert decided(cfg, tmp_path) == original
@@ -171,9 +185,9 @@ def test_key_decides_nothing_when_it_may_differ_between_calls(composed, original
 
 def test_free_keys_free_only_themselves_and_what_stands_below_them():
     for key in ("name", "expect", "expect.commit", "logger.a.b", "a.save_dir", "a.b.threads"):
-        assert decides_nothing(key), key
+        assert is_bookkeeping_key(key), key
     for key in ("names", "model.name", "stage.name", "expectation", "a.name", "threads", "data"):
-        assert not decides_nothing(key), key
+        assert not is_bookkeeping_key(key), key
 
 
 def written_out(cfg):
@@ -194,7 +208,7 @@ def short_hash(values):
 
 
 def test_flat_configuration_is_resolved_and_keeps_lists(composed):
-    found = flat(composed["all"])
+    found = flatten_config(composed["all"])
     assert found == written_out(composed["all"])
     assert found["data.order_seed"] == 0
     assert found["model.distances"] == [1, 2, 1]
@@ -214,15 +228,15 @@ def test_config_hash_equals_that_of_all_other_keys(composed):
 def test_differences_name_every_key_once_shallow_ones_first():
     old = {"b.a": 1, "a.b.c": 1, "z": 1, "same": 5, "gone.x": None, "lost.x": 2}
     new = {"b.a": 2, "a.b.c": 2, "z": 2, "same": 5, "lost.x": None, "new": [1]}
-    assert differences(old, new) == [
+    assert diff_configs(old, new) == [
         "new: None -> [1]",
         "z: 1 -> 2",
         "b.a: 1 -> 2",
         "lost.x: 2 -> None",
         "a.b.c: 1 -> 2",
     ]
-    assert differences(None, new) == []
-    assert differences(new, new) == []
+    assert diff_configs(None, new) == []
+    assert diff_configs(new, new) == []
 
 
 # ---------------------------------------------------------------- a stage's own configuration
@@ -256,10 +270,15 @@ def test_stage_config_lays_the_stages_own_trainer_and_data_over_the_general_ones
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_settings_are_the_same_by_every_command_that_trains_it(composed, stage):
-    known = [stages.settings(stages.stage_config(composed[name], stage), stage) for name in (stage, "all", "preflight")]
+    known = [
+        stages.stage_fingerprint(stages.stage_config(composed[name], stage), stage)
+        for name in (stage, "all", "preflight")
+    ]
     assert known[0] == known[1] == known[2]
     assert known[0][f"stage.{stage}.module.lr"] == composed["all"].stage[stage].module.lr
-    assert known[0]["trainer.max_epochs"] == {"operator": 22, "diffusion": 5, "consistency": 1}[stage]
+    assert (
+        known[0]["trainer.max_epochs"] == {"operator": 22, "diffusion": 5, "consistency": 1}[stage]
+    )
     others = set(STAGES) - {stage}
     assert not [key for key in known[0] if key.startswith(tuple(f"stage.{s}." for s in others))]
 
@@ -268,14 +287,14 @@ def test_batches_in_parts_keep_the_effective_batch(composed):
     cfg = changed(composed["operator"], **{"trainer.accumulate_grad_batches": 3})
     before = copy.deepcopy(cfg)
     for parts, batch in {1: 16, 2: 8, 4: 4}.items():
-        own = stages.in_parts(cfg, parts)
+        own = stages.with_gradient_accumulation(cfg, parts)
         assert own.data.batch_size == batch
         assert own.trainer.accumulate_grad_batches == 3 * parts
         assert own.callbacks.inverse_loss_frequency.parts == parts
         assert own.callbacks.inverse_loss_frequency.every == 1
     assert cfg == before
     without = changed(cfg, "callbacks.inverse_loss_frequency", None)
-    assert stages.in_parts(without, 2).callbacks.inverse_loss_frequency is None
+    assert stages.with_gradient_accumulation(without, 2).callbacks.inverse_loss_frequency is None
 
 
 # ---------------------------------------------------------------- finished, stale, pending
@@ -294,8 +313,10 @@ def make_folder(folder, cfg, last="consistency", content=1.0):
         stem = folder / "checkpoints" / NAMES[stage]
         save(stem.with_name(f"{stem.name}_ema.ckpt"), content + STAGES.index(stage))
         save(stem.with_suffix(".ckpt"), -content - STAGES.index(stage))
-        settings = stages.settings(stages.stage_config(cfg, stage), stage)
-        stem.with_suffix(".json").write_text(json.dumps({"settings": settings, "made_from": before}, default=str))
+        settings = stages.stage_fingerprint(stages.stage_config(cfg, stage), stage)
+        stem.with_suffix(".json").write_text(
+            json.dumps({"settings": settings, "made_from": before}, default=str)
+        )
         before = sha(stem.with_name(f"{stem.name}_ema.ckpt").read_bytes())
     return folder
 
@@ -306,7 +327,7 @@ def change(folder, name):
 
 
 def test_stages_go_on_from_each_other_in_order():
-    assert {stage: stages.parent(stage) for stage in STAGES} == {
+    assert {stage: stages.previous_stage(stage) for stage in STAGES} == {
         "operator": None,
         "diffusion": "operator",
         "consistency": "diffusion",
@@ -315,24 +336,24 @@ def test_stages_go_on_from_each_other_in_order():
 
 def test_weights_are_the_averaged_file_unless_the_raw_one_is_asked_for(tmp_path):
     for stage, name in NAMES.items():
-        assert stages.weights(tmp_path, stage) == tmp_path / "checkpoints" / f"{name}_ema.ckpt"
-        raw = stages.weights(tmp_path, stage, raw=True)
+        assert stages.weights_path(tmp_path, stage) == tmp_path / "checkpoints" / f"{name}_ema.ckpt"
+        raw = stages.weights_path(tmp_path, stage, raw=True)
         assert raw == tmp_path / "checkpoints" / f"{name}.ckpt"
 
 
 def test_stage_is_finished_by_its_raw_file_and_begun_by_its_last_checkpoint(tmp_path):
     for stage, name in NAMES.items():
-        assert not stages.finished(tmp_path, stage)
-        assert not stages.begun(tmp_path, stage)
+        assert not stages.is_finished(tmp_path, stage)
+        assert not stages.has_resume_checkpoint(tmp_path, stage)
         save(tmp_path / "checkpoints" / f"{name}_ema.ckpt", 1.0)
         save(tmp_path / "checkpoints" / f"{stage}-best.ckpt", 1.0)
-        assert not stages.finished(tmp_path, stage)
-        assert not stages.begun(tmp_path, stage)
+        assert not stages.is_finished(tmp_path, stage)
+        assert not stages.has_resume_checkpoint(tmp_path, stage)
         save(tmp_path / "checkpoints" / f"{stage}-last.ckpt", 1.0)
-        assert stages.begun(tmp_path, stage)
-        assert not stages.finished(tmp_path, stage)
+        assert stages.has_resume_checkpoint(tmp_path, stage)
+        assert not stages.is_finished(tmp_path, stage)
         save(tmp_path / "checkpoints" / f"{name}.ckpt", 1.0)
-        assert stages.finished(tmp_path, stage)
+        assert stages.is_finished(tmp_path, stage)
 
 
 def test_parent_hash_is_that_of_the_averaged_weights_before(composed, tmp_path):
@@ -367,53 +388,66 @@ def test_parent_hash_is_that_of_the_averaged_weights_before(composed, tmp_path):
         ("consistency", ("operator_ema",), ("diffusion_residual.json",), []),
     ],
 )
-def test_pending_stages_are_the_unfinished_the_stale_and_what_follows(composed, tmp_path, last, other, gone, expected):
+def test_pending_stages_are_the_unfinished_the_stale_and_what_follows(
+    composed, tmp_path, last, other, gone, expected
+):
     if last is not None:
         make_folder(tmp_path, composed["all"], last)
     for name in other:
         change(tmp_path, name)
     for name in gone:
         (tmp_path / "checkpoints" / name).unlink()
-    assert stages.pending(composed["all"], tmp_path) == expected
-    assert stages.pending(composed["preflight"], tmp_path) == expected
-    assert stages.pending(composed["evaluate"], tmp_path) == []
+    assert stages.pending_stages(composed["all"], tmp_path) == expected
+    assert stages.pending_stages(composed["preflight"], tmp_path) == expected
+    assert stages.pending_stages(composed["evaluate"], tmp_path) == []
     # a command for one stage looks at that one alone
-    alone = {stage: stages.pending(composed[stage], tmp_path) for stage in STAGES}
+    alone = {stage: stages.pending_stages(composed[stage], tmp_path) for stage in STAGES}
     own = [stage for stage in STAGES if alone[stage] == [stage]]
     assert all(alone[stage] in ([], [stage]) for stage in STAGES)
     assert own == [
         stage
         for stage in expected
-        if not stages.finished(tmp_path, stage) or (f"{NAMES[stages.parent(stage)]}_ema" in other if stages.parent(stage) else False)
+        if not stages.is_finished(tmp_path, stage)
+        or (
+            f"{NAMES[stages.previous_stage(stage)]}_ema" in other
+            if stages.previous_stage(stage)
+            else False
+        )
     ]
 
 
 def test_other_settings_of_a_finished_or_begun_stage_are_refused_by_name(composed, tmp_path):
     cfg = composed["all"]
     make_folder(tmp_path, cfg)
-    stages.refuse_other_settings(cfg, tmp_path)
+    stages.check_settings_unchanged(cfg, tmp_path)
     other = changed(cfg, "stage.diffusion.module.lr", 0.1)
-    words = re.escape("holds stage diffusion with other settings (stage.diffusion.module.lr: 0.003 -> 0.1);")
+    words = re.escape(
+        "holds stage diffusion with other settings (stage.diffusion.module.lr: 0.003 -> 0.1);"
+    )
     with pytest.raises(UpsError, match=words):
-        stages.refuse_other_settings(other, tmp_path)
-    stages.refuse_other_settings(changed(composed["operator"], "stage.diffusion.module.lr", 0.1), tmp_path)
+        stages.check_settings_unchanged(other, tmp_path)
+    stages.check_settings_unchanged(
+        changed(composed["operator"], "stage.diffusion.module.lr", 0.1), tmp_path
+    )
     many = changed(cfg, seed=1, lambda_inv=0.5, **{"model.width": 32, "data.dt": 0.1})
     # lambda_inv, seed, data.dt, data.order_seed, loss.lambda_inv_enc and _dec, model.width,
     # and the two of the module that follow from the losses
     words = re.escape("(lambda_inv: 1.0 -> 0.5; seed: 0 -> 1; data.dt: 0.05 -> 0.1 and 6 more)")
     with pytest.raises(UpsError, match=words):
-        stages.refuse_other_settings(many, tmp_path)
+        stages.check_settings_unchanged(many, tmp_path)
 
 
-def test_other_settings_count_while_a_stage_is_under_way_and_not_without_a_checkpoint(composed, tmp_path):
+def test_other_settings_count_while_a_stage_is_under_way_and_not_without_a_checkpoint(
+    composed, tmp_path
+):
     cfg = composed["operator"]
     make_folder(tmp_path, cfg, "operator")
     other = changed(cfg, seed=1)
     (tmp_path / "checkpoints/operator.ckpt").unlink()
-    stages.refuse_other_settings(other, tmp_path)  # it never came to a checkpoint
+    stages.check_settings_unchanged(other, tmp_path)  # it never came to a checkpoint
     save(tmp_path / "checkpoints/operator-last.ckpt", 1.0)
     with pytest.raises(UpsError, match="holds stage operator with other settings"):
-        stages.refuse_other_settings(other, tmp_path)
+        stages.check_settings_unchanged(other, tmp_path)
 
 
 def test_other_settings_of_stages_that_are_trained_anew_anyway_are_no_matter(composed, tmp_path):
@@ -422,9 +456,9 @@ def test_other_settings_of_stages_that_are_trained_anew_anyway_are_no_matter(com
     change(tmp_path, "operator_ema")
     for stage in ("diffusion", "consistency"):
         key = f"stage.{stage}.module.lr"
-        stages.refuse_other_settings(changed(cfg, key, 0.1), tmp_path)
+        stages.check_settings_unchanged(changed(cfg, key, 0.1), tmp_path)
     with pytest.raises(UpsError, match="holds stage operator"):
-        stages.refuse_other_settings(changed(cfg, "stage.operator.module.lr", 0.1), tmp_path)
+        stages.check_settings_unchanged(changed(cfg, "stage.operator.module.lr", 0.1), tmp_path)
 
 
 def test_begin_notes_settings_and_parent_and_removes_what_is_stale(composed, tmp_path):
@@ -433,10 +467,10 @@ def test_begin_notes_settings_and_parent_and_removes_what_is_stale(composed, tmp
     folder = tmp_path / "checkpoints"
     save(folder / "diffusion-last.ckpt", 1.0)
     before = {path.name for path in folder.iterdir()}
-    stages.begin(cfg, tmp_path, "diffusion")
+    stages.record_stage_start(cfg, tmp_path, "diffusion")
     assert {path.name for path in folder.iterdir()} == before  # nothing is stale
     change(tmp_path, "operator_ema")
-    stages.begin(cfg, tmp_path, "diffusion")
+    stages.record_stage_start(cfg, tmp_path, "diffusion")
     left = {path.name for path in folder.iterdir()}
     assert before - left == {
         "diffusion-last.ckpt",
@@ -445,8 +479,10 @@ def test_begin_notes_settings_and_parent_and_removes_what_is_stale(composed, tmp
     }
     record = json.loads((folder / "diffusion_residual.json").read_text())
     assert record["made_from"] == sha((folder / "operator_ema.ckpt").read_bytes())
-    assert record["settings"] == stages.settings(cfg, "diffusion")
-    stages.begin(stages.stage_config(composed["all"], "operator"), tmp_path, "operator")
+    assert record["settings"] == stages.stage_fingerprint(cfg, "diffusion")
+    stages.record_stage_start(
+        stages.stage_config(composed["all"], "operator"), tmp_path, "operator"
+    )
     record = json.loads((folder / "operator.json").read_text())
     assert record["made_from"] is None
     assert record["settings"]["model.width"] == 16
@@ -459,7 +495,7 @@ def test_remove_takes_a_stages_own_files_and_no_others(composed, tmp_path):
         for name in ("last", "best"):
             save(folder / f"{stage}-{name}.ckpt", 1.0)
     before = {path.name for path in folder.iterdir()}
-    stages.remove(tmp_path, "diffusion")
+    stages.remove_stage(tmp_path, "diffusion")
     assert before - {path.name for path in folder.iterdir()} == {
         "diffusion-best.ckpt",
         "diffusion-last.ckpt",
@@ -467,7 +503,7 @@ def test_remove_takes_a_stages_own_files_and_no_others(composed, tmp_path):
         "diffusion_residual.json",
         "diffusion_residual_ema.ckpt",
     }
-    stages.remove(tmp_path, "diffusion")  # there is nothing left
+    stages.remove_stage(tmp_path, "diffusion")  # there is nothing left
 
 
 def test_validation_score_is_that_of_the_last_stage_made_from_the_weights_that_stand_there(
@@ -493,18 +529,23 @@ def test_validation_score_is_that_of_the_last_stage_made_from_the_weights_that_s
 def test_evaluated_holds_the_hash_of_each_averaged_file_and_of_the_settings(composed, tmp_path):
     cfg = composed["all"]
     make_folder(tmp_path, cfg, "diffusion")
-    found = provenance.evaluated(cfg, tmp_path)
+    found = provenance.evaluation_fingerprint(cfg, tmp_path)
     hashes = {
-        name: sha((tmp_path / "checkpoints" / name).read_bytes())[:12] for name in ("operator_ema.ckpt", "diffusion_residual_ema.ckpt")
+        name: sha((tmp_path / "checkpoints" / name).read_bytes())[:12]
+        for name in ("operator_ema.ckpt", "diffusion_residual_ema.ckpt")
     }
     free = {"data.directory", "data.num_workers", "data.in_memory", "data.eval_batch_size"}
-    deciding = {key: value for key, value in written_out(cfg).items() if key.startswith(("data.", "ttc.")) and key not in free}
+    deciding = {
+        key: value
+        for key, value in written_out(cfg).items()
+        if key.startswith(("data.", "ttc.")) and key not in free
+    }
     deciding |= {"stage.evaluate": ["none", "diffusion", "consistency"], "model.name": "upt-tiny"}
     assert found == {**hashes, "settings": short_hash(deciding)}
     change(tmp_path, "operator")  # raw weights are not what is tested
-    assert provenance.evaluated(cfg, tmp_path) == found
+    assert provenance.evaluation_fingerprint(cfg, tmp_path) == found
     change(tmp_path, "operator_ema")
-    after = provenance.evaluated(cfg, tmp_path)
+    after = provenance.evaluation_fingerprint(cfg, tmp_path)
     assert {key for key in found if found[key] != after[key]} == {"operator_ema.ckpt"}
 
 
@@ -513,7 +554,7 @@ def fake_git(monkeypatch, *, top, tracked=(), untracked=(), commit="a" * 40):
 
     def ask(command, *, cwd, **options):
         asked = list(command[1:])
-        assert Path(cwd) == Path(provenance.__file__).resolve().parent
+        assert Path(cwd) == Path(ups.__file__).resolve().parent
         if asked[:2] == ["rev-parse", "--show-toplevel"]:
             answer = str(top)
         elif asked == ["rev-parse", "HEAD"]:
@@ -540,14 +581,16 @@ def fake_git(monkeypatch, *, top, tracked=(), untracked=(), commit="a" * 40):
         ((), ("conf/mine.yaml",), True),
     ],
 )
-def test_git_state_is_dirty_by_changed_files_and_by_new_ones_of_the_code(monkeypatch, tracked, untracked, dirty):
-    root = Path(provenance.__file__).resolve().parents[1]
+def test_git_state_is_dirty_by_changed_files_and_by_new_ones_of_the_code(
+    monkeypatch, tracked, untracked, dirty
+):
+    root = Path(ups.__file__).resolve().parents[1]
     fake_git(monkeypatch, top=root, tracked=tracked, untracked=untracked)
     assert provenance.git_state() == ("a" * 40, dirty)
 
 
 def test_git_state_is_unknown_outside_of_the_codes_own_repository(monkeypatch, tmp_path):
-    root = Path(provenance.__file__).resolve().parents[1]
+    root = Path(ups.__file__).resolve().parents[1]
     fake_git(monkeypatch, top=root.parent)
     assert provenance.git_state() == (None, None)
     for error in (FileNotFoundError("git"), provenance.subprocess.SubprocessError("128")):
@@ -564,34 +607,34 @@ def test_expected_hashes_are_compared_by_their_first_digits(composed, monkeypatc
     monkeypatch.setattr(provenance, "git_state", lambda: state["git"])
     cfg = composed["all"]
     found = provenance.config_hash(cfg)
-    provenance.refuse_other_than_expected(cfg)
+    provenance.check_expected_provenance(cfg)
     for key, right, wrong in (
         ("commit", "abcdef0", "bcdef01"),
         ("config_hash", found[:7], found[1:8]),
     ):
-        provenance.refuse_other_than_expected(changed(cfg, f"expect.{key}", right))
+        provenance.check_expected_provenance(changed(cfg, f"expect.{key}", right))
         words = f"expect.{key}={wrong}, but this is "
         with pytest.raises(UpsError, match=re.escape(words)):
-            provenance.refuse_other_than_expected(changed(cfg, f"expect.{key}", wrong))
+            provenance.check_expected_provenance(changed(cfg, f"expect.{key}", wrong))
     # longer than the hash is not a prefix of it
     with pytest.raises(UpsError):
-        provenance.refuse_other_than_expected(changed(cfg, "expect.config_hash", found + "0"))
+        provenance.check_expected_provenance(changed(cfg, "expect.config_hash", found + "0"))
     state["git"] = ("abcdef0123" * 4, True)
-    provenance.refuse_other_than_expected(cfg)
-    provenance.refuse_other_than_expected(changed(cfg, "expect.config_hash", found))
+    provenance.check_expected_provenance(cfg)
+    provenance.check_expected_provenance(changed(cfg, "expect.config_hash", found))
     with pytest.raises(UpsError, match="files of the repository have been changed since"):
-        provenance.refuse_other_than_expected(changed(cfg, "expect.commit", "abcdef0"))
+        provenance.check_expected_provenance(changed(cfg, "expect.commit", "abcdef0"))
     state["git"] = (None, None)
     with pytest.raises(UpsError, match="but this is unknown"):
-        provenance.refuse_other_than_expected(changed(cfg, "expect.commit", "abcdef0"))
+        provenance.check_expected_provenance(changed(cfg, "expect.commit", "abcdef0"))
 
 
 def test_expected_data_hash_is_compared_with_the_test_sets(composed):
     cfg = changed(composed["all"], "expect.data_hash", "0123456")
-    provenance.refuse_other_data(cfg, "0123456789ab")
+    provenance.check_expected_data(cfg, "0123456789ab")
     with pytest.raises(UpsError, match="but this is 1234567"):
-        provenance.refuse_other_data(cfg, "123456789abc")
-    provenance.refuse_other_data(composed["all"], "123456789abc")
+        provenance.check_expected_data(cfg, "123456789abc")
+    provenance.check_expected_data(composed["all"], "123456789abc")
 
 
 def test_provenance_tells_and_writes_what_the_run_is_made_by(composed, monkeypatch, tmp_path):
@@ -599,13 +642,13 @@ def test_provenance_tells_and_writes_what_the_run_is_made_by(composed, monkeypat
     monkeypatch.setattr(sys, "argv", ["ups.run", "stage=all", "seed=3"])
     cfg = changed(composed["all"], seed=3)
     make_folder(tmp_path, cfg, "operator")
-    told = provenance.note_provenance(cfg, tmp_path, "0123456789ab")
+    told = provenance.write_provenance(cfg, tmp_path, "0123456789ab")
     assert json.loads((tmp_path / "provenance.json").read_text()) == told
     assert (told["commit"], told["dirty"], told["seed"]) == ("c" * 40, True, 3)
     assert told["command"] == "ups.run stage=all seed=3"
     assert told["config_hash"] == provenance.config_hash(cfg)
     assert told["data_hash"] == "0123456789ab"
-    assert told["evaluated"] == provenance.evaluated(cfg, tmp_path)
+    assert told["evaluated"] == provenance.evaluation_fingerprint(cfg, tmp_path)
     assert "operator_ema.ckpt" in told["evaluated"]
     noted = datetime.fromisoformat(told["time"])
     assert abs(noted - datetime.now(timezone.utc)) < timedelta(minutes=10)
@@ -613,7 +656,7 @@ def test_provenance_tells_and_writes_what_the_run_is_made_by(composed, monkeypat
     assert told["versions"]["hydra-core"] == version("hydra-core")
     assert told["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert told["hardware"].startswith(f"{os.cpu_count()} x ")
-    assert provenance.note_provenance(cfg, tmp_path)["data_hash"] is None
+    assert provenance.write_provenance(cfg, tmp_path)["data_hash"] is None
 
 
 # ---------------------------------------------------------------- allowed values
@@ -661,17 +704,19 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("key", "allowed", "refused"), VALUES)
-def test_configuration_check_allows_up_to_the_edge_and_refuses_beyond(composed, key, allowed, refused):
+def test_configuration_check_allows_up_to_the_edge_and_refuses_beyond(
+    composed, key, allowed, refused
+):
     cfg = copy.deepcopy(composed["all"])
     before = OmegaConf.select(cfg, key)
     for value in allowed:
         OmegaConf.update(cfg, key, value)
-        check(cfg)
+        validate_config(cfg)
     for value in refused:
         OmegaConf.update(cfg, key, before)
         OmegaConf.update(cfg, key, value)
         with pytest.raises(UpsError, match=re.escape(f"{key}=")):
-            check(cfg)
+            validate_config(cfg)
 
 
 @pytest.mark.parametrize(
@@ -687,16 +732,16 @@ def test_configuration_check_allows_up_to_the_edge_and_refuses_beyond(composed, 
 )
 def test_configuration_check_refuses_what_can_not_work_together(composed, key, value, words):
     with pytest.raises(UpsError, match=re.escape(words)):
-        check(changed(composed["all"], key, value))
+        validate_config(changed(composed["all"], key, value))
 
 
 def test_configuration_check_looks_at_validation_epochs_of_the_trained_stages_alone(composed):
-    check(changed(composed["operator"], "trainer.check_val_every_n_epoch", 22))
+    validate_config(changed(composed["operator"], "trainer.check_val_every_n_epoch", 22))
     with pytest.raises(UpsError, match="at most stage operator's max_epochs=22"):
-        check(changed(composed["operator"], "trainer.check_val_every_n_epoch", 23))
-    check(changed(composed["diffusion"], "trainer.check_val_every_n_epoch", 5))
+        validate_config(changed(composed["operator"], "trainer.check_val_every_n_epoch", 23))
+    validate_config(changed(composed["diffusion"], "trainer.check_val_every_n_epoch", 5))
     with pytest.raises(UpsError, match="at most stage diffusion's max_epochs=5"):
-        check(changed(composed["diffusion"], "trainer.check_val_every_n_epoch", 6))
+        validate_config(changed(composed["diffusion"], "trainer.check_val_every_n_epoch", 6))
 
 
 # ---------------------------------------------------------------- preflight: what a stage needs
@@ -711,8 +756,10 @@ SEEN = {
 
 
 def test_needs_of_a_stage_equal_the_written_out_arithmetic(composed):
-    cfg = changed(composed["all"], **{"data.train": 100, "data.validation": 12, "trainer.max_epochs": 6})
-    found = preflight.needs(cfg, "operator", 1, SEEN)
+    cfg = changed(
+        composed["all"], **{"data.train": 100, "data.validation": 12, "trainer.max_epochs": 6}
+    )
+    found = preflight.estimate_requirements(cfg, "operator", 1, SEEN)
     assert found == {
         "memory": 1e9,
         "checkpoints": 5 * 1000,
@@ -721,7 +768,7 @@ def test_needs_of_a_stage_equal_the_written_out_arithmetic(composed):
         # 1000 windows in batches of 16, and 12 trajectories of validation, in each of six epochs
         "seconds": pytest.approx(6 * (1000 / 16 * 0.5 + 12 * 0.25)),
     }
-    later = preflight.needs(cfg, "diffusion", 1, SEEN)
+    later = preflight.estimate_requirements(cfg, "diffusion", 1, SEEN)
     assert later["seconds"] == pytest.approx(5 * (1000 / 8 * 0.5 + 12 * 0.25))
     assert later["cache"] == 100 * 10 * 64.0
 
@@ -739,7 +786,7 @@ def test_needs_count_parts_accumulation_files_and_rarer_validation(composed):
             "stage.operator.data.windows_per_trajectory": 7,
         },
     )
-    found = preflight.needs(cfg, "operator", 2, SEEN)
+    found = preflight.estimate_requirements(cfg, "operator", 2, SEEN)
     windows = 100 * 4 * 7
     assert found["cache"] == windows * 64.0
     assert found["checkpoints"] == 5000
@@ -749,16 +796,18 @@ def test_needs_count_parts_accumulation_files_and_rarer_validation(composed):
     validation = 12 * 4 * 0.25 / 2
     assert found["seconds"] == pytest.approx(6 * (training + validation))
     read = changed(cfg, **{"data.nu": None, "data.path": ["a", "b"]})
-    assert preflight.needs(read, "operator", 2, SEEN)["cache"] == 100 * 2 * 7 * 64.0
+    assert preflight.estimate_requirements(read, "operator", 2, SEEN)["cache"] == 100 * 2 * 7 * 64.0
     single = changed(cfg, **{"data.nu": 0.1})
-    assert preflight.needs(single, "operator", 2, SEEN)["cache"] == 100 * 7 * 64.0
+    assert preflight.estimate_requirements(single, "operator", 2, SEEN)["cache"] == 100 * 7 * 64.0
 
 
 @pytest.mark.parametrize(
     ("accumulate", "parts", "batches"),
     [(1, 1, 3), (2, 1, 4), (1, 4, 8), (3, 2, 12)],
 )
-def test_rehearsal_in_small_has_few_trajectories_and_enough_windows(composed, tmp_path, accumulate, parts, batches):
+def test_rehearsal_in_small_has_few_trajectories_and_enough_windows(
+    composed, tmp_path, accumulate, parts, batches
+):
     cfg = changed(
         composed["all"],
         **{
@@ -771,7 +820,7 @@ def test_rehearsal_in_small_has_few_trajectories_and_enough_windows(composed, tm
         },
     )
     before = copy.deepcopy(cfg)
-    small = preflight.in_small(cfg, {"operator": parts, "diffusion": 1}, tmp_path)
+    small = preflight.make_dry_run_config(cfg, {"operator": parts, "diffusion": 1}, tmp_path)
     assert cfg == before
     # at least three batches, and two steps; of 32 trajectories
     own = stages.stage_config(small, "operator")
@@ -804,16 +853,18 @@ def test_rehearsal_in_small_takes_no_more_than_there_is(composed, tmp_path):
             "trainer.check_val_every_n_epoch": 7,
         },
     )
-    small = preflight.in_small(cfg, {"operator": 1}, tmp_path)
+    small = preflight.make_dry_run_config(cfg, {"operator": 1}, tmp_path)
     assert (small.data.train, small.data.validation, small.data.test) == (20, 5, 3)
     own = stages.stage_config(small, "operator")
     assert own.data.windows_per_trajectory == math.ceil(3 * 16 / 20)
     assert own.trainer.check_val_every_n_epoch == 1
     assert small.stage.name == "operator"
     assert small.callbacks.watch.reserve == 2**28 + 2 * 20 * 41 * 256 * 4
-    streamed = preflight.in_small(changed(cfg, "data.in_memory", False), {"operator": 1}, tmp_path)
+    streamed = preflight.make_dry_run_config(
+        changed(cfg, "data.in_memory", False), {"operator": 1}, tmp_path
+    )
     assert streamed.callbacks.watch.reserve == 2**28
-    alone = preflight.in_small(composed["preflight"], {"operator": 1}, tmp_path)
+    alone = preflight.make_dry_run_config(composed["preflight"], {"operator": 1}, tmp_path)
     assert alone.stage.name == "all"
 
 
@@ -827,7 +878,7 @@ class Process:
 
     def __call__(self, command, **options):
         scratch, asked = Path(command[3]), command[4:]
-        assert command[:3] == [sys.executable, "-m", "ups.preflight"]
+        assert command[:3] == [sys.executable, "-m", "ups.pipeline"]
         config = OmegaConf.load(scratch / "config.yaml")
         self.calls.append((asked, config))
         self.files = {path.name for path in scratch.rglob("*.ckpt")}
@@ -841,7 +892,9 @@ class Process:
 TEST_SEEN = {"seconds": 3.0, "beside": 1.5}
 
 
-def test_rehearsal_halves_batches_until_they_fit_and_keeps_what_it_has_seen(composed, monkeypatch, tmp_path):
+def test_rehearsal_halves_batches_until_they_fit_and_keeps_what_it_has_seen(
+    composed, monkeypatch, tmp_path
+):
     cfg = composed["all"]
     ends = [
         (4, ["operator"], ""),
@@ -851,7 +904,7 @@ def test_rehearsal_halves_batches_until_they_fit_and_keeps_what_it_has_seen(comp
     process = Process(monkeypatch, ends, {"test": TEST_SEEN})
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    needs, test_seconds = preflight.rehearse(cfg, list(STAGES), tmp_path, scratch)
+    needs, test_seconds = preflight.profile_stages(cfg, list(STAGES), tmp_path, scratch)
     assert [asked for asked, _ in process.calls] == [
         ["operator=1", "diffusion=1", "consistency=1"],
         ["diffusion=2", "consistency=1"],
@@ -866,7 +919,7 @@ def test_rehearsal_halves_batches_until_they_fit_and_keeps_what_it_has_seen(comp
     windows = [c.stage.diffusion.data.windows_per_trajectory for _, c in process.calls]
     assert windows == [math.ceil(3 * 8 / 32), math.ceil(4 * 4 / 32), math.ceil(8 * 2 / 32)]
     for stage in STAGES:
-        expected = preflight.needs(cfg, stage, needs[stage]["parts"], SEEN)
+        expected = preflight.estimate_requirements(cfg, stage, needs[stage]["parts"], SEEN)
         assert needs[stage] == {"parts": needs[stage]["parts"], **expected}
     # eight trajectories took three seconds, the run tests 128
     assert test_seconds == pytest.approx(3.0 * 128 / 8 + 1.5)
@@ -875,17 +928,19 @@ def test_rehearsal_halves_batches_until_they_fit_and_keeps_what_it_has_seen(comp
 def test_rehearsal_of_the_whole_test_set_is_not_extrapolated(composed, monkeypatch, tmp_path):
     Process(monkeypatch, [(0, ["operator", "test"], "")], {"test": TEST_SEEN})
     cfg = changed(composed["operator"], "data.test", 5)
-    _, test_seconds = preflight.rehearse(cfg, ["operator"], tmp_path, tmp_path)
+    _, test_seconds = preflight.profile_stages(cfg, ["operator"], tmp_path, tmp_path)
     assert test_seconds == pytest.approx(4.5)
 
 
-def test_rehearsal_of_a_later_stage_takes_the_weights_before_it_along(composed, monkeypatch, tmp_path):
+def test_rehearsal_of_a_later_stage_takes_the_weights_before_it_along(
+    composed, monkeypatch, tmp_path
+):
     make_folder(tmp_path / "run", composed["all"])
     scratch = tmp_path / "scratch"
     process = Process(monkeypatch, [(0, ["consistency", "test"], "")], {"test": TEST_SEEN})
     with pytest.raises(UpsError, match="which has not finished"):
-        preflight.rehearse(composed["consistency"], ["consistency"], tmp_path / "no", scratch)
-    preflight.rehearse(composed["consistency"], ["consistency"], tmp_path / "run", scratch)
+        preflight.profile_stages(composed["consistency"], ["consistency"], tmp_path / "no", scratch)
+    preflight.profile_stages(composed["consistency"], ["consistency"], tmp_path / "run", scratch)
     assert process.files == {"diffusion_residual.ckpt", "diffusion_residual_ema.ckpt"}
     for name in process.files:
         copied = scratch / "one/checkpoints" / name
@@ -905,18 +960,22 @@ def test_rehearsal_of_a_later_stage_takes_the_weights_before_it_along(composed, 
         ),
     ],
 )
-def test_rehearsal_that_fails_is_refused_with_the_stage_and_what_may_fit(composed, monkeypatch, tmp_path, ends, words):
+def test_rehearsal_that_fails_is_refused_with_the_stage_and_what_may_fit(
+    composed, monkeypatch, tmp_path, ends, words
+):
     Process(monkeypatch, ends)
     with pytest.raises(UpsError, match=re.escape(words)):
-        preflight.rehearse(composed["all"], list(STAGES), tmp_path, tmp_path)
+        preflight.profile_stages(composed["all"], list(STAGES), tmp_path, tmp_path)
 
 
-def test_rehearsal_refuses_an_odd_batch_that_does_not_fit_and_says_what_may(composed, monkeypatch, tmp_path):
+def test_rehearsal_refuses_an_odd_batch_that_does_not_fit_and_says_what_may(
+    composed, monkeypatch, tmp_path
+):
     Process(monkeypatch, [(4, [], "")] * 2)
     words = "operator: batches of 7 windows don't fit into memory and can't be halved; 3 may"
     with pytest.raises(UpsError, match=words):
         cfg = changed(composed["all"], "data.batch_size", 14)
-        preflight.rehearse(cfg, list(STAGES), tmp_path, tmp_path)
+        preflight.profile_stages(cfg, list(STAGES), tmp_path, tmp_path)
 
 
 @pytest.fixture
@@ -928,9 +987,9 @@ def rehearsed(monkeypatch):
         told.calls.append(list(todo))
         return {stage: told.needs[stage] for stage in todo}, told.seconds
 
-    monkeypatch.setattr(preflight, "rehearse", rehearse)
+    monkeypatch.setattr(preflight, "profile_stages", rehearse)
     monkeypatch.setattr(preflight, "hardware", lambda: "2 x Abacus")
-    monkeypatch.setattr(preflight, "require_space", lambda *asked: told.asked.append(asked))
+    monkeypatch.setattr(preflight, "check_disk_space", lambda *asked: told.asked.append(asked))
     common = {"memory": 1e6, "step_seconds": 0.1, "seconds": 60.0}
     for parts, stage in enumerate(STAGES, 1):
         disk = {"checkpoints": 100 * parts, "cache": {1: 0, 2: 5000, 3: 700}[parts]}
@@ -938,7 +997,9 @@ def rehearsed(monkeypatch):
     return told
 
 
-def test_preflight_asks_for_all_checkpoints_the_largest_cache_and_the_data(composed, rehearsed, tmp_path):
+def test_preflight_asks_for_all_checkpoints_the_largest_cache_and_the_data(
+    composed, rehearsed, tmp_path
+):
     folder = tmp_path / "run"
     cfg = changed(composed["all"], "data.directory", str(tmp_path / "data"))
     parts = preflight.preflight(cfg, list(STAGES), folder)
@@ -951,11 +1012,13 @@ def test_preflight_asks_for_all_checkpoints_the_largest_cache_and_the_data(compo
     assert written["test"] == {"seconds": 7.0}
     assert written["diffusion"]["parts"] == 2
     assert written["diffusion"]["hardware"] == "2 x Abacus"
-    own = stages.settings(cfg, "diffusion")
+    own = stages.stage_fingerprint(cfg, "diffusion")
     assert written["diffusion"]["settings"] == own
 
 
-def test_preflight_remembers_stages_by_settings_and_hardware(composed, rehearsed, monkeypatch, tmp_path):
+def test_preflight_remembers_stages_by_settings_and_hardware(
+    composed, rehearsed, monkeypatch, tmp_path
+):
     cfg = changed(composed["all"], "data.directory", str(tmp_path / "data"))
     folder = tmp_path / "run"
     preflight.preflight(cfg, ["operator", "diffusion"], folder)
@@ -1003,8 +1066,12 @@ def test_printed_needs_hold_every_stage_in_parts_and_the_whole_time(composed, ca
         "operator": {**need, "parts": 1, "seconds": 90.0},
         "diffusion": {**need, "parts": 4, "seconds": 30.0},
     }
-    preflight.print_needs(composed["all"], found, 24.0)
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    preflight.print_requirements(composed["all"], found, 24.0)
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("│")
+    ]
     assert rows == [
         ["operator", "16", "2.5 GB", "7.0 MB", "125 ms", "1.5 min"],
         ["diffusion", "4 x 2", "2.5 GB", "7.0 MB", "125 ms", "30 s"],
@@ -1019,9 +1086,9 @@ def memory_now():
 
 def test_watch_notes_the_fastest_later_step_and_the_cost_of_each_trajectory(monkeypatch, tmp_path):
     reserve = 2**27
-    watch = preflight.Watch(str(tmp_path), reserve)
+    watch = resource_probe.ResourceProbe(str(tmp_path), reserve)
     clock = iter([0.0, 0.125, 10.0, 14.0, 20.0, 22.0, 30.0, 33.0, 50.0, 56.0])
-    monkeypatch.setattr(preflight, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(resource_probe, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     loader = SimpleNamespace(sampler=SimpleNamespace(windows=40))
     trainer = SimpleNamespace(
         datamodule=SimpleNamespace(
@@ -1063,8 +1130,8 @@ def test_watch_refuses_a_part_without_gradient_from_the_second_step_on(tmp_path)
     part = torch.nn.Linear(2, 2)
     trained = torch.nn.ModuleDict({"deaf": part, "frozen": torch.nn.Linear(1, 1)})
     trained["frozen"].requires_grad_(False)
-    module = SimpleNamespace(trained=lambda: trained, stage="operator")
-    watch = preflight.Watch(str(tmp_path), 1)
+    module = SimpleNamespace(trainable_module=lambda: trained, stage="operator")
+    watch = resource_probe.ResourceProbe(str(tmp_path), 1)
     watch.on_before_optimizer_step(None, module, None)
     with pytest.raises(UpsError, match="its part 'deaf' gets no gradient"):
         watch.on_before_optimizer_step(None, module, None)
@@ -1088,8 +1155,13 @@ def quiet_logging():
     logging.raiseExceptions = True
 
 
-def test_estimates_of_a_rehearsal_equal_the_sizes_of_the_runs_files(monkeypatch, tmp_path, quiet_logging):
-    networks = [f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}" for part in ("mean", "noise")]
+def test_estimates_of_a_rehearsal_equal_the_sizes_of_the_runs_files(
+    monkeypatch, tmp_path, quiet_logging
+):
+    networks = [
+        f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}"
+        for part in ("mean", "noise")
+    ]
     short = ["data.train=12", "trainer.max_epochs=1", "stage.diffusion.trainer.max_epochs=1"]
     short += ["stage.diffusion.data.windows_per_trajectory=7", "ttc.enabled=false"]
     short += ["stage.diffusion.module.corrector.steps=1"]
@@ -1116,11 +1188,17 @@ def test_estimates_of_a_rehearsal_equal_the_sizes_of_the_runs_files(monkeypatch,
     monkeypatch.setattr(preflight, "RESERVE", 2**20)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    small = preflight.in_small(cfg, {"operator": 1, "diffusion": 1}, scratch)
+    small = preflight.make_dry_run_config(cfg, {"operator": 1, "diffusion": 1}, scratch)
     (scratch / "config.yaml").write_text(OmegaConf.to_yaml(small))
-    preflight.main(scratch, ["operator=1", "diffusion=1"])
-    seen = {stage: json.loads((scratch / f"{stage}.json").read_text()) for stage in ("operator", "diffusion", "test")}
-    planned = {stage: preflight.needs(cfg, stage, 1, seen[stage]) for stage in ("operator", "diffusion")}
+    pipeline.rehearse(scratch, ["operator=1", "diffusion=1"])
+    seen = {
+        stage: json.loads((scratch / f"{stage}.json").read_text())
+        for stage in ("operator", "diffusion", "test")
+    }
+    planned = {
+        stage: preflight.estimate_requirements(cfg, stage, 1, seen[stage])
+        for stage in ("operator", "diffusion")
+    }
     assert not (tmp_path / "outputs").exists()
     sizes["checkpoints"].clear()
     sizes["cache"].clear()
@@ -1142,16 +1220,18 @@ def test_estimates_of_a_rehearsal_equal_the_sizes_of_the_runs_files(monkeypatch,
 # ---------------------------------------------------------------- the run's folder
 
 
-def test_open_folder_writes_the_configuration_and_lets_one_call_in(composed, tmp_path, quiet_logging):
+def test_open_folder_writes_the_configuration_and_lets_one_call_in(
+    composed, tmp_path, quiet_logging
+):
     cfg = changed(composed["all"], output_dir=str(tmp_path))
-    with workspace.open_folder(cfg) as folder:
+    with run_dir.run_directory(cfg) as folder:
         assert folder == tmp_path / "one"
         assert "${" not in (folder / "config.yaml").read_text()  # it holds what was used
         written = OmegaConf.load(folder / "config.yaml")
-        assert flat(written) == flat(cfg)
+        assert flatten_config(written) == flatten_config(cfg)
         assert yaml.safe_load((folder / "overrides.yaml").read_text()) == []
         logging.getLogger("ups").info("a line")
-        with pytest.raises(UpsError, match="another call is at work"), workspace.open_folder(cfg):
+        with pytest.raises(UpsError, match="another call is at work"), run_dir.run_directory(cfg):
             pass
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d a line$", (folder / "run.log").read_text())
     lock = FileLock(folder / ".lock")
@@ -1163,12 +1243,12 @@ def test_open_folder_overwrites_the_stages_to_train_alone(composed, tmp_path, qu
     make_folder(tmp_path / "one", composed["all"])
     before = {path.name for path in (tmp_path / "one/checkpoints").iterdir()}
     cfg = changed(composed["diffusion"], output_dir=str(tmp_path))
-    with workspace.open_folder(cfg) as folder:
+    with run_dir.run_directory(cfg) as folder:
         assert {path.name for path in (folder / "checkpoints").iterdir()} == before
     other = changed(cfg, "stage.diffusion.module.lr", 0.1)
-    with pytest.raises(UpsError, match="other settings"), workspace.open_folder(other):
+    with pytest.raises(UpsError, match="other settings"), run_dir.run_directory(other):
         pass
-    with workspace.open_folder(changed(other, overwrite=True)) as folder:
+    with run_dir.run_directory(changed(other, overwrite=True)) as folder:
         left = {path.name for path in (folder / "checkpoints").iterdir()}
         assert before - left == {
             "diffusion_residual.ckpt",
@@ -1177,7 +1257,9 @@ def test_open_folder_overwrites_the_stages_to_train_alone(composed, tmp_path, qu
         }
 
 
-def test_open_folder_of_a_sweeps_job_has_the_jobs_name_and_overrides(composed, monkeypatch, tmp_path, quiet_logging):
+def test_open_folder_of_a_sweeps_job_has_the_jobs_name_and_overrides(
+    composed, monkeypatch, tmp_path, quiet_logging
+):
     def hydra_of(mode):
         job = SimpleNamespace(
             mode=mode,
@@ -1187,23 +1269,25 @@ def test_open_folder_of_a_sweeps_job_has_the_jobs_name_and_overrides(composed, m
         return SimpleNamespace(initialized=lambda: True, get=lambda: job)
 
     for mode, name in ((RunMode.MULTIRUN, "sweep-seed_1"), (RunMode.RUN, "one")):
-        monkeypatch.setattr(workspace, "HydraConfig", hydra_of(mode))
+        monkeypatch.setattr(run_dir, "HydraConfig", hydra_of(mode))
         cfg = changed(composed["all"], output_dir=str(tmp_path))
-        with workspace.open_folder(cfg) as folder:
+        with run_dir.run_directory(cfg) as folder:
             assert folder == tmp_path / name
             assert cfg.name == name
             overrides = yaml.safe_load((folder / "overrides.yaml").read_text())
             assert overrides == ["seed=1", "lambda_inv=0"]
 
 
-def test_only_the_first_of_several_processes_writes(composed, rehearsed, monkeypatch, tmp_path, quiet_logging):
+def test_only_the_first_of_several_processes_writes(
+    composed, rehearsed, monkeypatch, tmp_path, quiet_logging
+):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     cfg = changed(composed["operator"], output_dir=str(tmp_path))
-    with workspace.open_folder(cfg) as folder:
+    with run_dir.run_directory(cfg) as folder:
         assert folder == tmp_path / "one"
-        provenance.note_provenance(cfg, folder)
+        provenance.write_provenance(cfg, folder)
         assert preflight.preflight(cfg, ["operator"], folder) == {}
-        stages.begin(stages.stage_config(cfg, "operator"), folder, "operator")
+        stages.record_stage_start(stages.stage_config(cfg, "operator"), folder, "operator")
     assert rehearsed.calls == []
     assert not folder.exists()
 
@@ -1238,10 +1322,10 @@ OTHER = {
 @pytest.mark.parametrize("key", list(ROW))
 def test_leaderboard_row_is_another_when_one_key_of_its_identity_is(tmp_path, key):
     path = tmp_path / "leaderboard.csv"
-    leaderboard.record(path, [{**ROW, "nrmse": 0.5}])
-    leaderboard.record(path, [{**ROW, key: OTHER[key], "nrmse": 0.25}])
+    leaderboard.upsert_rows(path, [{**ROW, "nrmse": 0.5}])
+    leaderboard.upsert_rows(path, [{**ROW, key: OTHER[key], "nrmse": 0.25}])
     assert [row["nrmse"] for row in leaderboard.read(path)] == ["0.5", "0.25"]
-    leaderboard.record(path, [{**ROW, "nrmse": 0.125}])
+    leaderboard.upsert_rows(path, [{**ROW, "nrmse": 0.125}])
     rows = leaderboard.read(path)
     assert [row["nrmse"] for row in rows] == ["0.125", "0.25"]
     assert rows[1][key] == str(OTHER[key])
@@ -1250,30 +1334,32 @@ def test_leaderboard_row_is_another_when_one_key_of_its_identity_is(tmp_path, ke
 @pytest.mark.parametrize("key", ["stage", "seed", "commit", "time", "nrmse", "dataset.name"])
 def test_leaderboard_row_is_the_same_when_anything_else_differs(tmp_path, key):
     path = tmp_path / "leaderboard.csv"
-    leaderboard.record(path, [{**ROW, key: "1"}])
-    leaderboard.record(path, [{**ROW, key: "2"}])
+    leaderboard.upsert_rows(path, [{**ROW, key: "1"}])
+    leaderboard.upsert_rows(path, [{**ROW, key: "2"}])
     assert [row[key] for row in leaderboard.read(path)] == ["2"]
 
 
 def test_leaderboard_keeps_numbers_exactly(tmp_path):
     path = tmp_path / "leaderboard.csv"
     values = {"a": 0.1 + 0.2, "b": 1e-17, "c": 1 / 3, "d": 5e300, "e": -0.0, "f": float("nan")}
-    leaderboard.record(path, [{**ROW, **values, "g": None, "h": 3, "i": 'a,"b"\nc', "j": True}])
+    leaderboard.upsert_rows(
+        path, [{**ROW, **values, "g": None, "h": 3, "i": 'a,"b"\nc', "j": True}]
+    )
     (row,) = leaderboard.read(path)
     for key in "abcde":
         assert float(row[key]) == values[key], key
         assert row[key] == repr(values[key])
     assert (row["f"], row["g"], row["h"]) == ("nan", "", "3")
     assert (row["i"], row["j"], row["ttc"]) == ('a,"b"\nc', "True", "False")
-    leaderboard.record(path, [{**ROW, "name": "two"}])  # written again, nothing is lost
+    leaderboard.upsert_rows(path, [{**ROW, "name": "two"}])  # written again, nothing is lost
     assert leaderboard.read(path)[0] == row
     assert leaderboard.read(path)[1]["a"] == ""
 
 
 def test_leaderboard_columns_stand_in_the_order_of_their_first_appearance(tmp_path):
     path = tmp_path / "leaderboard.csv"
-    leaderboard.record(path, [{"name": "a", "z": 1}, {"name": "b", "y": 2}])
-    leaderboard.record(path, [{"x": 3, "name": "c", "z": 4}])
+    leaderboard.upsert_rows(path, [{"name": "a", "z": 1}, {"name": "b", "y": 2}])
+    leaderboard.upsert_rows(path, [{"x": 3, "name": "c", "z": 4}])
     assert path.read_text() == "name,z,y,x\na,1,,\nb,,2,\nc,4,,3\n"
     page = path.with_suffix(".html").read_text()
     rows = page.split('<script id="rows" type="application/json">')[1].split("</script>")[0]
@@ -1289,7 +1375,7 @@ def test_leaderboard_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "leaderboard.csv"
     path.write_bytes(b"name\n\xff\xfe\n")
     with pytest.raises(UpsError, match="is damaged"):
-        leaderboard.record(path, [ROW])
+        leaderboard.upsert_rows(path, [ROW])
     assert path.read_bytes() == b"name\n\xff\xfe\n"
 
 
@@ -1320,7 +1406,7 @@ def swept(tmp_path):
         {**ROW, "name": "baseline", "model": "persistence", "nrmse": 5.0},
         {**ROW, "name": "t-a", "nrmse": 6.0},  # of another sweep
     ]
-    leaderboard.record(tmp_path / "leaderboard.csv", rows)
+    leaderboard.upsert_rows(tmp_path / "leaderboard.csv", rows)
     return tmp_path
 
 
@@ -1331,7 +1417,7 @@ def table_of(console):
 
 def test_sweep_table_has_mean_and_spread_over_seeds_of_each_setting(swept):
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
-    sweep.print_sweep(swept, "s", console)
+    hydra_callbacks.print_sweep(swept, "s", console)
     # of 0.10, 0.16, 0.19: the mean 0.15, and the root of (0.05^2 + 0.01^2 + 0.04^2) / (3 - 1)
     assert table_of(console) == [
         ["lambda_inv=0", "latent", "", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
@@ -1349,7 +1435,7 @@ def test_sweep_table_of_seeds_alone_says_that_settings_are_the_same(swept):
     for name in ("s-d",):
         (swept / name / "overrides.yaml").unlink()
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
-    sweep.print_sweep(swept, "s", console)
+    hydra_callbacks.print_sweep(swept, "s", console)
     assert table_of(console) == [
         ["(the same)", "latent", "", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
         ["(the same)", "latent", "", "1", "0.9000", "-", "0.9000", "0.9000"],
@@ -1363,11 +1449,11 @@ def test_sweep_ends_with_code_two_and_names_the_jobs_that_have_not_finished(swep
         (swept / name / "reports").mkdir()
         (swept / name / "reports/eval_operator.json").write_text("{}")
     (swept / "t-a").mkdir()  # another sweep's doesn't count
-    sweep.SweepTable().on_multirun_end(config)
+    hydra_callbacks.SweepTable().on_multirun_end(config)
     for name in ("s-b", "s-d"):
         (swept / name / "reports/eval_operator.json").unlink()
     with pytest.raises(SystemExit) as end:
-        sweep.SweepTable().on_multirun_end(config)
+        hydra_callbacks.SweepTable().on_multirun_end(config)
     assert end.value.code == 2
     assert "2 of 4 jobs have not finished" in caplog.text
     assert "s-b, s-d" in caplog.text
@@ -1376,4 +1462,4 @@ def test_sweep_ends_with_code_two_and_names_the_jobs_that_have_not_finished(swep
 def test_sizes_in_words_have_one_digit_and_steps_of_a_thousand():
     words = {999: "999 B", 1000: "1.0 kB", 1_500_000: "1.5 MB", 2e9: "2.0 GB", 3e12: "3.0 TB"}
     for count, expected in words.items():
-        assert size(count) == expected
+        assert format_bytes(count) == expected

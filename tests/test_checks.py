@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from ups.errors import UpsError
-from ups.metrics import (
+from ups.core.errors import UpsError
+from ups.evaluation.metrics import (
     NAMES,
     PhysicsChecks,
     RolloutMetrics,
     energy_spectrum,
     pdebench_metrics,
-    spread_and_error,
+    spread_skill,
 )
-from ups.physics import advection, burgers, line
+from ups.physics import advection, burgers, periodic_1d
 
 # one trajectory by hand, 4 points: its initial field, three predicted frames, the true ones
 U0 = torch.tensor([[0.0, 1.0, 2.0, 1.0]])
@@ -64,7 +64,10 @@ def checks_written_out(u0, pred, target, dt, length, threshold):
             above = max(0.0, now.max() - start.max())
             below = max(0.0, start.min() - now.min())
             sums["maximum_violation"] += (above + below) / frames
-            variations = [sum(abs(field[(i + 1) % points] - field[i]) for i in range(points)) for field in (before, now)]
+            variations = [
+                sum(abs(field[(i + 1) % points] - field[i]) for i in range(points))
+                for field in (before, now)
+            ]
             sums["variation_growth"] += max(0.0, variations[1] / variations[0] - 1) / frames
             sums["energy_growth"] += max(0.0, energies[2] / energies[1] - 1) / frames
             still_high = still_high and np.corrcoef(now, true)[0, 1] > threshold
@@ -264,7 +267,9 @@ def random_pair(points, seed=0, samples=7, frames=3):
     target = torch.randn(samples, frames, points, generator=generator) + 0.3
     noise = torch.randn(samples, frames, points, generator=generator)
     # other sizes in every frame and sample, so that no mean over the wrong axis is the same
-    sizes = torch.linspace(0.2, 2.0, samples)[:, None, None] * torch.tensor([0.1, 1.0, 3.0])[:, None]
+    sizes = (
+        torch.linspace(0.2, 2.0, samples)[:, None, None] * torch.tensor([0.1, 1.0, 3.0])[:, None]
+    )
     return target + sizes * (noise + 0.4), target * torch.tensor([1.0, 0.5, 2.0])[:, None]
 
 
@@ -411,7 +416,7 @@ def test_spread_and_error_equal_hand_computed_values():
     first = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 3.0]])
     second = torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
     target = torch.tensor([[4.0, 2.0], [1.0, 3.0]])
-    found = spread_and_error(torch.stack((first, second), 1), target)
+    found = spread_skill(torch.stack((first, second), 1), target)
     # unbiased variances 1 and 3, mean 2, times 4/3; means (2, 1): errors 4 and 1; mean square 10
     assert found[0].tolist() == pytest.approx([2 * (4 / 3) / 10, 2.5 / 10])
     # no spread; errors 0 and 4; mean square 5
@@ -421,7 +426,7 @@ def test_spread_and_error_equal_hand_computed_values():
 def test_spread_and_error_keeps_the_leading_dimensions_in_order():
     samples = torch.randn(4, 2, 3, 5, generator=torch.Generator().manual_seed(2))
     target = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(3))
-    found = spread_and_error(samples, target)
+    found = spread_skill(samples, target)
     assert found.shape == (2, 3, 2)
     for b in range(2):
         for t in range(3):
@@ -440,7 +445,7 @@ def test_spread_and_error_ratio_is_the_dispersion_of_the_draws(draws, dispersion
     centre = 5.0 * torch.randn(4000, 16, generator=generator)
     truth = centre + torch.randn(4000, 16, generator=generator)
     noise = torch.randn(draws, 4000, 16, generator=generator)
-    spread, error = spread_and_error(centre + dispersion * noise, truth).mean(0).tolist()
+    spread, error = spread_skill(centre + dispersion * noise, truth).mean(0).tolist()
     # the mean of M draws misses the truth by 1 + d^2/M, their spread is d^2 (1 + 1/M)
     expected = dispersion**2 * (1 + 1 / draws) / (1 + dispersion**2 / draws)
     assert spread / error == pytest.approx(expected, rel=0.02)
@@ -454,15 +459,15 @@ def test_spread_and_error_spread_grows_with_the_draws_and_error_does_not(factor)
     target = torch.randn(6, 8, generator=generator) + 2
     noise = torch.randn(3, 6, 8, generator=generator)
     noise = noise - noise.mean(0)  # the mean of the draws stays where it is
-    plain = spread_and_error(target + 0.3 + noise, target)
-    wider = spread_and_error(target + 0.3 + factor * noise, target)
+    plain = spread_skill(target + 0.3 + noise, target)
+    wider = spread_skill(target + 0.3 + factor * noise, target)
     ratio = (wider[:, 0] / wider[:, 1]).sqrt() / (plain[:, 0] / plain[:, 1]).sqrt()
     assert torch.allclose(ratio, torch.full((6,), factor), rtol=1e-4)
     assert torch.allclose(plain[:, 1], 0.09 / target.square().mean(-1), rtol=1e-4)
 
 
 def test_spread_and_error_of_a_zero_truth_is_finite():
-    found = spread_and_error(torch.zeros(3, 2, 4), torch.zeros(2, 4))
+    found = spread_skill(torch.zeros(3, 2, 4), torch.zeros(2, 4))
     assert found.tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
@@ -471,11 +476,13 @@ def test_spread_and_error_of_a_zero_truth_is_finite():
 
 def test_line_integrals_equal_hand_computed_values():
     u = torch.tensor([[1.0, -2.0, 3.0, 6.0]])
-    assert line.mass(u).tolist() == [2.0]
-    assert line.mass(u, 3.0).tolist() == [6.0]
-    assert line.energy(u).tolist() == [50 / 8]
-    assert line.energy(u, 3.0).tolist() == [3 * 50 / 8]
-    assert line.total_variation(u).tolist() == [3.0 + 5.0 + 3.0 + 5.0]  # the last: back to the first
+    assert periodic_1d.mass(u).tolist() == [2.0]
+    assert periodic_1d.mass(u, 3.0).tolist() == [6.0]
+    assert periodic_1d.energy(u).tolist() == [50 / 8]
+    assert periodic_1d.energy(u, 3.0).tolist() == [3 * 50 / 8]
+    assert periodic_1d.total_variation(u).tolist() == [
+        3.0 + 5.0 + 3.0 + 5.0
+    ]  # the last: back to the first
 
 
 @pytest.mark.parametrize("physics", [burgers, advection])
@@ -494,12 +501,14 @@ def test_equations_say_what_they_keep():
 def test_half_slopes_are_van_leers():
     a, b = torch.tensor([1.0, -1.0, 2.0, 0.0, 1.0]), torch.tensor([1.0, -3.0, -1.0, 4.0, 3.0])
     # the harmonic mean a b / (a + b), 0 where the signs differ
-    assert line.half_slopes(a, b).tolist() == pytest.approx([0.5, -0.75, 0.0, 0.0, 0.75])
+    assert periodic_1d.van_leer_half_slopes(a, b).tolist() == pytest.approx(
+        [0.5, -0.75, 0.0, 0.0, 0.75]
+    )
 
 
 def test_burgers_solve_moves_a_shock_by_the_mean_of_its_sides():
     """From 2 to 0 a shock moves at 1; the fan from 0 to 2 spreads as x / t."""
-    x = line.grid(400).double()
+    x = periodic_1d.cell_centers(400).double()
     u0 = torch.where((x > 0.2) & (x < 0.5), 2.0, 0.0)[None]
     u = burgers.solve(u0, [0.1, 0.2], 1e-9)[0]
     for k, t in enumerate((0.1, 0.2)):
@@ -508,7 +517,7 @@ def test_burgers_solve_moves_a_shock_by_the_mean_of_its_sides():
 
 
 def test_burgers_solve_handles_waves_to_the_left_and_sonic_fans():
-    x = line.grid(400).double()
+    x = periodic_1d.cell_centers(400).double()
     u0 = torch.where((x > 0.4) & (x < 0.7), 1.0, -1.0)[None]
     u = burgers.solve(u0, [0.1], 1e-9)[0, 0]
     # a fan through zero at 0.4 from -1 to 1, a shock at rest at 0.7
@@ -518,7 +527,7 @@ def test_burgers_solve_handles_waves_to_the_left_and_sonic_fans():
 
 @pytest.mark.parametrize("nu", [0.3, 6.0])
 def test_burgers_solve_diffuses_a_faint_wave_at_nu_over_pi(nu):
-    x = line.grid(64).double()
+    x = periodic_1d.cell_centers(64).double()
     k = 2 * math.pi
     u0 = 1e-5 * (k * x).sin()[None]
     times = [0.0, 0.02, 0.1]
@@ -530,14 +539,14 @@ def test_burgers_solve_diffuses_a_faint_wave_at_nu_over_pi(nu):
 @pytest.mark.parametrize("solve", [burgers.solve, burgers.cole_hopf])
 def test_burgers_solutions_of_another_length_are_scaled_ones(solve):
     """u(x, t) on [0, L) at nu is u(x / L, t / L) on [0, 1) at nu / L."""
-    u0 = line.initial_conditions(2, line.grid(64), seed=4).double()
+    u0 = periodic_1d.initial_conditions(2, periodic_1d.cell_centers(64), seed=4).double()
     long = solve(u0, [0.25, 0.5], 0.1, length=2.5)
     assert torch.allclose(long, solve(u0, [0.1, 0.2], 0.04), atol=1e-10)
     assert not torch.allclose(long, solve(u0, [0.25, 0.5], 0.1), atol=1e-2)
 
 
 def test_burgers_solve_goes_on_from_any_frame():
-    u0 = line.initial_conditions(2, line.grid(64), seed=5).double()
+    u0 = periodic_1d.initial_conditions(2, periodic_1d.cell_centers(64), seed=5).double()
     at_once = burgers.solve(u0, [0.1, 0.3], 0.05)
     again = burgers.solve(at_once[:, 0], [0.2], 0.05)[:, 0]
     assert torch.allclose(at_once[:, 1], again, atol=1e-3)
@@ -545,16 +554,16 @@ def test_burgers_solve_goes_on_from_any_frame():
 
 
 def test_burgers_residual_is_what_the_step_adds_to_the_equation():
-    u = line.initial_conditions(2, line.grid(32), seed=6).double()
+    u = periodic_1d.initial_conditions(2, periodic_1d.cell_centers(32), seed=6).double()
     nu = torch.tensor([0.05, 0.05], dtype=torch.float64)
-    v = burgers.advance(u, 0.1, nu, 1.5, 2)
+    v = burgers.solver_step(u, 0.1, nu, 1.5, 2)
     extra = torch.full_like(v, 0.25)
     assert torch.allclose(burgers.residual(u, v + extra, 0.1, nu, 1.5, 2), extra, atol=1e-12)
 
 
 def test_mirrors_and_hastened_fields_equal_hand_computed_values():
     u = torch.tensor([[1.0, 2.0, -3.0]])
-    assert burgers.mirror(u).tolist() == [[3.0, -2.0, -1.0]]
-    assert advection.mirror(u).tolist() == [[-1.0, -2.0, 3.0]]
-    assert burgers.hasten(u, 3).tolist() == [[3.0, 6.0, -9.0]]
-    assert advection.hasten(u, 3).tolist() == [[1.0, 2.0, -3.0]]
+    assert burgers.reflect(u).tolist() == [[3.0, -2.0, -1.0]]
+    assert advection.reflect(u).tolist() == [[-1.0, -2.0, 3.0]]
+    assert burgers.rescale_time(u, 3).tolist() == [[3.0, 6.0, -9.0]]
+    assert advection.rescale_time(u, 3).tolist() == [[1.0, 2.0, -3.0]]

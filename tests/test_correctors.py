@@ -14,16 +14,16 @@ import yaml
 from conftest import make_simulator
 from torch import nn
 
+from ups.core.batch import Batch
+from ups.core.errors import UpsError
 from ups.datamodules import BurgersDataModule
-from ups.datamodules.windows import Batch
-from ups.errors import UpsError
-from ups.latents import LatentCache, assimilated
 from ups.models.denoiser import Denoiser
 from ups.modules import ConsistencyModule, DiffusionModule
 from ups.physics import advection, burgers
-from ups.rollout import Simulator
 from ups.run import CONF
-from ups.sampling import Corrector, heun, heun_step
+from ups.simulation.correctors import ResidualCorrector, heun_sampler, heun_step
+from ups.simulation.residual_targets import LatentCache, residual_targets
+from ups.simulation.simulator import Simulator
 
 TOKENS, WIDTH, FREE, POINTS = 4, 3, 2, 16
 SIZES = {"tokens": TOKENS, "width": WIDTH, "free": FREE}
@@ -61,7 +61,7 @@ class ToyModel(nn.Module):
 
 def toy_simulator(seed=0, dtype=torch.float32, **changes):
     about = {"dt": DT, "length": 2.0, "scale": SCALE} | changes
-    return Simulator(ToyModel(seed, dtype), burgers.grid(POINTS, about["length"]), **about)
+    return Simulator(ToyModel(seed, dtype), burgers.cell_centers(POINTS, about["length"]), **about)
 
 
 def awaken(corrector, seed=1):
@@ -76,7 +76,7 @@ def awaken(corrector, seed=1):
 
 def make_corrector(**changes):
     torch.manual_seed(0)
-    return awaken(Corrector(**(SIZES | NETS | changes)))
+    return awaken(ResidualCorrector(**(SIZES | NETS | changes)))
 
 
 def states(count, seed=2, dtype=torch.float32):
@@ -231,7 +231,7 @@ def field_error(simulator, tokens, field, weight):
 
 def noise_level_and_noise(module, batch, seed=0):
     """What a stage draws for a batch: levels (B, ...), then noise (B, K, N, free)."""
-    level, noise = module.draw(batch, torch.Generator().manual_seed(seed))
+    level, noise = module.sample_noise(batch, torch.Generator().manual_seed(seed))
     assert noise.shape == (len(batch), batch.u.shape[1] - 1, TOKENS, FREE)
     return level, noise
 
@@ -242,7 +242,7 @@ def noise_level_and_noise(module, batch, seed=0):
 def test_corrector_add_and_residual_by_hand():
     corrector = make_corrector(width=5, free=3)
     pred = torch.ones(1, TOKENS, 5)
-    made = corrector.add(pred, torch.full((1, TOKENS, 3), 2.0))
+    made = corrector.apply_residual(pred, torch.full((1, TOKENS, 3), 2.0))
     assert torch.allclose(made[0, 0], torch.tensor([2.0, 7.0, 1.4, 1.0, 1.0]))
     target = torch.tensor([2.0, 7.0, 1.4, 9.0, 9.0]).expand(1, TOKENS, 5)
     assert torch.allclose(corrector.residual(pred, target), torch.full((1, TOKENS, 3), 2.0))
@@ -252,24 +252,26 @@ def test_corrector_add_undoes_residual():
     corrector = make_corrector(width=5, free=3)
     pred, target = torch.randn(2, 6, TOKENS, 5)
     target[..., 3:] = pred[..., 3:]
-    assert torch.allclose(corrector.add(pred, corrector.residual(pred, target)), target, atol=1e-6)
+    assert torch.allclose(
+        corrector.apply_residual(pred, corrector.residual(pred, target)), target, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_corrector_levels_equal_edm_equation_5(steps):
     corrector = make_corrector(steps=steps, sigma_min=0.07, sigma_max=4.0, rho=3.0)
-    assert corrector.levels() == pytest.approx(levels_of(steps, 0.07, 4.0, 3.0))
+    assert corrector.sigma_schedule() == pytest.approx(levels_of(steps, 0.07, 4.0, 3.0))
 
 
 def test_corrector_levels_by_hand():
     corrector = make_corrector(steps=3, sigma_min=1.0, sigma_max=9.0, rho=2.0)
-    assert corrector.levels() == pytest.approx([9.0, 4.0, 1.0, 0.0])
+    assert corrector.sigma_schedule() == pytest.approx([9.0, 4.0, 1.0, 0.0])
 
 
 def test_corrector_defaults_equal_configuration():
     with open(f"{CONF}/training/diffusion.yaml") as file:
         options = yaml.safe_load(file)["module"]
-    defaults = {name: p.default for name, p in signature(Corrector).parameters.items()}
+    defaults = {name: p.default for name, p in signature(ResidualCorrector).parameters.items()}
     for name in ("steps", "sigma_min", "sigma_max", "rho", "temperature"):
         assert options["corrector"][name] == defaults[name], name
     stage = {name: p.default for name, p in signature(DiffusionModule).parameters.items()}
@@ -285,7 +287,7 @@ def test_corrector_defaults_equal_configuration():
 
 def test_corrector_published_settings():
     """The numbers that docs and shipped weights rely on."""
-    corrector = Corrector(**SIZES, **NETS)
+    corrector = ResidualCorrector(**SIZES, **NETS)
     about = {"sampler": "heun", "steps": 8, "sigma_min": 0.02, "sigma_max": 10.0}
     about |= {"rho": 7.0, "temperature": 0.25}
     assert corrector.spec == SIZES | NETS | about
@@ -298,20 +300,22 @@ def test_corrector_spec_makes_the_same_corrector_again():
     about |= {"rho": 4.0, "temperature": 0.6}
     corrector = make_corrector(**about)
     assert corrector.spec == SIZES | NETS | about
-    again = Corrector(**corrector.spec)
+    again = ResidualCorrector(**corrector.spec)
     again.load_state_dict(corrector.state_dict())
     z, pred, dt, nu = states(2)
     noise = torch.randn(2, 1, TOKENS, FREE)
-    assert torch.equal(again.sample(z, pred, dt, nu, noise), corrector.sample(z, pred, dt, nu, noise))
+    assert torch.equal(
+        again.sample(z, pred, dt, nu, noise), corrector.sample(z, pred, dt, nu, noise)
+    )
 
 
 def test_corrector_networks_have_their_own_sizes():
     nets = {"mean": {"width": 6, "depth": 3}, "noise": {"width": 10, "depth": 2, "hidden": 2.0}}
-    corrector = Corrector(**SIZES, **nets)
-    shapes = [tuple(m.shape) for m in corrector.matrices()]
+    corrector = ResidualCorrector(**SIZES, **nets)
+    shapes = [tuple(m.shape) for m in corrector.muon_parameters()]
     assert shapes == [(6, 18), (6, 6)] * 3 + [(20, 30), (10, 20)] * 2
     ids = {id(p) for p in corrector.parameters()}
-    assert {id(m) for m in corrector.matrices()} < ids
+    assert {id(m) for m in corrector.muon_parameters()} < ids
 
 
 def test_corrector_mean_is_told_state_change_dt_and_nu():
@@ -319,7 +323,7 @@ def test_corrector_mean_is_told_state_change_dt_and_nu():
     answer = torch.randn(3, TOKENS, FREE)
     corrector.mean_network = Recorder(answer)
     z, pred, dt, nu = states(3)
-    assert torch.equal(corrector.mean(z, pred, dt, nu), answer)
+    assert torch.equal(corrector.predict_mean(z, pred, dt, nu), answer)
     (call,) = corrector.mean_network.calls
     assert len(call.parts) == 2
     assert torch.equal(call.parts[0], z)
@@ -384,7 +388,9 @@ def test_denoiser_equals_written_out_network():
         h = h + w["constant"].ravel() + offset
         for block in range(4):
             d = distances[block % 3]
-            told = np.stack([np.concatenate((h[(j - d) % 5], h[j], h[(j + d) % 5])) for j in range(5)])
+            told = np.stack(
+                [np.concatenate((h[(j - d) % 5], h[j], h[(j + d) % 5])) for j in range(5)]
+            )
             y = told @ w[f"blocks.{block}.w1"].T + w[f"blocks.{block}.b1"].ravel()
             h = h + (y / (1 + np.exp(-y))) @ w[f"blocks.{block}.w2"].T
         assert np.allclose(made[s], h @ w["tokens_out"].T, atol=1e-10)
@@ -397,9 +403,9 @@ def test_denoiser_begins_at_zero_with_unit_size_inside():
     assert torch.equal(network((torch.randn(2, 8, 100),), nu, nu, nu), torch.zeros(2, 8, 3))
     weights = dict(network.named_parameters())
     assert weights["tokens_in"].std().item() == pytest.approx(0.1, rel=0.05)
-    assert len(network.matrices()) == 12  # two in each of six blocks
+    assert len(network.muon_parameters()) == 12  # two in each of six blocks
     other = Denoiser(8, 4, 1, width=10, depth=3)
-    assert [tuple(m.shape) for m in other.matrices()] == [(10, 30), (10, 10)] * 3
+    assert [tuple(m.shape) for m in other.muon_parameters()] == [(10, 30), (10, 10)] * 3
 
 
 def test_denoiser_default_distances_are_1_2_4_1():
@@ -430,7 +436,7 @@ def curved_batch(x, sigma):
 def test_heun_equals_algorithm_1_on_nonlinear_denoiser():
     x, levels = 3 * torch.randn(5, 2, 2), [3.0, 1.2, 0.4, 0.0]
     expected = torch.stack([path_end(curved, x[b], levels) for b in range(5)])
-    assert torch.allclose(heun(curved_batch, x, levels), expected, atol=1e-6)
+    assert torch.allclose(heun_sampler(curved_batch, x, levels), expected, atol=1e-6)
 
 
 def test_heun_step_by_hand():
@@ -509,7 +515,7 @@ def linear_case():
 def test_towards_equals_exact_steepest_descent_when_decoder_is_linear(steps, strength, weighted):
     simulator, z, field, weight = linear_case()
     weight = weight if weighted else None
-    made = simulator.towards(z, field, steps, strength, weight)
+    made = simulator.project_to_field(z, field, steps, strength, weight)
     assert torch.allclose(made, descended(simulator, z, field, steps, strength, weight), atol=1e-8)
     assert torch.equal(made[..., FREE:], z[..., FREE:])
     assert not made.requires_grad
@@ -517,7 +523,7 @@ def test_towards_equals_exact_steepest_descent_when_decoder_is_linear(steps, str
 
 def test_towards_defaults_to_full_strength_and_weight_1():
     simulator, z, field, _ = linear_case()
-    made = simulator.towards(z, field, 2)
+    made = simulator.project_to_field(z, field, 2)
     assert torch.allclose(made, descended(simulator, z, field, 2, 1.0), atol=1e-8)
 
 
@@ -526,9 +532,9 @@ def test_towards_leaves_its_arguments_alone_and_works_in_inference_mode():
     before = [t.clone() for t in (z, field, weight)]
     expected = descended(simulator, z, field, 2, 1.0, weight)
     with torch.inference_mode():
-        made = simulator.towards(z * 1, field * 1, 2, 1.0, weight * 1)
+        made = simulator.project_to_field(z * 1, field * 1, 2, 1.0, weight * 1)
     assert torch.allclose(made, expected, atol=1e-8)
-    simulator.towards(z, field, 2, 1.0, weight)
+    simulator.project_to_field(z, field, 2, 1.0, weight)
     for old, new in zip(before, (z, field, weight), strict=True):
         assert torch.equal(old, new)
         assert not new.requires_grad
@@ -544,7 +550,7 @@ def test_towards_takes_the_derivative_of_a_curved_decoder():
     _, z, field, weight = linear_case()
     simulator = toy_simulator(dtype=torch.float64)
     simulator.model = CurvedModel(dtype=torch.float64)
-    made = simulator.towards(z, field, 1, 1.0, weight)
+    made = simulator.project_to_field(z, field, 1, 1.0, weight)
     for b in range(3):
         flat, w = z[b].flatten(), weight[b]
         bent = (1 + 0.6 * flat)[:, None] * simulator.model.out.detach() * simulator.scale
@@ -563,7 +569,7 @@ def test_towards_takes_the_derivative_of_a_curved_decoder():
 
 def test_assimilated_equals_written_out_chain():
     simulator, batch = toy_simulator(), windows()
-    made = assimilated(simulator, batch, 2)
+    made = residual_targets(simulator, batch, 2)
     hand = steps_of(simulator, batch, 2)
     for name in ("state", "pred", "target", "field", "nu", "certainty"):
         expected = torch.stack(getattr(hand, name))
@@ -575,15 +581,15 @@ def test_assimilated_takes_as_many_gradient_steps_as_it_is_told():
     simulator, batch = toy_simulator(), windows()
     for count in (0, 1, 5):
         expected = torch.stack(steps_of(simulator, batch, count).target)
-        assert torch.allclose(assimilated(simulator, batch, count).target, expected, atol=1e-4)
+        assert torch.allclose(residual_targets(simulator, batch, count).target, expected, atol=1e-4)
 
 
 def test_assimilated_targets_decode_to_the_next_frame():
     simulator = make_simulator()
-    u0 = burgers.initial_conditions(3, burgers.grid(32), seed=1)
+    u0 = burgers.initial_conditions(3, burgers.cell_centers(32), seed=1)
     u = burgers.solve(u0, [0.1 * k for k in range(4)], 0.001)
     batch = Batch(u, torch.full((3,), 0.001), torch.arange(3), torch.arange(3))
-    made = assimilated(simulator, batch, 40)
+    made = residual_targets(simulator, batch, 40)
     reached = simulator.decode(made.target).detach()
     started = simulator.decode(made.pred).detach()
     for b in range(3):
@@ -673,7 +679,9 @@ def diffusion_terms(module, batch, level, noise):
         corrected = torch.cat((pred[:, :FREE] + corrector.scale * mean, pred[:, FREE:]), -1)
         ones = torch.ones(POINTS)
         fields.append(field_error(simulator, corrected, field, ones) / module.operator_errors[0])
-        certain.append(field_error(simulator, corrected, field, hand.certainty[s]) / module.operator_errors[1])
+        certain.append(
+            field_error(simulator, corrected, field, hand.certainty[s]) / module.operator_errors[1]
+        )
         sigma = math.exp(module.hparams["level_mean"] + module.hparams["level_std"] * level[b, k])
         sigma = min(max(sigma, corrector.spec["sigma_min"]), corrector.spec["sigma_max"])
         weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
@@ -689,7 +697,7 @@ def diffusion_terms(module, batch, level, noise):
 def test_diffusion_loss_equals_written_out_formula():
     module, batch = diffusion_module(), small_and_large_windows()
     noise = noise_level_and_noise(module, batch)[1]
-    found = module.loss_terms(batch, LEVELS, noise)
+    found = module.compute_losses(batch, LEVELS, noise)
     tokens, fields, noisy, sigmas = diffusion_terms(module, batch, LEVELS, noise)
     assert sigmas.count(0.3) == 1  # both ends of the clamp are met, and levels between
     assert sigmas.count(1.5) == 2
@@ -707,7 +715,7 @@ def gradients(loss, network):
 def test_diffusion_loss_teaches_each_network_by_its_own_terms():
     module, batch = diffusion_module(), windows()
     noise = noise_level_and_noise(module, batch)[1]
-    found = module.loss_terms(batch, LEVELS, noise)
+    found = module.compute_losses(batch, LEVELS, noise)
     tokens, fields, noisy, _ = diffusion_terms(module, batch, LEVELS, noise)
     mean, rest = module.corrector.mean_network, module.corrector.noise_network
     found["loss"].backward()
@@ -723,7 +731,7 @@ def test_diffusion_loss_teaches_each_network_by_its_own_terms():
 def test_diffusion_noise_term_tells_the_mean_nothing():
     module, batch = diffusion_module(), windows()
     level, noise = noise_level_and_noise(module, batch)
-    found = module.loss_terms(batch, level, noise)
+    found = module.compute_losses(batch, level, noise)
     assert all(g is None for g in gradients(found["L_noise"], module.corrector.mean_network))
 
 
@@ -769,17 +777,21 @@ def trainer(tmp_path, **options):
 def test_diffusion_fit_measures_the_residual_on_50_training_batches(tmp_path, cached):
     """60 windows in batches of one: the scale is that of the first 50."""
     simulator = toy_simulator()
-    module = DiffusionModule(simulator, corrector=NETS | {"steps": 2}, gradient_steps=2, latent_cache=cached)
+    module = DiffusionModule(
+        simulator, corrector=NETS | {"steps": 2}, gradient_steps=2, latent_cache=cached
+    )
     data = burgers_data(tmp_path, 1, repeat=cached is not None)
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
     run.fit(module, datamodule=data)
     loader = data.train_dataloader()
-    batches = list(loader.sampler.first_epoch(loader.dataset))
+    batches = list(loader.sampler.iter_fixed_batches(loader.dataset))
     assert len(batches) == 60
     left, everywhere, certain = [], [], []
     for batch in batches[:50]:
         hand = steps_of(simulator, batch, 2)
-        for pred, target, field, sure in zip(hand.pred, hand.target, hand.field, hand.certainty, strict=True):
+        for pred, target, field, sure in zip(
+            hand.pred, hand.target, hand.field, hand.certainty, strict=True
+        ):
             left.append((target - pred)[:, :FREE])
             everywhere.append(field_error(simulator, pred, field, torch.ones(POINTS)))
             certain.append(field_error(simulator, pred, field, sure))
@@ -838,14 +850,14 @@ def test_stage_validates_corrected_rollouts_of_the_validation_split(tmp_path, st
 def test_stage_optimises_the_matrices_of_what_it_trains(stage):
     module = diffusion_module(lr=0.017, weight_decay=0.23, betas=(0.7, 0.8), momentum=0.6)
     corrector = module.corrector
-    matrices = corrector.matrices()
+    matrices = corrector.muon_parameters()
     others = list(corrector.parameters())
     if stage == "consistency":
         options = {"lr": 0.017, "weight_decay": 0.23, "betas": (0.7, 0.8), "momentum": 0.6}
         module = ConsistencyModule(module.simulator, **options)
-        matrices = module.corrector.noise_network.matrices()
+        matrices = module.corrector.noise_network.muon_parameters()
         others = list(module.corrector.noise_network.parameters())
-    first, second = module.make_optimizer().param_groups
+    first, second = module.build_optimizer().param_groups
     assert {id(p) for p in first["params"]} == {id(p) for p in matrices}
     assert {id(p) for p in second["params"]} == {id(p) for p in others} - {id(p) for p in matrices}
     for group in (first, second):
@@ -884,7 +896,7 @@ def test_consistency_draws_half_of_its_levels_at_the_top():
     batch = Batch(torch.zeros(2, 2, POINTS), torch.ones(2), *torch.zeros(2, 2).long())
     count, rng = Counter(), torch.Generator().manual_seed(0)
     for _ in range(3000):
-        level, noise = module.draw(batch, rng)
+        level, noise = module.sample_noise(batch, rng)
         assert level.shape == (2,)
         assert level[0] == level[1]
         count[int(level[0])] += 1
@@ -904,7 +916,7 @@ def test_consistency_loss_equals_written_out_formula(level):
         student.mean_network.tokens_out.zero_()  # which is the teacher's by rights, and not used
         student.scale.fill_(9.0)
     noise = noise_level_and_noise(module, batch)[1]
-    found = module.loss_terms(batch, torch.full((3,), level), noise)
+    found = module.compute_losses(batch, torch.full((3,), level), noise)
     levels = levels_of(4, 0.2, 2.5, 3.0)
     hand = steps_of(module.simulator, batch, 2)
     gaps = []
@@ -915,7 +927,9 @@ def test_consistency_loss_equals_written_out_formula(level):
         x = levels[level] * noise[s // 2, s % 2]
         if level > 0:
             x = x + residual - mean
-        end = path_end(lambda x, t, m=mean, a=about: denoised(teacher, x, t, m, *a), x, levels[level:])
+        end = path_end(
+            lambda x, t, m=mean, a=about: denoised(teacher, x, t, m, *a), x, levels[level:]
+        )
         jumped = denoised(student, x, levels[level], mean, *about)
         gaps.append((jumped - end).square().mean())
     assert found["loss"].item() == pytest.approx(torch.stack(gaps).mean().item(), rel=1e-4)
@@ -961,7 +975,9 @@ def trained():
         target = torch.cat((pred[..., :FREE] + residual, pred[..., FREE:]), -1)
         field = simulator.decode(target).detach()
         sure = torch.ones_like(field)
-        return SimpleNamespace(state=state, pred=pred, target=target, field=field, certainty=sure, nu=nu, told=told)
+        return SimpleNamespace(
+            state=state, pred=pred, target=target, field=field, certainty=sure, nu=nu, told=told
+        )
 
     def train(module, steps, lr):
         module.steps = lambda batch: law(len(batch))
@@ -969,7 +985,7 @@ def trained():
         optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr)
         losses = []
         for _ in range(steps):
-            loss = module.loss_terms(batch, *module.draw(batch, rng))
+            loss = module.compute_losses(batch, *module.sample_noise(batch, rng))
             optimizer.zero_grad()
             loss["loss"].backward()
             optimizer.step()
@@ -1000,7 +1016,7 @@ def residuals(trained, corrector):
 def test_trained_mean_tells_what_state_change_and_nu_tell(trained):
     law = trained.law
     dt = torch.full((200,), DT)
-    mean = trained.teacher.mean(law.state, law.pred, dt, law.nu).detach()
+    mean = trained.teacher.predict_mean(law.state, law.pred, dt, law.nu).detach()
     assert (mean[..., :1] - law.told).square().mean() < 0.02  # of a variance of 1.3
     assert mean[..., 1].square().mean() < 0.1
 
@@ -1047,9 +1063,9 @@ def test_simulator_advance_tells_the_corrector_everything():
     simulator = toy_simulator()
     simulator.correctors["diffusion"] = StandIn()
     z, _, _, nu = states(4)
-    simulator.advance(z, nu, "diffusion")
-    simulator.advance(z, nu, "diffusion", draws=5, temperature=0.4, mean_first=True, alike=2)
-    simulator.advance(z, nu, "diffusion", draws=1, mean_first=True)
+    simulator.sample_step(z, nu, "diffusion")
+    simulator.sample_step(z, nu, "diffusion", draws=5, temperature=0.4, mean_first=True, alike=2)
+    simulator.sample_step(z, nu, "diffusion", draws=1, mean_first=True)
     plain, many, only = simulator.correctors["diffusion"].calls
     for call in (plain, many, only):
         assert torch.equal(call.z, z)
@@ -1067,7 +1083,7 @@ def test_simulator_advance_tells_the_corrector_everything():
     assert many.noise.unique().numel() == many.noise.numel() // 2
     assert only.noise.shape == (4, 0, TOKENS, FREE)
     assert only.mean_first is True
-    plain = simulator.advance(z, nu, draws=3)
+    plain = simulator.sample_step(z, nu, draws=3)
     assert plain.shape == (4, 3, TOKENS, WIDTH)
     assert torch.equal(plain[:, 2], expected)
 
@@ -1077,7 +1093,7 @@ def test_simulator_advance_draws_white_noise():
     simulator.correctors["diffusion"] = StandIn()
     torch.manual_seed(0)
     z, nu = torch.zeros(500, TOKENS, WIDTH), torch.ones(500)
-    simulator.advance(z, nu, "diffusion", draws=2)
+    simulator.sample_step(z, nu, "diffusion", draws=2)
     noise = simulator.correctors["diffusion"].calls[0].noise
     count = noise.numel()
     assert abs(noise.mean().item()) < 5 / math.sqrt(count)
@@ -1111,7 +1127,12 @@ def test_corrected_rollout_equals_written_out_loop(mode, correct, temperature):
         noise = torch.randn(3, 1, TOKENS, FREE)
         pred = simulator.model.step(z, torch.full((3,), DT), batch.nu)
         dt = torch.tensor(DT)
-        z = torch.stack([draw_of(corrector, z[b], pred[b], dt, batch.nu[b], noise[b, 0], used) for b in range(3)])
+        z = torch.stack(
+            [
+                draw_of(corrector, z[b], pred[b], dt, batch.nu[b], noise[b, 0], used)
+                for b in range(3)
+            ]
+        )
         fields = SCALE * (z.flatten(1) @ simulator.model.out)
         assert torch.allclose(made[:, k], fields, atol=1e-4, rtol=1e-4)
         if mode == "physical":
@@ -1125,9 +1146,9 @@ def test_burgers_certainty_equals_written_out_formula():
     u = windows(3, 1).u[:, 0]
     for jump, reach in ((0.03, 3), (0.5, 0), (0.2, 1), (0.2, 2)):
         expected = torch.stack([trusted(row, jump, reach) for row in u])
-        assert torch.allclose(burgers.certainty(u, jump, reach), expected, atol=1e-6)
+        assert torch.allclose(burgers.shock_weight(u, jump, reach), expected, atol=1e-6)
     expected = torch.stack([trusted(row) for row in u])
-    assert torch.allclose(burgers.certainty(u), expected, atol=1e-6)
+    assert torch.allclose(burgers.shock_weight(u), expected, atol=1e-6)
 
 
 def test_advection_advance_shifts_by_speed_times_time():
@@ -1135,9 +1156,9 @@ def test_advection_advance_shifts_by_speed_times_time():
     wave = 2 * math.pi / 2.5
     u = torch.stack([torch.sin(wave * x) + 0.3 * torch.cos(3 * wave * x + 1)] * 2)
     nu = torch.tensor([0.4, 1.7], dtype=torch.float64)
-    made = advection.advance(u, 0.3, nu, 2.5, refine=2)
+    made = advection.solver_step(u, 0.3, nu, 2.5, refine=2)
     for b, speed in enumerate((0.4, 1.7)):
         at = x - 0.3 * speed
         expected = torch.sin(wave * at) + 0.3 * torch.cos(3 * wave * at + 1)
         assert torch.allclose(made[b], expected, atol=1e-12)
-    assert torch.equal(advection.certainty(u, 0.03, 3), torch.ones_like(u))
+    assert torch.equal(advection.shock_weight(u, 0.03, 3), torch.ones_like(u))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from ups.core.errors import UpsError
 from ups.datamodules import BurgersDataModule
-from ups.errors import UpsError
 from ups.physics import burgers
 
 SMALL = {
@@ -30,7 +30,14 @@ def small(tmp_path, **changes):
 
 
 def pdebench_file(
-    path, trajectories=8, frames=21, points=64, *, names=("tensor", "x-coordinate", "t-coordinate"), t_extra=1, dtype=np.float32
+    path,
+    trajectories=8,
+    frames=21,
+    points=64,
+    *,
+    names=("tensor", "x-coordinate", "t-coordinate"),
+    t_extra=1,
+    dtype=np.float32,
 ):
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
@@ -46,9 +53,11 @@ def test_generated_data_solve_the_equation(tmp_path):
         assert file["tensor"].shape == (11, 6, 32)
         assert file["t-coordinate"].shape == (7,)
     u = data.values["test"]
-    fine = burgers.initial_conditions(3, burgers.grid(64), seed=2)
+    fine = burgers.initial_conditions(3, burgers.cell_centers(64), seed=2)
     assert torch.allclose(u[:, 0], fine[:, ::2])
-    assert torch.allclose(u, burgers.solve(fine, [0.05 * k for k in range(6)], 0.001)[..., ::2], atol=1e-6)
+    assert torch.allclose(
+        u, burgers.solve(fine, [0.05 * k for k in range(6)], 0.001)[..., ::2], atol=1e-6
+    )
 
 
 def test_a_file_of_the_same_recipe_is_reused_and_another_recipe_makes_another(tmp_path):
@@ -63,7 +72,9 @@ def test_a_file_of_the_same_recipe_is_reused_and_another_recipe_makes_another(tm
 
 
 def test_the_default_data_set_keeps_its_name():
-    assert BurgersDataModule().path.name == "burgers-nu0.001-e6a9b2e4.hdf5"  # files made by earlier versions are reused
+    assert (
+        BurgersDataModule().path.name == "burgers-nu0.001-e6a9b2e4.hdf5"
+    )  # files made by earlier versions are reused
 
 
 def test_a_failed_generation_leaves_no_file(tmp_path, monkeypatch):
@@ -77,7 +88,15 @@ def test_pdebench_file(tmp_path):
     path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.002.hdf5")
     for in_memory in (False, True):
         data = BurgersDataModule(
-            path=str(path), nu=None, train=5, validation=1, test=2, time_stride=5, space_stride=4, window=2, in_memory=in_memory
+            path=str(path),
+            nu=None,
+            train=5,
+            validation=1,
+            test=2,
+            time_stride=5,
+            space_stride=4,
+            window=2,
+            in_memory=in_memory,
         )
         data.prepare_data()
         data.setup()
@@ -87,7 +106,9 @@ def test_pdebench_file(tmp_path):
         with h5py.File(path) as file:
             assert np.array_equal(data.values["test"].numpy(), file["tensor"][6:, ::5, ::4])
             train = file["tensor"][:5, ::5, ::4]
-        assert data.scale == pytest.approx(train.std(), rel=1e-5)  # of the training trajectories alone
+        assert data.scale == pytest.approx(
+            train.std(), rel=1e-5
+        )  # of the training trajectories alone
         batch = next(iter(data.train_dataloader()))
         assert batch.u.shape == (16, 3, 16)
     assert set(batch.trajectory.tolist()) <= set(range(5))
@@ -97,7 +118,9 @@ def test_streamed_and_loaded_batches_are_the_same(tmp_path):
     path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.1.hdf5")
     batches = []
     for in_memory in (False, True):
-        data = BurgersDataModule(path=str(path), nu=None, train=5, validation=1, test=2, window=2, in_memory=in_memory)
+        data = BurgersDataModule(
+            path=str(path), nu=None, train=5, validation=1, test=2, window=2, in_memory=in_memory
+        )
         data.setup()
         batches.append(next(iter(data.train_dataloader())))
     assert torch.equal(batches[0].u, batches[1].u)
@@ -109,12 +132,22 @@ def test_several_viscosities_are_one_data_set(tmp_path):
     assert both.path == one.path  # the first part is the data set of that viscosity alone
     n, tests = one.hparams["train"], one.hparams["test"]
     assert torch.equal(both.values["test"][:tests], one.values["test"])
-    assert not torch.equal(both.values["test"][tests:, 0], one.values["test"][:, 0])  # other initial conditions
-    assert (both.dataset["name"], both.dataset["nu"], both.dataset["trajectories"]) == ("burgers-nu0.001,0.01", nus, 2 * tests)
-    seen = torch.cat([torch.stack((batch.trajectory.float(), batch.nu), 1) for batch in both.train_dataloader()])
+    assert not torch.equal(
+        both.values["test"][tests:, 0], one.values["test"][:, 0]
+    )  # other initial conditions
+    assert (both.dataset["name"], both.dataset["nu"], both.dataset["trajectories"]) == (
+        "burgers-nu0.001,0.01",
+        nus,
+        2 * tests,
+    )
+    seen = torch.cat(
+        [torch.stack((batch.trajectory.float(), batch.nu), 1) for batch in both.train_dataloader()]
+    )
     times = seen[:, 1] / torch.tensor(nus)[seen[:, 0].int() // n]
     assert set(times.round(decimals=4).tolist()) == {1.0, 2.0}  # some are hastened, see below
-    assert all(batch.nu.unique().numel() == 1 for batch in both.test_dataloader())  # the solver beside it takes one
+    assert all(
+        batch.nu.unique().numel() == 1 for batch in both.test_dataloader()
+    )  # the solver beside it takes one
     streamed = small(tmp_path, nu=nus, in_memory=False)
     for a, b in zip(both.train_dataloader(), streamed.train_dataloader(), strict=True):
         assert torch.equal(a.u, b.u)
@@ -138,8 +171,12 @@ def test_augmentation_uses_the_symmetries_of_the_equation(tmp_path):
     data = small(tmp_path)
     loader = data.train_dataloader()
     plain = small(tmp_path, shift=False, mirror=False).train_dataloader()
-    for batch, original, windows in zip(loader, plain, data.train_dataloader().sampler, strict=True):
-        for u, v, shift, mirror in zip(batch.u, original.u, windows.shift, windows.mirror, strict=True):
+    for batch, original, windows in zip(
+        loader, plain, data.train_dataloader().sampler, strict=True
+    ):
+        for u, v, shift, mirror in zip(
+            batch.u, original.u, windows.shift, windows.mirror, strict=True
+        ):
             expected = -v.flip(-1).roll(-int(shift), -1) if mirror else v.roll(-int(shift), -1)
             assert torch.equal(u, expected)
     assert {0, 1} == {int(m) for w in data.train_dataloader().sampler for m in w.mirror}
@@ -210,7 +247,9 @@ def test_too_few_trajectories_and_too_long_a_window(tmp_path):
     with pytest.raises(UpsError, match=r"says nu 0\.1, data\.nu 0\.001"):
         BurgersDataModule(path=str(path), train=5, validation=1, test=2, window=2)
     with pytest.raises(UpsError, match="space_stride=3 must divide its 64 points"):
-        BurgersDataModule(path=str(path), nu=None, train=5, validation=1, test=2, window=2, space_stride=3).setup()
+        BurgersDataModule(
+            path=str(path), nu=None, train=5, validation=1, test=2, window=2, space_stride=3
+        ).setup()
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path):
@@ -220,10 +259,21 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_hastened_windows_stay_within_the_data_and_a_single_nu_has_none(tmp_path):
-    sizes = {"points": 32, "solver_points": 64, "frames": 11, "train": 40, "validation": 2, "test": 2, "shift": False, "mirror": False}
+    sizes = {
+        "points": 32,
+        "solver_points": 64,
+        "frames": 11,
+        "train": 40,
+        "validation": 2,
+        "test": 2,
+        "shift": False,
+        "mirror": False,
+    }
 
     def module(nu, **settings):
-        data = BurgersDataModule(directory=str(tmp_path), nu=nu, window=2, windows_per_trajectory=8, **sizes, **settings)
+        data = BurgersDataModule(
+            directory=str(tmp_path), nu=nu, window=2, windows_per_trajectory=8, **sizes, **settings
+        )
         data.prepare_data()
         data.setup()
         return data
@@ -236,9 +286,13 @@ def test_hastened_windows_stay_within_the_data_and_a_single_nu_has_none(tmp_path
     assert set(times[trajectory < 40].tolist()) == {1, 2, 3}  # 0.002 up to 0.006
     assert (times[trajectory >= 40] == 1).all()  # nothing beyond 0.01
     assert (u[times > 1, 0].abs().amax(-1) <= several.usual_size).all()
-    for i in (times == 3).nonzero()[:5, 0]:  # three times the field at every third frame of its trajectory
+    for i in (times == 3).nonzero()[
+        :5, 0
+    ]:  # three times the field at every third frame of its trajectory
         own = torch.from_numpy(several.train_values[trajectory[i]])
         start = (3 * own - u[i, 0]).abs().amax(-1).argmin()
         assert torch.allclose(u[i], 3 * own[start : start + 7 : 3])
     one, other = (list(module(0.002, stretch=stretch).train_dataloader()) for stretch in (1, 3))
-    assert all(torch.equal(a.u, b.u) and torch.equal(a.nu, b.nu) for a, b in zip(one, other, strict=True))
+    assert all(
+        torch.equal(a.u, b.u) and torch.equal(a.nu, b.nu) for a, b in zip(one, other, strict=True)
+    )

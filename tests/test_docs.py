@@ -1,4 +1,7 @@
-"""README and docs: every command and every piece of Python in them runs, at small sizes; the site builds without a warning."""
+"""README and docs: every command and every piece of Python in them runs, at small sizes.
+
+The site builds without a warning.
+"""
 
 import os
 import re
@@ -14,18 +17,25 @@ from test_data import pdebench_file
 
 import ups
 
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SIZES = [
-    "data.train=8", "data.validation=2", "data.test=4", "data.windows_per_trajectory=4", "data.batch_size=8", "preflight=false",
-    "trainer.max_epochs=1", "stage.diffusion.trainer.max_epochs=1", "stage.consistency.trainer.max_epochs=1", "ttc.candidates=2",
+    "data.train=8", "data.validation=2", "data.test=4", "data.windows_per_trajectory=4",
+    "data.batch_size=8", "preflight=false", "trainer.max_epochs=1",
+    "stage.diffusion.trainer.max_epochs=1", "stage.consistency.trainer.max_epochs=1",
+    "ttc.candidates=2",
 ]  # fmt: skip
 GENERATED = ["data.points=32", "data.solver_points=64", "data.frames=7"]
 FIRST = ["model=tiny", "model.tokens=8", "model.width=16"]
 
 
 def blocks(page):
-    """The indented blocks of a page. What stands in a fence (```console) needs a cluster, or a machine of its own."""
+    """The indented blocks of a page.
+
+    What stands in a fence (```console) needs a cluster, or a machine of its own.
+    """
     found = re.findall(r"(?:^    .*\n(?:\n+(?=    ))?)+", page.read_text() + "\n", flags=re.M)
     return [re.sub("^    ", "", block, flags=re.M) for block in found]
 
@@ -34,7 +44,11 @@ def commands():
     found = {}
     for page in PAGES:
         lines = [line for block in blocks(page) for line in block.splitlines()]
-        inline = [line for line in re.findall(r"`(python -m ups[^`]*)`", page.read_text()) if "launcher" not in line]
+        inline = [
+            line
+            for line in re.findall(r"`(python -m ups[^`]*)`", page.read_text())
+            if "launcher" not in line
+        ]
         for line in [*lines, *inline]:
             line = " ".join(line.split("  #")[0].split())
             if re.match(r"python -m ups\.", line):
@@ -43,7 +57,12 @@ def commands():
 
 
 def pieces():
-    texts = [(page.name, block) for page in PAGES for block in blocks(page) if re.search(r"^(import|from) ups", block, flags=re.M)]
+    texts = [
+        (page.name, block)
+        for page in PAGES
+        for block in blocks(page)
+        if re.search(r"^(import|from) ups", block, flags=re.M)
+    ]
     return [pytest.param(text, id=f"{name} {i}") for i, (name, text) in enumerate(texts)]
 
 
@@ -51,7 +70,14 @@ def small(words):
     """The command's words, and what makes it small."""
     if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
         return words
-    sizes = [*SIZES, *([] if any("pdebench" in word or word == "experiment=burgers_upt" for word in words) else GENERATED)]
+    sizes = [
+        *SIZES,
+        *(
+            []
+            if any("pdebench" in word or word == "experiment=burgers_upt" for word in words)
+            else GENERATED
+        ),
+    ]
     if not any(word.startswith("model=") or "experiment=smoke" in word for word in words):
         sizes += FIRST
     if "hparams_search=optuna" in words:
@@ -67,18 +93,26 @@ def run_of_all_stages(tmp_path_factory):
 
 
 def prepare(folder, words, trained):
-    """What the reader of the page has at hand: PDEBench's files, the runs that are named, the files that the page shows."""
+    """What the reader of the page has at hand: PDEBench's files, the runs that are named, the
+    files that the page shows.
+    """
     for name in ("1D_Burgers_Sols_Nu0.001.hdf5", "1D_Advection_Sols_beta0.4.hdf5"):
         pdebench_file(folder / name, trajectories=16, frames=31, points=128)
     for name in {match[1] for word in words if (match := re.match(r"outputs/(\w+)", word))}:
         shutil.copytree(trained, folder / "outputs" / name)
     if "--config-dir" in words:
         for kind, name, page in (("model", "shallow", "models"), ("data", "mine", "equations")):
-            yaml = next(block for block in blocks(ROOT / f"docs/{page}.md") if block.startswith("# @package"))
+            yaml = next(
+                block
+                for block in blocks(ROOT / f"docs/{page}.md")
+                if block.startswith("# @package")
+            )
             path = folder / f"conf/{kind}/{name}.yaml"
             path.parent.mkdir(parents=True)
             path.write_text(yaml.split("\npython -m")[0])
-        python = next(block for block in blocks(ROOT / "docs/models.md") if "class Shallow" in block)
+        python = next(
+            block for block in blocks(ROOT / "docs/models.md") if "class Shallow" in block
+        )
         equation = (ROOT / "ups/physics/advection.py").read_text()
         (folder / "mine.py").write_text(python if "model=shallow" in words else equation)
     if "stage=evaluate" in words:
@@ -86,7 +120,9 @@ def prepare(folder, words, trained):
 
 
 def run(folder, words):
-    done = subprocess.run([sys.executable, *small(words)[1:]], cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, *small(words)[1:]], cwd=folder, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -114,9 +150,15 @@ def test_all_pages_are_read():
 
 
 def test_benchmarks_that_are_named_are_there():
-    named = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text())}
+    named = {
+        name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text())
+    }
     assert named
-    subprocess.run([sys.executable, "-c", f"import {', '.join(sorted(named))}"], cwd=ROOT / "benchmarks", check=True)
+    subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(sorted(named))}"],
+        cwd=ROOT / "benchmarks",
+        check=True,
+    )
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

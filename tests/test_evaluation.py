@@ -10,15 +10,15 @@ import pytest
 import torch
 from conftest import SPEC
 
-from ups.baselines import Persistence, Solver
+from ups.core.batch import Batch
 from ups.datamodules import BurgersDataModule
-from ups.datamodules.windows import Batch
+from ups.evaluation.baselines import Persistence, Solver
 from ups.models import build
-from ups.modules import EvaluateModule
-from ups.modules import evaluate as evaluate_file
+from ups.modules import EvaluationModule
+from ups.modules import evaluation as evaluate_file
 from ups.physics import advection, burgers
-from ups.rollout import Simulator
-from ups.ttc import TTC
+from ups.simulation.guidance import TTC
+from ups.simulation.simulator import Simulator
 
 NETS = {"mean": {"width": 16, "depth": 1}, "noise": {"width": 16, "depth": 1}, "steps": 2}
 POINTS, FRAMES, DT, LENGTH = 64, 11, 0.04, 2.0  # FRAMES with the initial one
@@ -102,7 +102,7 @@ def evaluation(tmp_path_factory):
     truth = write_file(path)
     sizes = {"train": 4, "validation": 2, "test": TEST, "eval_batch_size": BATCH, "window": 2}
     data = BurgersDataModule(path=str(path), nu=NU, **sizes)
-    module = EvaluateModule(corrected_simulator(), "mine", CORRECT, with_ttc=True)
+    module = EvaluationModule(corrected_simulator(), "mine", CORRECT, with_ttc=True)
     logged = run_test(module, datamodule=data)
     assert (data.length, data.dt) == (pytest.approx(LENGTH), pytest.approx(DT))
     return SimpleNamespace(module=module, truth=truth, logged=logged)
@@ -232,7 +232,8 @@ def test_evaluation_row_checks_equal_written_out_definitions(evaluation, expecte
     variation = np.abs(frames - np.roll(frames, 1, 2)).sum(2)
     energy = (frames**2).sum(2)
     growth = {
-        name: np.maximum(values[:, 1:] / values[:, :-1] - 1, 0).mean() for name, values in (("variation", variation), ("energy", energy))
+        name: np.maximum(values[:, 1:] / values[:, :-1] - 1, 0).mean()
+        for name, values in (("variation", variation), ("energy", energy))
     }
     frames_alike = []
     for p, q in zip(pred, target, strict=True):
@@ -319,7 +320,7 @@ def test_evaluation_examples_are_the_best_the_median_and_the_worst(evaluation, e
 
 def test_evaluation_ranks_examples_by_the_nrmse_that_their_pictures_show():
     """Frame errors of 0.3 and 0.3 against 0 and 0.5: mean squares would rank them otherwise."""
-    module = EvaluateModule(new_simulator(), "mine", ["none"])
+    module = EvaluationModule(new_simulator(), "mine", ["none"])
     module.predictors = []
     module.on_test_start()
     truth = torch.ones(3, 2, POINTS)
@@ -342,7 +343,7 @@ def test_evaluation_of_a_corrector_that_does_nothing_equals_the_plain_one():
     simulator = corrected_simulator()
     for corrector in simulator.correctors.values():
         corrector.scale.zero_()
-    module = EvaluateModule(simulator, "mine", CORRECT)
+    module = EvaluationModule(simulator, "mine", CORRECT)
     run_test(module, dataloaders=batches(two_batches()))
     plain, _, *corrected = module.rows[:4]
     for row in corrected:
@@ -401,7 +402,7 @@ def stays(name, u0, steps, options):
 def test_evaluation_seconds_are_those_of_the_rollouts_over_all_samples(monkeypatch):
     """Neither the first call, nor single steps, nor ensembles count."""
     Stub(monkeypatch, stays)
-    module = EvaluateModule(corrected_simulator(), "mine", CORRECT, with_ttc=True)
+    module = EvaluationModule(corrected_simulator(), "mine", CORRECT, with_ttc=True)
     run_test(module, dataloaders=batches(two_batches(frames=3)))
     # a call takes 2 seconds a trajectory and 1 a frame: (6 + 3) + (4 + 3) for 5 trajectories
     seconds = [row["seconds_per_trajectory"] for row in module.rows]
@@ -410,7 +411,7 @@ def test_evaluation_seconds_are_those_of_the_rollouts_over_all_samples(monkeypat
 
 def test_evaluation_warms_up_every_predictor_once_before_it_is_timed(monkeypatch):
     stub = Stub(monkeypatch, stays)
-    module = EvaluateModule(new_simulator(), "mine", ["none"])
+    module = EvaluationModule(new_simulator(), "mine", ["none"])
     run_test(module, dataloaders=batches(two_batches(frames=3)))
     calls = [(name, len(u0), steps) for name, u0, steps, _, _ in stub.calls]
     names = ["Simulator", "Simulator", "Persistence", "Solver"]
@@ -425,7 +426,7 @@ def test_evaluation_asks_for_each_rollout_with_its_own_nu_and_options(monkeypatc
     nu = torch.arange(1.0, TEST + 1)  # each trajectory's own, so that a wrong order is seen
     number = torch.arange(TEST)
     made = [Batch(*(t.split(BATCH)[k] for t in (u, nu, number, number))) for k in range(2)]
-    module = EvaluateModule(corrected_simulator(), "mine", ["diffusion"], with_ttc=True)
+    module = EvaluationModule(corrected_simulator(), "mine", ["diffusion"], with_ttc=True)
     run_test(module, dataloaders=torch.utils.data.DataLoader(made, batch_size=None))
     nu_of = {tuple(frame.tolist()): k + 1.0 for k in range(TEST) for frame in u[k]}
     for _, fields, _, values, _ in stub.calls:
@@ -441,7 +442,9 @@ def test_evaluation_asks_for_each_rollout_with_its_own_nu_and_options(monkeypatc
     assert options.count({**base, "temperature": 1.0}) == 2 * 2 * DRAWS
     assert len(options) == 4 * 5 + 4 * DRAWS
     ensembles = [call for call in stub.calls if call[4].get("temperature") and call[2] == 1]
-    firsts = [u[:BATCH, ::SPARSE].flatten(0, 1)] * DRAWS + [u[BATCH:, ::SPARSE].flatten(0, 1)] * DRAWS
+    firsts = [u[:BATCH, ::SPARSE].flatten(0, 1)] * DRAWS + [
+        u[BATCH:, ::SPARSE].flatten(0, 1)
+    ] * DRAWS
     for (_, fields, *_), first in zip(ensembles, firsts, strict=True):
         assert torch.equal(fields, first)
 
@@ -456,11 +459,13 @@ def test_evaluation_asks_for_each_rollout_with_its_own_nu_and_options(monkeypatc
         ([], True, SETTINGS[:2]),
     ],
 )
-def test_evaluation_has_the_rows_that_are_asked_for_and_held(monkeypatch, correct, with_ttc, wanted):
+def test_evaluation_has_the_rows_that_are_asked_for_and_held(
+    monkeypatch, correct, with_ttc, wanted
+):
     Stub(monkeypatch, stays)
     simulator = corrected_simulator()
     del simulator.correctors["consistency"]
-    module = EvaluateModule(simulator, "mine", correct, with_ttc)
+    module = EvaluationModule(simulator, "mine", correct, with_ttc)
     run_test(module, dataloaders=batches(two_batches()))
     found = [(r["model"], r["mode"], r["correct"], r["ttc"]) for r in module.rows]
     assert found == [*wanted, *SETTINGS[-2:]]
@@ -472,7 +477,7 @@ def test_evaluation_has_the_rows_that_are_asked_for_and_held(monkeypatch, correc
 )
 def test_evaluation_has_the_solver_on_grids_that_divide_its_own(monkeypatch, points, solvers):
     Stub(monkeypatch, stays)
-    module = EvaluateModule(new_simulator(points), "mine", ["none"])
+    module = EvaluationModule(new_simulator(points), "mine", ["none"])
     u = torch.randn(2, 3, points, generator=torch.Generator().manual_seed(0))
     run_test(module, dataloaders=batches([(u, 0.02)]))
     names = [row["model"] for row in module.rows]
@@ -480,7 +485,7 @@ def test_evaluation_has_the_solver_on_grids_that_divide_its_own(monkeypatch, poi
 
 
 def test_evaluation_takes_the_checks_and_the_solver_of_the_simulators_equation(monkeypatch):
-    module = EvaluateModule(new_simulator(equation="advection"), "mine", ["none"])
+    module = EvaluationModule(new_simulator(equation="advection"), "mine", ["none"])
     monkeypatch.setattr(Simulator, "rollout", lambda _, u0, steps, nu, **o: stays("", u0, steps, o))
     x = (torch.arange(POINTS) + 0.5) * LENGTH / POINTS
     u0 = (math.pi * x).sin()[None] + 0.3
@@ -494,10 +499,12 @@ def test_evaluation_takes_the_checks_and_the_solver_of_the_simulators_equation(m
 
 def test_evaluation_checks_know_the_length_and_what_the_equation_keeps(monkeypatch):
     """Every prediction is a quarter above the initial field."""
-    monkeypatch.setattr(Simulator, "rollout", lambda _, u0, steps, nu, **o: stays("", u0, steps, o) + 0.25)
+    monkeypatch.setattr(
+        Simulator, "rollout", lambda _, u0, steps, nu, **o: stays("", u0, steps, o) + 0.25
+    )
     u0 = (2 * math.pi * torch.arange(POINTS) / POINTS).sin()[None] + 0.5
     for equation in ("burgers", "advection"):
-        module = EvaluateModule(new_simulator(equation=equation), "mine", ["none"])
+        module = EvaluationModule(new_simulator(equation=equation), "mine", ["none"])
         run_test(module, dataloaders=batches([(u0[:, None].repeat(1, 3, 1), 0.02)]))
         row = module.rows[0]
         assert row["mass_gap"] == pytest.approx(0.25 * LENGTH, rel=1e-5)
@@ -528,7 +535,7 @@ def test_evaluation_examples_and_spectra_are_of_the_plain_latent_rollout(monkeyp
         return pred[:BATCH] if len(u0) == BATCH else pred[BATCH:]
 
     Stub(monkeypatch, answer)
-    module = EvaluateModule(corrected_simulator(), "mine", CORRECT)
+    module = EvaluationModule(corrected_simulator(), "mine", CORRECT)
     run_test(module, dataloaders=batches(two_batches()))
     assert module.rows[0]["nrmse"] == pytest.approx(off.mean().item())
     for name, k in (("best", 1), ("median", 4), ("worst", 2)):
@@ -545,7 +552,7 @@ def test_evaluation_examples_and_spectra_are_of_the_plain_latent_rollout(monkeyp
 
 def test_evaluation_begins_anew_when_it_is_run_again(monkeypatch):
     Stub(monkeypatch, stays)
-    module = EvaluateModule(corrected_simulator(), "mine", ["none", "diffusion"])
+    module = EvaluationModule(corrected_simulator(), "mine", ["none", "diffusion"])
     run_test(module, dataloaders=batches(two_batches()))
     first = module.rows
     run_test(module, dataloaders=batches(two_batches()[:1]))
@@ -562,7 +569,7 @@ def test_evaluation_draws_do_not_depend_on_what_came_before():
     rows = []
     for before in (3, 4):
         torch.manual_seed(before)
-        module = EvaluateModule(corrected_simulator(), "mine", ["diffusion"])
+        module = EvaluationModule(corrected_simulator(), "mine", ["diffusion"])
         run_test(module, dataloaders=batches(two_batches()))
         rows.append([{k: v for k, v in row.items() if "seconds" not in k} for row in module.rows])
     assert rows[0] == rows[1]

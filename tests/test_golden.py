@@ -17,7 +17,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ups.run import CONF, run
+from ups.pipeline import run
+from ups.run import CONF
 
 GOLDEN = Path(__file__).with_name("golden.json")
 # Other processors and thread counts round differently: noise of 1e-6 on every field that is encoded
@@ -25,7 +26,14 @@ GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-3
 NETWORK = "{width:16,depth:1,hidden:1.0,distances:[1]}"
 SETTINGS = [
-    *("stage=all", "name=golden", "preflight=false", "model=tiny", "model.tokens=16", "model.width=16"),
+    *(
+        "stage=all",
+        "name=golden",
+        "preflight=false",
+        "model=tiny",
+        "model.tokens=16",
+        "model.width=16",
+    ),
     *("data.nu=[0.002,0.01]", "data.points=64", "data.solver_points=128", "data.frames=9"),
     *("data.train=12", "data.validation=3", "data.test=4", "data.eval_batch_size=3"),
     *("data.windows_per_trajectory=4", "data.batch_size=8", "trainer.accumulate_grad_batches=2"),
@@ -81,14 +89,20 @@ def differences(old, new, where=""):
     """Where ``new`` is not ``old`` within the tolerance: one line each."""
     if isinstance(old, dict):
         keys = sorted(old.keys() | new.keys())
-        missing = [f"{where}{key}: only on one side" for key in keys if not (key in old and key in new)]
+        missing = [
+            f"{where}{key}: only on one side" for key in keys if not (key in old and key in new)
+        ]
         both = [key for key in keys if key in old and key in new]
-        return missing + [line for k in both for line in differences(old[k], new[k], f"{where}{k}: ")]
+        return missing + [
+            line for k in both for line in differences(old[k], new[k], f"{where}{k}: ")
+        ]
     if isinstance(old, list):
         if len(old) != len(new):
             return [f"{where}{len(old)} values -> {len(new)}"]
         pairs = zip(old, new, strict=True)
-        return [line for i, (a, b) in enumerate(pairs) for line in differences(a, b, f"{where}{i}: ")]
+        return [
+            line for i, (a, b) in enumerate(pairs) for line in differences(a, b, f"{where}{i}: ")
+        ]
     # what is zero to rounding, the drift of a conserved mean say, has no digits to compare
     if math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=1e-6):
         return []

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ups.physics import advection, burgers
-from ups.rollout import Simulator
-from ups.ttc import TTC, Conditioner, reward
+from ups.simulation.guidance import TTC, GuidedStepper, score
+from ups.simulation.simulator import Simulator
 
 TOKENS, WIDTH, FREE, POINTS = 4, 3, 2, 16
 DT, LENGTH, SCALE = 0.07, 2.0, 0.6
@@ -65,7 +65,7 @@ class StandIn(nn.Module):
 
 
 def toy_simulator(equation="burgers", corrected=True, **settings):
-    x = burgers.grid(POINTS, LENGTH)
+    x = burgers.cell_centers(POINTS, LENGTH)
     simulator = Simulator(ToyModel(), x, dt=DT, length=LENGTH, scale=SCALE, equation=equation)
     if corrected:
         simulator.correctors["diffusion"] = StandIn()
@@ -97,7 +97,7 @@ def stub(monkeypatch):
         calls.append(SimpleNamespace(u=u, dt=dt, nu=nu, length=length, refine=refine))
         return stub_advance(u, dt, nu, length, refine)
 
-    module.advance, module.certainty = advance, stub_certainty
+    module.solver_step, module.shock_weight = advance, stub_certainty
     monkeypatch.setitem(sys.modules, name, module)
     return SimpleNamespace(name=name, calls=calls)
 
@@ -150,7 +150,9 @@ def wrong(term, u, v, expected, certainty, halves):
     u, v, expected, certainty = (t.double() for t in (u, v, expected, certainty))
     size = float((expected**2).mean())
     if term == "residual":
-        return float(((certainty * (v - expected)) ** 2).sum() / ((certainty * expected) ** 2).sum())
+        return float(
+            ((certainty * (v - expected)) ** 2).sum() / ((certainty * expected) ** 2).sum()
+        )
     if term == "mass":
         return float((v.sum() / n - u.sum() / n) ** 2) / size
     if term == "maximum":
@@ -219,7 +221,10 @@ class ByHand:
         expected = self.advance(u[None], DT, nu[None], LENGTH, s.refine)[0]
         certainty = self.certainty(expected[None], s.jump, s.reach)[0]
         halves = decoded(self.simulator, self.step(self.step(z, DT / 2, nu), DT / 2, nu))
-        scores = [scored(u, decoded(self.simulator, v), expected, certainty, s.weights, halves) for v in states]
+        scores = [
+            scored(u, decoded(self.simulator, v), expected, certainty, s.weights, halves)
+            for v in states
+        ]
         return states, scores, expected
 
     def __call__(self, z, nu):
@@ -278,13 +283,15 @@ BY_HAND = {
 
 def two(weights, **options):
     candidates = torch.tensor([[LARGE, SMALL]])
-    return reward(burgers, U, candidates, EXPECTED, CERTAINTY, weights, **options)
+    return score(burgers, U, candidates, EXPECTED, CERTAINTY, weights, **options)
 
 
 @pytest.mark.parametrize("term", BY_HAND)
 def test_reward_term_equals_value_by_hand(term):
     assert two({term: 1.0}, halves=HALVES)[0].tolist() == pytest.approx(BY_HAND[term], abs=1e-6)
-    assert two({term: 3.0}, halves=HALVES)[0, 0].item() == pytest.approx(3 * BY_HAND[term][0], abs=1e-6)
+    assert two({term: 3.0}, halves=HALVES)[0, 0].item() == pytest.approx(
+        3 * BY_HAND[term][0], abs=1e-6
+    )
 
 
 def test_reward_sums_its_terms_by_weight():
@@ -307,7 +314,7 @@ def test_reward_of_each_trajectory_and_candidate_equals_loops(term):
     certainty = torch.rand(3, POINTS, generator=rng)
     size = torch.tensor([0.5, 1.0, 1.5, 2.0])[:, None]
     candidates = size * torch.randn(3, 4, POINTS, generator=rng)
-    found = reward(burgers, u, candidates, expected, certainty, {term: 0.7}, halves)
+    found = score(burgers, u, candidates, expected, certainty, {term: 0.7}, halves)
     assert found.shape == (3, 4)
     for b in range(3):
         for m in range(4):
@@ -318,10 +325,10 @@ def test_reward_of_each_trajectory_and_candidate_equals_loops(term):
 def test_reward_of_fields_that_stay_nothing_is_0():
     zero = torch.zeros(1, 4)
     weights = dict.fromkeys(BY_HAND, 1.0)
-    found = reward(burgers, zero, zero[:, None], zero, torch.ones(1, 4), weights, zero)
+    found = score(burgers, zero, zero[:, None], zero, torch.ones(1, 4), weights, zero)
     assert found.tolist() == [[0.0]]
     constant = torch.full((1, 4), 0.5)  # its variation is 0
-    found = reward(burgers, constant, constant[:, None], constant, zero + 1, weights, constant)
+    found = score(burgers, constant, constant[:, None], constant, zero + 1, weights, constant)
     assert found.tolist() == [[0.0]]
 
 
@@ -338,7 +345,7 @@ def step_field(size=1.0):
 @pytest.mark.parametrize("reach", [0, 1, 3])
 @pytest.mark.parametrize("size", [1.0, -40.0])
 def test_certainty_falls_within_reach_of_a_jump_only(reach, size):
-    found = burgers.certainty(step_field(size), 0.2, reach)[0]
+    found = burgers.shock_weight(step_field(size), 0.2, reach)[0]
     low = 1 / math.sqrt(1 + 2 / 0.2**2)
     near = {*range(5 - reach, 7 + reach), *range(17 - reach, 19 + reach)}
     for i in range(24):
@@ -346,7 +353,7 @@ def test_certainty_falls_within_reach_of_a_jump_only(reach, size):
 
 
 def test_certainty_by_default_is_a_jump_of_3_per_cent_and_a_reach_of_3():
-    found = burgers.certainty(step_field())[0]
+    found = burgers.shock_weight(step_field())[0]
     assert found.min().item() == pytest.approx(1 / math.sqrt(1 + 2 / 0.03**2), rel=1e-5)
     assert (found < 0.5).sum() == 2 * (2 + 2 * 3)
 
@@ -354,7 +361,7 @@ def test_certainty_by_default_is_a_jump_of_3_per_cent_and_a_reach_of_3():
 def test_certainty_is_a_half_where_a_jump_is_sqrt_3_times_its_scale():
     """A difference of d relative to the root mean square: 1 / sqrt(1 + 3) at d = sqrt(3) jump."""
     jump = math.sqrt(2) / math.sqrt(3)
-    found = burgers.certainty(step_field(), jump, 0)[0]
+    found = burgers.shock_weight(step_field(), jump, 0)[0]
     assert found[5].item() == pytest.approx(0.5)
 
 
@@ -362,8 +369,8 @@ def test_certainty_of_several_fields_equals_loops():
     u = fields()
     u[1, 3] += 2
     expected = torch.stack([trusted(row, 0.3, 2) for row in u])
-    assert torch.allclose(burgers.certainty(u, 0.3, 2), expected, atol=1e-6)
-    assert torch.equal(burgers.certainty(torch.zeros(1, 8)), torch.ones(1, 8))
+    assert torch.allclose(burgers.shock_weight(u, 0.3, 2), expected, atol=1e-6)
+    assert torch.equal(burgers.shock_weight(torch.zeros(1, 8)), torch.ones(1, 8))
 
 
 # The equation's own step
@@ -374,7 +381,7 @@ def test_certainty_of_several_fields_equals_loops():
 def test_burgers_advance_equals_solver_on_the_refined_grid(refine, dtype):
     u = torch.cat((fields(3), fields(2, seed=6))).to(dtype)
     nu = torch.tensor([1e-3, 0.1, 1e-3, 0.03, 0.1], dtype=torch.float64)
-    made = burgers.advance(u, 0.11, nu, 1.5, refine)
+    made = burgers.solver_step(u, 0.11, nu, 1.5, refine)
     assert made.dtype == dtype
     expected = advanced(u, 0.11, nu, 1.5, refine)
     assert torch.allclose(made, expected, atol=1e-6 if dtype == torch.float32 else 1e-12)
@@ -383,13 +390,13 @@ def test_burgers_advance_equals_solver_on_the_refined_grid(refine, dtype):
 def test_burgers_advance_defaults_to_length_1_and_4_times_finer():
     u, nu = fields(2).double(), torch.tensor([1e-3, 0.1], dtype=torch.float64)
     expected = advanced(u, 0.11, nu, 1.0, 4)
-    assert torch.allclose(burgers.advance(u, 0.11, nu), expected, atol=1e-12)
+    assert torch.allclose(burgers.solver_step(u, 0.11, nu), expected, atol=1e-12)
 
 
 def test_burgers_advance_nears_the_exact_solution():
     x = 2.0 * torch.arange(64, dtype=torch.float64) / 64
     u = torch.sin(math.pi * x)[None] + 0.4
-    made = burgers.advance(u, 0.2, torch.tensor([0.05], dtype=torch.float64), 2.0, 8)
+    made = burgers.solver_step(u, 0.2, torch.tensor([0.05], dtype=torch.float64), 2.0, 8)
     exact = burgers.cole_hopf(u, [0.2], 0.05, 2.0)[:, 0]
     assert (made - exact).abs().max() < 3e-3
     assert (u - exact).abs().max() > 0.3
@@ -471,10 +478,10 @@ def test_ttc_draws_the_same_on_both_grids_of_a_field():
 def test_ttc_chooses_one_candidate_for_both_grids_of_a_field():
     """The better one by the mean of both grids' scores, though each alone may prefer another."""
     simulator = toy_simulator(candidates=2, guidance_steps=0)
-    conditioner = Conditioner(simulator, NU, "diffusion", alike=2)
+    conditioner = GuidedStepper(simulator, NU, "diffusion", alike=2)
     candidates = torch.arange(8.0).view(4, 2, 1, 1).expand(4, 2, TOKENS, WIDTH)
     scores = torch.tensor([[-1.0, -2.0], [-5.0, -3.0], [-1.0, -2.0], [-1.0, -3.0]])
-    conditioner.expand = lambda z: (candidates, scores, None)
+    conditioner.propose = lambda z: (candidates, scores, None)
     chosen = conditioner(torch.zeros(4, TOKENS, WIDTH))
     assert chosen[:, 0, 0].tolist() == [1.0, 3.0, 4.0, 6.0]
 

@@ -14,19 +14,20 @@ from conftest import SPEC, TINY, damaged, make_simulator
 from safetensors.torch import load_file
 
 import ups
-from ups import export, pretrained
-from ups.card import card
-from ups.errors import UpsError
-from ups.metrics import pdebench_metrics
-from ups.models import FieldModel
+from ups.core.errors import UpsError
+from ups.evaluation.metrics import pdebench_metrics
+from ups.hub import export
+from ups.hub.model_card import render_model_card
+from ups.models import GridModel
 from ups.physics import burgers
+from ups.simulation import model_folder
 
 NU = 0.001
 NETS = {"mean": {"width": 8, "depth": 1}, "noise": {"width": 8, "depth": 1}, "steps": 2}
 
 
 def fields(n=3, points=32, seed=0):
-    return burgers.initial_conditions(n, burgers.grid(points), seed)
+    return burgers.initial_conditions(n, burgers.cell_centers(points), seed)
 
 
 @pytest.fixture
@@ -40,13 +41,17 @@ def folder(simulator, tmp_path):
 def test_a_folder_gives_back_the_simulator(simulator, folder):
     again = ups.load(folder)
     assert not again.training
-    assert again.description() == simulator.description()
+    assert again.config() == simulator.config()
     own, read = simulator.state_dict(), again.state_dict()
     assert own.keys() == read.keys()
     assert all(torch.equal(own[key], read[key]) for key in own)
     for how in ({}, {"correct": "diffusion", "temperature": 0}):
-        assert torch.equal(again.rollout(fields(), 3, nu=NU, **how), simulator.rollout(fields(), 3, nu=NU, **how))
-    assert load_file(folder / "model.safetensors").keys() == own.keys()  # as any other tool reads it
+        assert torch.equal(
+            again.rollout(fields(), 3, nu=NU, **how), simulator.rollout(fields(), 3, nu=NU, **how)
+        )
+    assert (
+        load_file(folder / "model.safetensors").keys() == own.keys()
+    )  # as any other tool reads it
     config = json.loads((folder / "config.json").read_text())
     assert config["model"]["architecture"] == "upt"
     assert (folder / "README.md").read_text() == "# a card\n"
@@ -60,7 +65,9 @@ def test_damaged_folders_are_refused_in_one_sentence(folder, tmp_path, simulator
         (bad / name).write_bytes(damaged((folder / name).read_bytes(), rng))
         try:
             ups.load(bad)  # what config.json may say after a change, it says
-            assert name == "config.json" or (bad / name).read_bytes() == (folder / name).read_bytes()
+            assert (
+                name == "config.json" or (bad / name).read_bytes() == (folder / name).read_bytes()
+            )
         except UpsError as error:
             refused += 1
             assert str(bad) in str(error) or "model." in str(error)
@@ -72,11 +79,17 @@ def test_files_of_two_folders_are_not_mixed_up(folder, tmp_path):
     make_simulator(seed=1).save(tmp_path / "other")
     shutil.copy(tmp_path / "other/model.safetensors", folder)
     with pytest.raises(
-        UpsError, match=r"model is not a model folder .*: model\.safetensors is not the file that config\.json was written for"
+        UpsError,
+        match=(
+            r"model is not a model folder .*: model\.safetensors "
+            r"is not the file that config\.json was written for"
+        ),
     ):
         ups.load(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(UpsError, match=r"model is not a model folder of UPS, or is damaged \(FileNotFoundError"):
+    with pytest.raises(
+        UpsError, match=r"model is not a model folder of UPS, or is damaged \(FileNotFoundError"
+    ):
         ups.load(folder)
 
 
@@ -96,11 +109,16 @@ def test_a_config_that_describes_no_simulator_is_refused(folder):
 
 def test_the_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert pretrained.shipped() == ["burgers-small"]
-    assert sum(path.stat().st_size for path in (pretrained.SHIPPED / "burgers-small").iterdir()) < 5e6
+    assert model_folder.list_pretrained() == ["burgers-small"]
+    assert (
+        sum(path.stat().st_size for path in (model_folder.SHIPPED / "burgers-small").iterdir())
+        < 5e6
+    )
     sim = ups.load("burgers-small")
     assert set(sim.correctors) == {"diffusion", "consistency"}
-    u0 = burgers.initial_conditions(6, burgers.grid(1024), seed=12345)  # of no split that it has seen
+    u0 = burgers.initial_conditions(
+        6, burgers.cell_centers(1024), seed=12345
+    )  # of no split that it has seen
     truth = burgers.solve(u0, [sim.dt * k for k in range(11)], NU)[..., ::4]
 
     def error(**how):
@@ -121,7 +139,7 @@ def test_the_shipped_model(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_shipped_models_card_tells_its_error(tmp_path):
-    front = (pretrained.SHIPPED / "burgers-small/README.md").read_text().split("---\n")[1]
+    front = (model_folder.SHIPPED / "burgers-small/README.md").read_text().split("---\n")[1]
     (told,) = yaml.safe_load(front)["model-index"]
     data = ups.datamodules.BurgersDataModule(directory=str(tmp_path), train=1, validation=1)
     data.prepare_data()
@@ -133,6 +151,7 @@ def test_the_shipped_models_card_tells_its_error(tmp_path):
         assert pdebench_metrics(u, truth[:, 1:])["nrmse"] == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_a_runs_card_tells_the_numbers_of_its_reports(ups_run, tmp_path, monkeypatch, capsys):
     ups_run(*TINY, "trainer.max_epochs=1", "name=a")
@@ -141,18 +160,33 @@ def test_a_runs_card_tells_the_numbers_of_its_reports(ups_run, tmp_path, monkeyp
     export.main()
     assert "written: README.md config.json model.safetensors in" in capsys.readouterr().out
     u0 = fields(2)
-    assert torch.equal(ups.load(tmp_path / "mine").rollout(u0, 3, nu=NU), ups.load(run).rollout(u0, 3, nu=NU))
+    assert torch.equal(
+        ups.load(tmp_path / "mine").rollout(u0, 3, nu=NU), ups.load(run).rollout(u0, 3, nu=NU)
+    )
     text = (tmp_path / "mine/README.md").read_text()
     rows = json.loads((run / "reports/eval_operator.json").read_text())["rows"]
     for row in rows:
-        assert re.search(rf"\| {row['model']} \| {row['mode']} \| {row['nrmse']:.4f} \| {row['one_step_nrmse']:.4f} \|", text)
+        assert re.search(
+            rf"\| {row['model']} \| {row['mode']} \| {row['nrmse']:.4f} \| "
+            rf"{row['one_step_nrmse']:.4f} \|",
+            text,
+        )
     front = yaml.safe_load(text.split("---\n")[1])
-    assert front["model-index"][0]["results"][0]["metrics"][0] == {"type": "nrmse", "name": "rollout nRMSE", "value": rows[0]["nrmse"]}
-    assert f"python -m ups.run {' '.join(word for word in TINY if word != 'preflight=false')} trainer.max_epochs=1\n" in text
+    assert front["model-index"][0]["results"][0]["metrics"][0] == {
+        "type": "nrmse",
+        "name": "rollout nRMSE",
+        "value": rows[0]["nrmse"],
+    }
+    assert (
+        f"python -m ups.run {' '.join(word for word in TINY if word != 'preflight=false')} "
+        "trainer.max_epochs=1\n" in text
+    )
     assert "license" not in front
-    shutil.copy(run / "checkpoints/operator.ckpt", run / "checkpoints/operator_ema.ckpt")  # weights that were never tested
+    shutil.copy(
+        run / "checkpoints/operator.ckpt", run / "checkpoints/operator_ema.ckpt"
+    )  # weights that were never tested
     with pytest.raises(UpsError, match="no test results of the weights"):
-        card(run, "a")
+        render_model_card(run, "a")
 
 
 def needs(*packages):
@@ -168,13 +202,20 @@ def rolled(encode, step, decode, u0, steps):
     return torch.stack(frames, 1)
 
 
-@pytest.mark.parametrize("spec", [SPEC, {"architecture": "resnet", "width": 8, "blocks": 1}])  # with latent tokens, and without
+@pytest.mark.parametrize(
+    "spec", [SPEC, {"architecture": "resnet", "width": 8, "blocks": 1}]
+)  # with latent tokens, and without
 def test_torch_graphs_roll_out_as_the_simulator_does(spec, tmp_path):
     torch.manual_seed(1)
-    simulator = ups.Simulator(ups.models.build(spec, 32), burgers.grid(32), dt=0.05, scale=0.6, spec=spec).eval()
+    simulator = ups.Simulator(
+        ups.models.build(spec, 32), burgers.cell_centers(32), dt=0.05, scale=0.6, spec=spec
+    ).eval()
     simulator.add_corrector("diffusion", NETS)
     export.to_torch(simulator, tmp_path)
-    maps = [torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encode", "step", "decode")]
+    maps = [
+        torch.export.load(tmp_path / f"{name}.pt2").module()
+        for name in ("encode", "step", "decode")
+    ]
     for batch in (1, 5):
         u0 = fields(batch)
         assert torch.allclose(rolled(*maps, u0, 4), simulator.rollout(u0, 4, nu=NU), atol=1e-5)
@@ -186,13 +227,19 @@ def test_onnx_graphs_roll_out_as_the_simulator_does(simulator, tmp_path):
     import onnxruntime
 
     export.to_onnx(simulator, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decode.onnx", "encode.onnx", "step.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "decode.onnx",
+        "encode.onnx",
+        "step.onnx",
+    ]
 
     def graph(name):
         session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
         inputs = [i.name for i in session.get_inputs()]
         assert inputs == {"encode": ["u"], "step": ["z", "nu"], "decode": ["z"]}[name]
-        return lambda *values: torch.from_numpy(session.run(None, {k: v.numpy() for k, v in zip(inputs, values, strict=True)})[0])
+        return lambda *values: torch.from_numpy(
+            session.run(None, {k: v.numpy() for k, v in zip(inputs, values, strict=True)})[0]
+        )
 
     maps = [graph(name) for name in ("encode", "step", "decode")]
     for batch in (1, 5):
@@ -200,7 +247,7 @@ def test_onnx_graphs_roll_out_as_the_simulator_does(simulator, tmp_path):
         assert torch.allclose(rolled(*maps, u0, 4), simulator.rollout(u0, 4, nu=NU), atol=1e-5)
 
 
-class Drifting(FieldModel):
+class Drifting(GridModel):
     """Every call answers otherwise, which no graph can."""
 
     calls = 0
@@ -210,16 +257,19 @@ class Drifting(FieldModel):
         return u[:, :1] * Drifting.calls
 
 
-class Branching(FieldModel):
+class Branching(GridModel):
     """Does what depends on values, which no graph can."""
 
     def forward(self, u):
         return u[:, :1] if u.sum() > 0 else -u[:, :1]
 
 
-@pytest.mark.parametrize(("model", "words"), [(Drifting, "would differ from the simulator by"), (Branching, "can't be made")])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(Drifting, "would differ from the simulator by"), (Branching, "can't be made")],
+)
 def test_a_graph_that_is_not_the_simulator_is_not_written(model, words, tmp_path):
-    simulator = ups.Simulator(model(32, conserve=False), burgers.grid(32), dt=0.05)
+    simulator = ups.Simulator(model(32, conserve=False), burgers.cell_centers(32), dt=0.05)
     with pytest.raises(UpsError, match=rf"step\.pt2 {words}"):
         export.to_torch(simulator, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -235,7 +285,11 @@ def test_missing_packages_are_named(monkeypatch, tmp_path, simulator):
 
 
 def test_the_command_refuses_in_a_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ups.export", str(tmp_path / "nothing"), str(tmp_path / "out"), "--to", "torch"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["ups.export", str(tmp_path / "nothing"), str(tmp_path / "out"), "--to", "torch"],
+    )
     with pytest.raises(SystemExit) as stopped:
         export.main()
     assert stopped.value.code == 2
@@ -253,7 +307,9 @@ def test_rollouts_come_back_from_netcdf(simulator, folder, tmp_path):
     with xarray.open_dataset(tmp_path / "rollouts.nc") as read:
         assert read.identical(made)
         assert read.u.dims == ("trajectory", "time", "x")
-        assert torch.equal(torch.from_numpy(read.u.values[:, 1:]), simulator.rollout(u0, 4, nu=nu, mode="physical"))
+        assert torch.equal(
+            torch.from_numpy(read.u.values[:, 1:]), simulator.rollout(u0, 4, nu=nu, mode="physical")
+        )
         assert torch.equal(torch.from_numpy(read.u.sel(time=0).values), u0)
         assert torch.equal(torch.tensor(read.x.values), simulator.x)
         assert read.time.values == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
@@ -262,7 +318,12 @@ def test_rollouts_come_back_from_netcdf(simulator, folder, tmp_path):
         assert read.attrs["dt"] == simulator.dt
         assert json.loads(read.attrs["model"]) == simulator.spec
         assert "mode=physical" in read.attrs["history"]
-        assert read.attrs["weights_sha256"] == json.loads((folder / "config.json").read_text())["sha256"]
+        assert (
+            read.attrs["weights_sha256"]
+            == json.loads((folder / "config.json").read_text())["sha256"]
+        )
     some = export.to_xarray(simulator, u0, 2, nu=NU, x_out=x_out)
-    assert torch.equal(torch.from_numpy(some.u.values[:, 1:]), simulator.rollout(u0, 2, nu=NU, x_out=x_out))
+    assert torch.equal(
+        torch.from_numpy(some.u.values[:, 1:]), simulator.rollout(u0, 2, nu=NU, x_out=x_out)
+    )
     assert some.x.values == pytest.approx(x_out.numpy())

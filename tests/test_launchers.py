@@ -1,4 +1,7 @@
-"""A sweep by any launcher leaves what the basic one leaves; several machines train as one; the file for rented GPUs is one."""
+"""A sweep by any launcher leaves what the basic one leaves; several machines train as one.
+
+The file for rented GPUs is one.
+"""
 
 import os
 import subprocess
@@ -11,8 +14,10 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ups import leaderboard
+from ups.evaluation import leaderboard
 from ups.run import CONF
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 TASK = Path(__file__).parents[1] / "launch/sky.yaml"
 
@@ -28,18 +33,24 @@ def hydra_config(*args):
     ("launcher", "plugin"),
     [
         ("local", "hydra_plugins.hydra_joblib_launcher"),
-        pytest.param("submitit_local", "hydra_plugins.hydra_submitit_launcher", marks=pytest.mark.slow),
+        pytest.param(
+            "submitit_local", "hydra_plugins.hydra_submitit_launcher", marks=pytest.mark.slow
+        ),
         pytest.param("ray", "hydra_plugins.hydra_ray_launcher", marks=pytest.mark.slow),
     ],
 )
-def test_a_sweep_leaves_what_the_basic_launcher_leaves(ups_run, tmp_path, monkeypatch, launcher, plugin):
+def test_a_sweep_leaves_what_the_basic_launcher_leaves(
+    ups_run, tmp_path, monkeypatch, launcher, plugin
+):
     pytest.importorskip(plugin, reason=f"{plugin} is not installed, see docs/launching.md")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes a token there
     sweep = ["-m", "name=sweep", "lambda_inv=0.5,-1,0", *TINY, "trainer.max_epochs=1"]
     done = ups_run(*sweep, f"hydra/launcher={launcher}", check=False, timeout=600)
     text = done.stdout + done.stderr
     assert done.returncode == 2, text
-    assert "lambda_inv=-1 is not allowed" in text or launcher == "submitit_local"  # whose jobs write to files of their own
+    assert (
+        "lambda_inv=-1 is not allowed" in text or launcher == "submitit_local"
+    )  # whose jobs write to files of their own
     assert "1 of 3 jobs have not finished" in text
     assert "sweep: rollout nRMSE on the test set" in text
     table = tmp_path / "outputs/leaderboard.csv"
@@ -59,50 +70,115 @@ def test_a_slurm_job_asks_for_what_the_configuration_says(tmp_path, monkeypatch)
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
     from omegaconf import OmegaConf
 
-    cfg = hydra_config("hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1", "output_dir=somewhere")
+    cfg = hydra_config(
+        "hydra/launcher=slurm",
+        "hydra.launcher.partition=gpu",
+        "hydra.launcher.gpus_per_node=1",
+        "output_dir=somewhere",
+    )
     asked = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     assert asked.pop("submitit_folder") == "somewhere/.submitit/%j"
-    asked = {key if key in set(OmegaConf.structured(BaseQueueConf)) else f"slurm_{key}": asked[key] for key in asked if key != "_target_"}
+    asked = {
+        key if key in set(OmegaConf.structured(BaseQueueConf)) else f"slurm_{key}": asked[key]
+        for key in asked
+        if key != "_target_"
+    }
     (tmp_path / "srun").touch(0o755)  # by which submitit knows a cluster
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    executor = submitit.AutoExecutor(tmp_path, cluster="slurm", slurm_max_num_timeout=asked.pop("slurm_max_num_timeout"))
+    executor = submitit.AutoExecutor(
+        tmp_path, cluster="slurm", slurm_max_num_timeout=asked.pop("slurm_max_num_timeout")
+    )
     executor.update_parameters(**asked)
     script = executor._executor._make_submission_file_text("python -m x", "uid")
-    for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=4", "--mem=16GB", "--time=240"):
+    for line in (
+        "--partition=gpu",
+        "--gpus-per-node=1",
+        "--cpus-per-task=4",
+        "--mem=16GB",
+        "--time=240",
+    ):
         assert f"#SBATCH {line}\n" in script
 
 
 def starts(kind, rank):
     """The environment and the program by which torchrun, or srun, starts one of two processes."""
     if kind == "torchrun":
-        program = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
-        return {}, [*program, "--master-port=29617", "-m", "ups.run", "trainer.num_nodes=2", "trainer.devices=1"]
-    job = {"JOB_ID": 77, "JOB_NAME": "ups", "NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "NODELIST": "127.0.0.1", "NODEID": 0}
+        program = [
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            f"--node-rank={rank}",
+            "--nproc-per-node=1",
+            "--master-addr=127.0.0.1",
+        ]
+        return {}, [
+            *program,
+            "--master-port=29617",
+            "-m",
+            "ups.run",
+            "trainer.num_nodes=2",
+            "trainer.devices=1",
+        ]
+    job = {
+        "JOB_ID": 77,
+        "JOB_NAME": "ups",
+        "NTASKS": 2,
+        "NTASKS_PER_NODE": 2,
+        "NNODES": 1,
+        "NODELIST": "127.0.0.1",
+        "NODEID": 0,
+    }
     task = {"PROCID": rank, "LOCALID": rank}
-    return {f"SLURM_{key}": str(value) for key, value in {**job, **task}.items()}, ["-m", "ups.run", "trainer.devices=2"]
+    return {f"SLURM_{key}": str(value) for key, value in {**job, **task}.items()}, [
+        "-m",
+        "ups.run",
+        "trainer.devices=2",
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torchrun", "srun"])
 def test_processes_that_are_started_from_outside_train_as_one(tmp_path, kind):
-    args = ["name=one", *TINY, "data.batch_size=4", "trainer.max_epochs=1", "trainer.accelerator=cpu", "stage.operator.module.threads=1"]
+    args = [
+        "name=one",
+        *TINY,
+        "data.batch_size=4",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "stage.operator.module.threads=1",
+    ]
     args += ["callbacks.on_finish='echo x >> over'"]
     processes = []
     for rank in (0, 1):
         environment, program = starts(kind, rank)
         where = {"cwd": tmp_path, "env": {**os.environ, **environment, "OMP_NUM_THREADS": "1"}}
         command = [sys.executable, *program, *args]
-        processes.append(subprocess.Popen(command, **where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        processes.append(
+            subprocess.Popen(
+                command, **where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
     texts = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
     assert [text.count("Epoch 1/1") for text in texts] == [1, 0]
-    assert [row["name"] for row in leaderboard.read(tmp_path / "outputs/leaderboard.csv")] == ["one", "one", "baseline"]
-    assert (tmp_path / "over").read_text() == "x\n" * (2 if kind == "torchrun" else 1)  # once a machine
+    assert [row["name"] for row in leaderboard.read(tmp_path / "outputs/leaderboard.csv")] == [
+        "one",
+        "one",
+        "baseline",
+    ]
+    assert (tmp_path / "over").read_text() == "x\n" * (
+        2 if kind == "torchrun" else 1
+    )  # once a machine
 
 
 def test_the_rented_machine_runs_a_command_of_ups():
     task = yaml.safe_load(TASK.read_text())
-    command = task["run"].strip().removeprefix(".venv/bin/python -m ups.run ").replace("$ARGS", task["envs"]["ARGS"])
+    command = (
+        task["run"]
+        .strip()
+        .removeprefix(".venv/bin/python -m ups.run ")
+        .replace("$ARGS", task["envs"]["ARGS"])
+    )
     cfg = hydra_config(*command.split())
     assert (cfg.stage.name, cfg.output_dir, cfg.data.directory) == ("all", "/outputs", "data")
     assert cfg.output_dir in task["file_mounts"]
@@ -111,7 +187,12 @@ def test_the_rented_machine_runs_a_command_of_ups():
 def test_skypilot_reads_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(TASK.parents[1])  # where its workdir is meant to be
-    sky = pytest.importorskip("sky", reason="SkyPilot is no part of the environment: it wants an older click, see docs/launching.md")
+    sky = pytest.importorskip(
+        "sky",
+        reason=(
+            "SkyPilot is no part of the environment: it wants an older click, see docs/launching.md"
+        ),
+    )
     task = sky.Task.from_yaml(str(TASK))
     for resources in task.resources:
         assert resources.autostop_config.enabled

@@ -10,13 +10,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ups.callbacks import InverseLossFrequency
-from ups.datamodules.windows import Batch
-from ups.errors import UpsError
-from ups.losses import operator_losses, relative_l2_squared
+from ups.core.batch import Batch
+from ups.core.errors import UpsError
+from ups.core.norms import relative_l2_squared
 from ups.modules import OperatorModule
-from ups.modules.stage import StageModule
-from ups.parallel import is_first_process, sharded_loss
-from ups.rollout import Simulator
+from ups.modules.base import BaseModule
+from ups.modules.losses import operator_losses
+from ups.modules.sharding import sharded_loss
+from ups.runs.distributed import is_first_process
+from ups.simulation.simulator import Simulator
 
 POINTS, DT, SCALE, LENGTH = 6, 0.05, 0.7, 2.0
 
@@ -39,12 +41,16 @@ class WrittenOutModel(nn.Module):
 
     def step(self, z, dt, nu):
         moved = z.roll(1, dims=1)
-        return z + dt[:, None, None] * self.motion * (moved - z) + nu[:, None, None] * self.drag * z.square()
+        return (
+            z
+            + dt[:, None, None] * self.motion * (moved - z)
+            + nu[:, None, None] * self.drag * z.square()
+        )
 
     def decode(self, z):
         return (z * self.decoding).sum(-1, keepdim=True)
 
-    def matrices(self):
+    def muon_parameters(self):
         return []
 
 
@@ -103,7 +109,9 @@ def make_batch(u, nu):
 
 
 def make_terms(u, nu, inverse=True):
-    terms = operator_losses(make_written_out_simulator().double(), torch.from_numpy(u), torch.from_numpy(nu), inverse)
+    terms = operator_losses(
+        make_written_out_simulator().double(), torch.from_numpy(u), torch.from_numpy(nu), inverse
+    )
     return {name: value.item() for name, value in terms.items()}
 
 
@@ -126,7 +134,9 @@ def test_relative_l2_squared_keeps_all_dimensions_but_the_last():
     assert error.flatten().tolist() == pytest.approx([0.25] * 6)
 
 
-@pytest.mark.parametrize(("size", "below"), [(0.05, 0.1), (0.0999, 0.1), (0.1001, 0.1001), (0.4, 0.4)])
+@pytest.mark.parametrize(
+    ("size", "below"), [(0.05, 0.1), (0.0999, 0.1), (0.1001, 0.1001), (0.4, 0.4)]
+)
 def test_relative_l2_squared_floor_bounds_the_root_mean_square_of_the_target(size, below):
     target = torch.full((4,), size, dtype=torch.float64) * torch.tensor([1.0, -1.0, 1.0, -1.0])
     pred = target + 0.03
@@ -165,7 +175,9 @@ def test_operator_losses_without_the_inverse_terms_give_the_same_forward_term(fr
     u, nu = windows(frames=frames)
     terms = make_terms(u, nu, inverse=False)
     assert terms.keys() == {"L_forward"}
-    assert terms["L_forward"] == pytest.approx(written_out_losses(numbers(WrittenOutModel()), u, nu)[0], rel=1e-6)
+    assert terms["L_forward"] == pytest.approx(
+        written_out_losses(numbers(WrittenOutModel()), u, nu)[0], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.99, 1.01, 3.0])
@@ -195,7 +207,11 @@ class Seen(pl.Callback):
         self.weights.append(numbers(pl_module.simulator.model))
 
     def on_after_backward(self, trainer, pl_module):
-        self.gradients.append(torch.cat([p.grad.flatten() for p in pl_module.simulator.model.parameters()]).numpy().copy())
+        self.gradients.append(
+            torch.cat([p.grad.flatten() for p in pl_module.simulator.model.parameters()])
+            .numpy()
+            .copy()
+        )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.terms.append({name: value.item() for name, value in pl_module.terms.items()})
@@ -228,7 +244,9 @@ def weighted(p, u, nu, lambda_inv_enc, lambda_inv_dec):
 
 def slopes(function, p, step=1e-5):
     """The gradient of ``function`` at ``p`` by central differences."""
-    return np.array([(function(p + step * e) - function(p - step * e)) / (2 * step) for e in np.eye(len(p))])
+    return np.array(
+        [(function(p + step * e) - function(p - step * e)) / (2 * step) for e in np.eye(len(p))]
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -254,24 +272,32 @@ def test_operator_gradient_is_that_of_the_written_out_weighted_loss(threads, wei
     }
     names = all_terms if any(weights) else ("loss", "L_forward")
     assert seen.terms[0] == pytest.approx({name: all_terms[name] for name in names}, rel=1e-6)
-    assert seen.logged[0] == pytest.approx({f"training/operator/{name}": all_terms[name] for name in names}, rel=1e-6)
+    assert seen.logged[0] == pytest.approx(
+        {f"training/operator/{name}": all_terms[name] for name in names}, rel=1e-6
+    )
 
 
 def test_operator_weighs_both_inverse_terms_by_one_by_default():
     u, nu = windows()
     module = OperatorModule(make_written_out_simulator().double())
-    loss = module.loss_terms(make_batch(u, nu))["loss"].item()
-    assert loss == pytest.approx(weighted(numbers(module.simulator.model), u, nu, 1.0, 1.0), rel=1e-6)
+    loss = module.compute_losses(make_batch(u, nu))["loss"].item()
+    assert loss == pytest.approx(
+        weighted(numbers(module.simulator.model), u, nu, 1.0, 1.0), rel=1e-6
+    )
 
 
 def test_operator_loss_is_the_forward_term_alone_between_batches_with_inverse_terms():
     data = [windows(seed=seed) for seed in range(5)]
     module = OperatorModule(make_written_out_simulator(), lambda_inv_enc=0.3, lambda_inv_dec=0.7)
     seen = fit(module, [make_batch(*each) for each in data], InverseLossFrequency(every=3))
-    for i, (p, (u, nu), gradient) in enumerate(zip(seen.weights, data, seen.gradients, strict=True)):
+    for i, (p, (u, nu), gradient) in enumerate(
+        zip(seen.weights, data, seen.gradients, strict=True)
+    ):
         own = (0.3, 0.7) if i in (0, 3) else (0.0, 0.0)
         assert seen.terms[i]["loss"] == pytest.approx(weighted(p, u, nu, *own), rel=1e-6), i
-        assert gradient == pytest.approx(slopes(lambda q, u=u, nu=nu, own=own: weighted(q, u, nu, *own), p), rel=1e-5, abs=1e-8), i
+        assert gradient == pytest.approx(
+            slopes(lambda q, u=u, nu=nu, own=own: weighted(q, u, nu, *own), p), rel=1e-5, abs=1e-8
+        ), i
         assert ("L_inv_dec" in seen.terms[i]) == (i in (0, 3))
 
 
@@ -289,7 +315,9 @@ def test_inverse_loss_frequency_computes_the_terms_in_all_parts_of_a_batch():
 
 def test_inverse_loss_frequency_computes_the_terms_in_every_batch_by_default():
     module = OperatorModule(make_written_out_simulator())
-    seen = fit(module, [make_batch(*windows(seed=seed)) for seed in range(3)], InverseLossFrequency())
+    seen = fit(
+        module, [make_batch(*windows(seed=seed)) for seed in range(3)], InverseLossFrequency()
+    )
     assert ["L_inv_enc" in terms for terms in seen.terms] == [True] * 3
 
 
@@ -308,11 +336,17 @@ def check_idle(module):
 def test_inverse_loss_frequency_refuses_a_term_without_gradient(monkeypatch, detached, words):
     def terms(simulator, u, nu, inverse):
         found = operator_losses(simulator, u, nu, inverse)
-        return {name: value.detach() if name in detached else value for name, value in found.items()}
+        return {
+            name: value.detach() if name in detached else value for name, value in found.items()
+        }
 
     monkeypatch.setattr("ups.modules.operator.operator_losses", terms)
     with pytest.raises(UpsError, match=words):
-        check_idle(OperatorModule(make_written_out_simulator().double(), lambda_inv_enc=0.5, lambda_inv_dec=0.25))
+        check_idle(
+            OperatorModule(
+                make_written_out_simulator().double(), lambda_inv_enc=0.5, lambda_inv_dec=0.25
+            )
+        )
 
 
 def test_inverse_loss_frequency_refuses_a_term_that_leaves_the_decoder_alone(monkeypatch):
@@ -346,7 +380,7 @@ def test_inverse_loss_frequency_refuses_a_zero_inverse_decoding_term(monkeypatch
 # --- shards ---
 
 
-class CountedModule(StageModule):
+class CountedModule(BaseModule):
     """A loss with random numbers, (w * drawn * nu)^2; it notes the sizes of its batches."""
 
     stage = "counted"
@@ -358,12 +392,12 @@ class CountedModule(StageModule):
         self.unused = nn.Parameter(torch.tensor(1.0))
         self.calls, self.drawn = [], []
 
-    def draw(self, batch, generator):
+    def sample_noise(self, batch, generator):
         drawn = torch.randn(len(batch), generator=generator, dtype=torch.float64)
         self.drawn.append(drawn)
         return (drawn,)
 
-    def loss_terms(self, batch, *drawn):
+    def compute_losses(self, batch, *drawn):
         self.calls.append(len(batch))
         value = (self.weight * drawn[0] * batch.nu).square().mean()
         return {"loss": value, "half": value / 2}
@@ -418,7 +452,9 @@ class Position:
 
     def __init__(self, taken, rank, world):
         total = SimpleNamespace(ready=taken)
-        self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=total)))
+        self.fit_loop = SimpleNamespace(
+            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=total))
+        )
         self.global_rank, self.world_size = rank, world
 
 
@@ -443,7 +479,9 @@ def test_training_step_draws_alike_after_a_resume():
 
 
 def test_training_step_draws_differ_between_processes_batches_and_seeds():
-    places = [(taken, rank, 2, seed) for taken in range(3) for rank in range(2) for seed in range(2)]
+    places = [
+        (taken, rank, 2, seed) for taken in range(3) for rank in range(2) for seed in range(2)
+    ]
     assert len({drawn_at(*place) for place in places}) == len(places)
 
 
@@ -486,7 +524,9 @@ def written_out_validation(p, u, nu):
 
 
 def validated(module, batches):
-    trainer = pl.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(
+        logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False
+    )
     loader = DataLoader(batches, batch_size=None)
     return trainer.validate(module, loader, verbose=False)[0]
 
@@ -503,7 +543,9 @@ def test_operator_validation_is_the_mean_error_of_latent_rollouts_over_all_traje
     values = validated(module, [single(u[:3], nu[:3]), single(u[3:], nu[3:])])
     errors = written_out_validation(numbers(module.simulator.model), u, nu)
     assert values["validation/operator/nrmse"] == pytest.approx(errors.mean(), rel=1e-5)
-    assert values["validation/operator/nrmse_final"] == pytest.approx(errors[:, -1].mean(), rel=1e-5)
+    assert values["validation/operator/nrmse_final"] == pytest.approx(
+        errors[:, -1].mean(), rel=1e-5
+    )
     assert {
         "validation/operator/rmse",
         "validation/operator/crmse",
@@ -562,7 +604,7 @@ class NoisySimulator(nn.Module):
         return torch.randn(len(u0), steps, u0.shape[1])
 
 
-class NoisyModule(StageModule):
+class NoisyModule(BaseModule):
     stage = "noisy"
 
     def __init__(self):
@@ -604,7 +646,10 @@ def test_validation_gives_the_random_numbers_of_training_back():
 def test_stages_validate_with_the_corrector_that_they_train():
     from ups.modules import ConsistencyModule, DiffusionModule
 
-    found = [(module.stage, module.correct) for module in (OperatorModule, DiffusionModule, ConsistencyModule)]
+    found = [
+        (module.stage, module.correct)
+        for module in (OperatorModule, DiffusionModule, ConsistencyModule)
+    ]
     assert found == [
         ("operator", "none"),
         ("diffusion", "diffusion"),

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ups.errors import UpsError
-from ups.metrics import NAMES, RolloutMetrics, pdebench_metrics
+from ups.core.errors import UpsError
+from ups.evaluation.metrics import NAMES, RolloutMetrics, pdebench_metrics
 
 
 def test_hand_computed():

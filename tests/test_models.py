@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from ups.errors import UpsError
+from ups.core.errors import UpsError
 from ups.models import build
 
 POINTS = 32
@@ -25,7 +25,9 @@ def make(architecture):
 
 
 def one_step(model, u, dt=0.05, nu=1e-3):
-    return model.decode(model.step(model.encode(u), torch.full((len(u),), dt), torch.full((len(u),), nu)))
+    return model.decode(
+        model.step(model.encode(u), torch.full((len(u),), dt), torch.full((len(u),), nu))
+    )
 
 
 @pytest.mark.parametrize("architecture", SPECS)
@@ -54,7 +56,10 @@ def test_a_peer_on_the_field_moves_with_it_and_keeps_its_mean(architecture, shif
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"architecture": "resnett"}, "allowed are upt, upt_absolute, fno, unet, resnet, or package.module.Class"),
+        (
+            {"architecture": "resnett"},
+            "allowed are upt, upt_absolute, fno, unet, resnet, or package.module.Class",
+        ),
         ({"architecture": "no.such.Model"}, "No module named 'no'"),
         ({"architecture": "os.system"}, "a torch module"),
         ({"architecture": "unet", "levels": 6}, "multiple of 64"),
@@ -66,39 +71,60 @@ def test_an_unknown_model_is_refused_with_what_is_allowed(spec, words):
         build(spec, POINTS)
 
 
-@pytest.mark.parametrize("architecture", ["fno", "upt_absolute"])  # complex weights; latent tokens and inverse losses
+@pytest.mark.parametrize(
+    "architecture", ["fno", "upt_absolute"]
+)  # complex weights; latent tokens and inverse losses
+@pytest.mark.integration
 def test_a_peer_trains_tests_and_loads_by_the_same_command(architecture, ups_run, tmp_path):
     size = [f"model.{key}={value}" for key, value in SPECS[architecture].items()]
     settings = [s for s in TINY if not s.startswith("model")]
-    ups_run(f"model={architecture}", *size, *settings, "name=peer", "stage.operator.module.threads=1")
+    ups_run(
+        f"model={architecture}", *size, *settings, "name=peer", "stage.operator.module.threads=1"
+    )
     rows = json.loads((tmp_path / "outputs/peer/reports/eval_operator.json").read_text())["rows"]
-    assert [(row["mode"], math.isfinite(row["nrmse"])) for row in rows[:2]] == [("latent", True), ("physical", True)]
+    assert [(row["mode"], math.isfinite(row["nrmse"])) for row in rows[:2]] == [
+        ("latent", True),
+        ("physical", True),
+    ]
     import ups
 
-    assert ups.load(tmp_path / "outputs/peer").rollout(torch.randn(2, POINTS), 3, nu=1e-3).shape == (2, 3, POINTS)
+    assert ups.load(tmp_path / "outputs/peer").rollout(
+        torch.randn(2, POINTS), 3, nu=1e-3
+    ).shape == (2, 3, POINTS)
 
 
 OWN = """
 from torch import nn
-from ups.models import FieldModel
+from ups.models import GridModel
 
-class Shallow(FieldModel):
+class Shallow(GridModel):
     def __init__(self, points, width=8):
         super().__init__(points)
-        self.layers = nn.Sequential(nn.Conv1d(self.fields + self.inputs, width, 5, padding=2, padding_mode="circular"), nn.GELU(),
-                                    nn.Conv1d(width, self.fields, 5, padding=2, padding_mode="circular"))
+        self.layers = nn.Sequential(
+            nn.Conv1d(self.fields + self.inputs, width, 5, padding=2, padding_mode="circular"),
+            nn.GELU(),
+            nn.Conv1d(width, self.fields, 5, padding=2, padding_mode="circular"),
+        )
 
     def forward(self, u):
         return self.layers(u)
 """
 
 
+@pytest.mark.integration
 def test_a_model_of_ones_own_joins_by_one_file_and_one_yaml(ups_run, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     (tmp_path / "conf/model").mkdir(parents=True)
     (tmp_path / "conf/model/shallow.yaml").write_text(
-        "# @package _global_\nmodel: {name: shallow, architecture: mine.Shallow, width: 4}\nlambda_inv: 0\n"
+        "# @package _global_\n"
+        "model: {name: shallow, architecture: mine.Shallow, width: 4}\n"
+        "lambda_inv: 0\n"
     )
     settings = [s for s in TINY if not s.startswith("model")]
     ups_run("--config-dir", "conf", "model=shallow", *settings, "name=own")
-    assert json.loads((tmp_path / "outputs/own/reports/eval_operator.json").read_text())["rows"][0]["model"] == "shallow"
+    assert (
+        json.loads((tmp_path / "outputs/own/reports/eval_operator.json").read_text())["rows"][0][
+            "model"
+        ]
+        == "shallow"
+    )

@@ -1,4 +1,6 @@
-"""The operator stage is not hollow: gradients, losses, frequency, and what the inverse losses are for."""
+"""The operator stage is not hollow: gradients, losses, frequency, and what the inverse losses
+are for.
+"""
 
 import itertools
 
@@ -7,29 +9,37 @@ import pytest
 import torch
 from conftest import make_simulator
 
-from ups.callbacks import FiniteLoss, InverseLossFrequency
+from ups.callbacks import InverseLossFrequency, TerminateOnNaN
+from ups.core.batch import Batch
+from ups.core.errors import UpsError
+from ups.core.norms import relative_l2_squared
 from ups.datamodules import BurgersDataModule
-from ups.datamodules.windows import Batch
-from ups.errors import UpsError
-from ups.losses import operator_losses, relative_l2_squared
-from ups.metrics import pdebench_metrics
+from ups.evaluation.metrics import pdebench_metrics
 from ups.modules import OperatorModule
-from ups.modules.stage import warmup_cosine
-from ups.parallel import sharded_loss
+from ups.modules.base import warmup_cosine
+from ups.modules.losses import operator_losses
+from ups.modules.sharding import sharded_loss
 from ups.physics import burgers
 
 PARTS = ("encoder", "approximator", "decoder")
 
 
 def windows(n=4, frames=4, points=32):
-    u0 = burgers.initial_conditions(n, burgers.grid(points), seed=0)
+    u0 = burgers.initial_conditions(n, burgers.cell_centers(points), seed=0)
     return burgers.solve(u0, [0.05 * k for k in range(frames)], 0.001), torch.full((n,), 0.001)
 
 
 def gradient_norms(simulator, loss):
     simulator.zero_grad()
     loss.backward()
-    return {part: sum(float(p.grad.norm()) for p in getattr(simulator.model, part).parameters() if p.grad is not None) for part in PARTS}
+    return {
+        part: sum(
+            float(p.grad.norm())
+            for p in getattr(simulator.model, part).parameters()
+            if p.grad is not None
+        )
+        for part in PARTS
+    }
 
 
 def test_losses_are_what_they_say():
@@ -42,9 +52,13 @@ def test_losses_are_what_they_say():
         z = simulator.step(z, nu)
         forward.append(((simulator.decode(z) - u[:, k]) ** 2).sum(-1) / (u[:, k] ** 2).sum(-1))
     assert terms["L_forward"].item() == pytest.approx(torch.stack(forward).mean().item(), rel=1e-4)
-    assert terms["L_inv_enc"].item() == pytest.approx(relative_l2_squared(simulator.decode(z0), u[:, 0]).mean().item(), rel=1e-4)
+    assert terms["L_inv_enc"].item() == pytest.approx(
+        relative_l2_squared(simulator.decode(z0), u[:, 0]).mean().item(), rel=1e-4
+    )
     again = simulator.encode(simulator.decode(z))
-    assert terms["L_inv_dec"].item() == pytest.approx(((again - z).square().mean((1, 2)) / z.var((1, 2))).mean().item(), rel=1e-4)
+    assert terms["L_inv_dec"].item() == pytest.approx(
+        ((again - z).square().mean((1, 2)) / z.var((1, 2))).mean().item(), rel=1e-4
+    )
     assert set(operator_losses(simulator, u, nu, inverse=False)) == {"L_forward"}
 
 
@@ -63,7 +77,11 @@ def test_every_loss_reaches_the_parts_that_it_is_about():
         name: gradient_norms(simulator, operator_losses(simulator, u, nu, inverse=True)[name])
         for name in ("L_forward", "L_inv_enc", "L_inv_dec")
     }
-    for name, parts in {"L_forward": PARTS, "L_inv_enc": ("encoder", "decoder"), "L_inv_dec": PARTS}.items():
+    for name, parts in {
+        "L_forward": PARTS,
+        "L_inv_enc": ("encoder", "decoder"),
+        "L_inv_dec": PARTS,
+    }.items():
         for part in parts:
             assert reached[name][part] > 1e-6, (name, part)
 
@@ -104,8 +122,9 @@ def fit(tmp_path, epochs=1, callbacks=(), simulator=None, data=None, **module):
     pl.seed_everything(0, verbose=False)
     simulator = simulator or make_simulator()
     trainer = pl.Trainer(
-        max_epochs=epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", num_sanity_val_steps=0, gradient_clip_val=1.0,
+        max_epochs=epochs, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        num_sanity_val_steps=0, gradient_clip_val=1.0,
     )  # fmt: skip
     trainer.fit(OperatorModule(simulator, **module), datamodule=data)
     return simulator.eval(), data, trainer
@@ -123,7 +142,10 @@ def test_inverse_loss_frequency(tmp_path):
 def test_silent_inverse_losses_stop_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "ups.modules.operator.operator_losses",
-        lambda s, u, nu, inverse: operator_losses(s, u, nu, inverse=False) | {"L_inv_enc": torch.zeros(()), "L_inv_dec": torch.zeros(())},
+        lambda s, u, nu, inverse: (
+            operator_losses(s, u, nu, inverse=False)
+            | {"L_inv_enc": torch.zeros(()), "L_inv_dec": torch.zeros(())}
+        ),
     )
     with pytest.raises(UpsError, match="L_inv_enc"):
         fit(tmp_path, callbacks=[InverseLossFrequency(1)])
@@ -140,7 +162,7 @@ class Poison(pl.Callback):
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_optimiser(tmp_path):
     simulator = make_simulator()
     with pytest.raises(UpsError, match="step 2: the gradient is not finite"):
-        fit(tmp_path, callbacks=[Poison(), FiniteLoss()], simulator=simulator)
+        fit(tmp_path, callbacks=[Poison(), TerminateOnNaN()], simulator=simulator)
     assert all(torch.isfinite(p).all() for p in simulator.parameters())
 
 
@@ -149,7 +171,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     with torch.no_grad():
         simulator.model.patches_out[0, 0] = torch.nan
     with pytest.raises(UpsError, match=r"L_forward is not finite \(trajectories \d"):
-        fit(tmp_path, callbacks=[FiniteLoss()], simulator=simulator)
+        fit(tmp_path, callbacks=[TerminateOnNaN()], simulator=simulator)
 
 
 def test_same_seed_same_weights(tmp_path):
@@ -174,7 +196,11 @@ def test_shards_in_threads_give_the_gradients_of_the_whole_batch():
     gradients = []
     for threads in (1, 2):
         module = OperatorModule(make_simulator(), threads=threads)
-        terms = module.loss_terms(batch) if threads == 1 else sharded_loss(module.loss_terms, batch.shards(2), list(module.parameters()))
+        terms = (
+            module.compute_losses(batch)
+            if threads == 1
+            else sharded_loss(module.compute_losses, batch.shards(2), list(module.parameters()))
+        )
         (3 * terms["loss"]).backward()
         gradients.append([p.grad for p in module.parameters()])
     for p, q in zip(*gradients, strict=True):
@@ -195,16 +221,29 @@ def test_without_the_inverse_losses_the_latent_rollout_is_far_worse(tmp_path):
     nrmse = {}
     for weight in (0.0, 1.0):
         sizes = {"points": 64, "solver_points": 128, "train": 128, "validation": 16, "test": 4}
-        data = BurgersDataModule(directory=str(tmp_path), window=2, windows_per_trajectory=8, batch_size=16, **sizes)
-        simulator = make_simulator(points=64, tokens=16, width=24, encoder=1, approximator=2, decoder=1, limit=1.0)
-        simulator, data, _ = fit(tmp_path, epochs=8, data=data, simulator=simulator, lambda_inv_enc=weight, lambda_inv_dec=weight)
+        data = BurgersDataModule(
+            directory=str(tmp_path), window=2, windows_per_trajectory=8, batch_size=16, **sizes
+        )
+        simulator = make_simulator(
+            points=64, tokens=16, width=24, encoder=1, approximator=2, decoder=1, limit=1.0
+        )
+        simulator, data, _ = fit(
+            tmp_path,
+            epochs=8,
+            data=data,
+            simulator=simulator,
+            lambda_inv_enc=weight,
+            lambda_inv_dec=weight,
+        )
         u = data.values["validation"]
-        nrmse[weight] = pdebench_metrics(simulator.rollout(u[:, 0], 40, nu=0.001), u[:, 1:])["nrmse"]
+        nrmse[weight] = pdebench_metrics(simulator.rollout(u[:, 0], 40, nu=0.001), u[:, 1:])[
+            "nrmse"
+        ]
     assert nrmse[1.0] < 0.5 * nrmse[0.0], nrmse
 
 
 def test_muon_takes_orthogonal_steps_and_resumes():
-    from ups.optim import Muon, orthogonalise
+    from ups.modules.optim import Muon, orthogonalise
 
     torch.manual_seed(0)
     for shape in ((3, 16, 40), (2, 40, 16)):

@@ -12,14 +12,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from ups.core.batch import Batch
+from ups.core.errors import UpsError
 from ups.datamodules import BurgersDataModule
-from ups.datamodules.windows import Batch
-from ups.errors import UpsError
 from ups.modules import ConsistencyModule, DiffusionModule, OperatorModule
-from ups.modules.stage import warmup_cosine
-from ups.optim import Muon
+from ups.modules.base import warmup_cosine
+from ups.modules.optim import Muon
 from ups.run import CONF
-from ups.stages import in_parts
+from ups.runs.stages import with_gradient_accumulation
 
 # --- Muon's matrices ---
 
@@ -69,7 +69,9 @@ def descend(optimizer, params, gradients):
 SHAPES = [(4, 7), (7, 4), (4, 7), (5, 5), (4, 7), (1, 6)]
 
 
-@pytest.mark.parametrize(("lr", "weight_decay", "momentum"), [(0.02, 0.0, 0.95), (0.1, 0.5, 0.6), (0.05, 2.0, 0.0)])
+@pytest.mark.parametrize(
+    ("lr", "weight_decay", "momentum"), [(0.02, 0.0, 0.95), (0.1, 0.5, 0.6), (0.05, 2.0, 0.0)]
+)
 def test_muon_equals_the_written_out_algorithm_over_three_steps(lr, weight_decay, momentum):
     weights, gradients = random_problem(SHAPES, 3)
     params = parameters(weights)
@@ -294,7 +296,9 @@ def names_in(module, params):
     # a corrector has two names, the module's and the simulator's
     for name, p in module.named_parameters():
         known[id(p)] = name
-    return sorted(known[id(p)].replace("simulator.correctors.diffusion", "corrector") for p in params)
+    return sorted(
+        known[id(p)].replace("simulator.correctors.diffusion", "corrector") for p in params
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -359,7 +363,7 @@ def test_stage_takes_muon_by_default_and_refuses_an_unknown_optimizer(stage):
 
 def test_stage_of_a_model_without_matrices_trains_it_by_adamw_alone():
     simulator = make_simulator()
-    simulator.model.matrices = list
+    simulator.model.muon_parameters = list
     module = OperatorModule(simulator)
     (group,) = configured(module)["optimizer"].param_groups
     assert group["matrices"] is False
@@ -453,7 +457,7 @@ def test_configured_average_arrives_in_its_callback():
 
 def test_in_parts_keeps_the_windows_of_a_step():
     cfg = config("data.batch_size=12", "trainer.accumulate_grad_batches=5")
-    parts = in_parts(cfg, 3)
+    parts = with_gradient_accumulation(cfg, 3)
     assert parts.data.batch_size == 4
     assert parts.trainer.accumulate_grad_batches == 15
     assert instantiate(parts.callbacks.inverse_loss_frequency).parts == 3
@@ -550,7 +554,9 @@ def train(data, module, epochs=2, **options):
     ("batch_size", "accumulate", "total"),
     [(4, 1, 16), (4, 2, 8), (4, 3, 6)],  # 8 batches in 3s: two whole steps and one of what is left
 )
-def test_learning_rate_of_a_fit_follows_the_schedule_over_all_optimizer_steps(data_folder, batch_size, accumulate, total):
+def test_learning_rate_of_a_fit_follows_the_schedule_over_all_optimizer_steps(
+    data_folder, batch_size, accumulate, total
+):
     module = OperatorModule(make_simulator(), lr=0.002, warmup=0.25, final_lr=0.2)
     data = make_data(data_folder, batch_size=batch_size)
     steps, trainer = train(data, module, accumulate_grad_batches=accumulate)
@@ -565,7 +571,9 @@ def test_learning_rate_of_a_fit_follows_the_schedule_over_all_optimizer_steps(da
             expected.append(0.002 * (1 - 0.8 * down))
     # of both groups, the matrices and all else
     assert np.array(steps.rates) == pytest.approx(np.array([expected, expected]).T, rel=1e-9)
-    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.0004] * 2)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx(
+        [0.0004] * 2
+    )
 
 
 def weights(module):
@@ -599,7 +607,9 @@ def test_sharded_batches_end_with_the_weights_of_whole_ones(data_folder, optimiz
 
 def test_training_takes_the_steps_of_adamw_along_the_gradient_of_the_loss(data_folder):
     """The whole loop, written out: batches in their order, loss, clipping, schedule, AdamW."""
-    module = OperatorModule(make_simulator(), optimizer="adamw", lr=0.01, weight_decay=0.3, betas=(0.5, 0.8), warmup=0.5)
+    module = OperatorModule(
+        make_simulator(), optimizer="adamw", lr=0.01, weight_decay=0.3, betas=(0.5, 0.8), warmup=0.5
+    )
     data = make_data(data_folder, batch_size=8)
     twin = OperatorModule(make_simulator(), lambda_inv_enc=1.0, lambda_inv_dec=1.0).double()
     train(data, module, epochs=1, gradient_clip_val=0.5)
@@ -610,19 +620,21 @@ def test_training_takes_the_steps_of_adamw_along_the_gradient_of_the_loss(data_f
         own.param_groups[0]["lr"] = 0.01 * factor
         own.zero_grad()
         u, nu = batch.u.double(), batch.nu.double()
-        twin.loss_terms(Batch(u, nu, batch.trajectory, batch.window))["loss"].backward()
+        twin.compute_losses(Batch(u, nu, batch.trajectory, batch.window))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
         own.step()
     assert torch.allclose(weights(module), weights(twin), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize(("option", "clipped"), [("0.05", 0.05), ("null", None), (None, 1.0)])
-def test_configured_gradient_clipping_arrives_in_the_trainer(tmp_path, monkeypatch, option, clipped):
-    from ups import run
+def test_configured_gradient_clipping_arrives_in_the_trainer(
+    tmp_path, monkeypatch, option, clipped
+):
+    from ups import pipeline
 
     monkeypatch.chdir(tmp_path)
     # tests have files of their own; here only the steps matter
-    monkeypatch.setattr(run, "test", lambda *args: None)
+    monkeypatch.setattr(pipeline, "test", lambda *args: None)
     monkeypatch.setattr(StepsOfRuns, "made", [])
     overrides = [] if option is None else [f"trainer.gradient_clip_val={option}"]
     cfg = config(
@@ -636,7 +648,7 @@ def test_configured_gradient_clipping_arrives_in_the_trainer(tmp_path, monkeypat
         "stage.operator.module.threads=1",
         "+callbacks.steps._target_=test_optimizer.StepsOfRuns",
     )
-    run.run(cfg)
+    pipeline.run(cfg)
     (steps,) = StepsOfRuns.made
     assert len(steps.whole) == 4
     for whole, used in zip(steps.whole, steps.used, strict=True):

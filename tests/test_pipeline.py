@@ -1,4 +1,6 @@
-"""stage=all as a user calls it: files, skipping, what is trained anew when what it was made from has changed, resume in a later stage."""
+"""stage=all as a user calls it: files, skipping, what is trained anew when what it was made from
+has changed, resume in a later stage.
+"""
 
 import json
 import shutil
@@ -11,18 +13,27 @@ import pytest
 import torch
 
 import ups
-import ups.datamodules.hdf5
-import ups.ttc
+import ups.datamodules.readers.pdebench
+import ups.simulation.guidance
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 SMALL = [
-    "experiment=smoke", "data.points=32", "data.solver_points=64", "data.train=24", "data.validation=4", "data.test=4", "data.frames=11",
-    "data.batch_size=8", "model.tokens=8", "trainer.max_epochs=2", "stage.diffusion.trainer.max_epochs=2", "ttc.candidates=3",
+    "experiment=smoke", "data.points=32", "data.solver_points=64", "data.train=24",
+    "data.validation=4", "data.test=4", "data.frames=11", "data.batch_size=8", "model.tokens=8",
+    "trainer.max_epochs=2", "stage.diffusion.trainer.max_epochs=2", "ttc.candidates=3",
     "stage.diffusion.module.corrector.steps=2",
 ]  # fmt: skip
 
 
 def call(folder, *args, code=0):
-    done = subprocess.run([sys.executable, "-m", "ups.run", *SMALL, *args], cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "ups.run", *SMALL, *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -44,20 +55,45 @@ def rows(folder, report, name="one"):
 
 
 def content(folder, name="one"):
-    return {path.name: path.read_bytes() for path in (folder / f"outputs/{name}/checkpoints").glob("*.ckpt")}
+    return {
+        path.name: path.read_bytes()
+        for path in (folder / f"outputs/{name}/checkpoints").glob("*.ckpt")
+    }
 
 
 def test_files_and_rows(whole):
     folder, printed = whole
-    names = {f"{stem}{suffix}.ckpt" for stem in ("operator", "diffusion_residual", "consistency") for suffix in ("", "_ema")}
+    names = {
+        f"{stem}{suffix}.ckpt"
+        for stem in ("operator", "diffusion_residual", "consistency")
+        for suffix in ("", "_ema")
+    }
     assert content(folder).keys() == names
     assert not list((folder / "outputs/one").rglob("*.latents"))
-    own = [(row["mode"], row["correct"], row["ttc"]) for row in rows(folder, "eval_baseline") if row["model"] == "upt-tiny"]
-    assert own == [("latent", "none", False), ("physical", "none", False), ("latent", "diffusion", False), ("latent", "consistency", False)]
-    own = [(row["mode"], row["correct"], row["ttc"]) for row in rows(folder, "eval_ttc") if row["model"] == "upt-tiny"]
+    own = [
+        (row["mode"], row["correct"], row["ttc"])
+        for row in rows(folder, "eval_baseline")
+        if row["model"] == "upt-tiny"
+    ]
+    assert own == [
+        ("latent", "none", False),
+        ("physical", "none", False),
+        ("latent", "diffusion", False),
+        ("latent", "consistency", False),
+    ]
+    own = [
+        (row["mode"], row["correct"], row["ttc"])
+        for row in rows(folder, "eval_ttc")
+        if row["model"] == "upt-tiny"
+    ]
     assert own == [("latent", name, True) for name in ("none", "diffusion", "consistency")]
     for row in rows(folder, "eval_baseline") + rows(folder, "eval_ttc"):
-        assert {*ups.metrics.NAMES, *ups.metrics.PhysicsChecks.NAMES, "one_step_nrmse", "seconds_per_trajectory"} <= row.keys()
+        assert {
+            *ups.evaluation.metrics.NAMES,
+            *ups.evaluation.metrics.PhysicsChecks.NAMES,
+            "one_step_nrmse",
+            "seconds_per_trajectory",
+        } <= row.keys()
         assert row["mass_gap"] < 1e-2
     drawn = [row for row in rows(folder, "eval_baseline") if row["correct"] != "none"]
     names = [f"{when}spread_over_error{how}" for when in ("", "one_step_") for how in ("", "_rms")]
@@ -71,15 +107,22 @@ def test_files_and_rows(whole):
 def test_reported_errors_are_those_of_the_loaded_run(whole):
     folder, _ = whole
     sim = ups.load(folder / "outputs/one")
-    sim.ttc = ups.ttc.TTC(candidates=3)
+    sim.ttc = ups.simulation.guidance.TTC(candidates=3)
     (path,) = (folder / "outputs/data").glob("*.hdf5")
-    u = torch.from_numpy(ups.datamodules.hdf5.TrajectoryFile(path).read(range(28, 32)))
-    own = [row for report in ("eval_baseline", "eval_ttc") for row in rows(folder, report) if row["model"] == "upt-tiny"]
+    u = torch.from_numpy(ups.datamodules.readers.pdebench.TrajectoryFile(path).read(range(28, 32)))
+    own = [
+        row
+        for report in ("eval_baseline", "eval_ttc")
+        for row in rows(folder, report)
+        if row["model"] == "upt-tiny"
+    ]
     assert len(own) == 7
     for row in own:
         torch.manual_seed(0)
         how = {key: row[key] for key in ("mode", "correct", "ttc")}
-        found = ups.metrics.pdebench_metrics(sim.rollout(u[:, 0], 10, nu=0.001, **how), u[:, 1:])
+        found = ups.evaluation.metrics.pdebench_metrics(
+            sim.rollout(u[:, 0], 10, nu=0.001, **how), u[:, 1:]
+        )
         assert {key: row[key] for key in found} == pytest.approx(found, rel=1e-4, abs=1e-7)
 
 
@@ -87,7 +130,9 @@ def test_the_loaded_run_has_all_that_was_trained(whole):
     folder, _ = whole
     sim = ups.load(folder / "outputs/one")
     assert set(sim.correctors) == {"diffusion", "consistency"}
-    assert set(ups.load(folder / "outputs/one/checkpoints/diffusion_residual.ckpt").correctors) == {"diffusion"}
+    assert set(ups.load(folder / "outputs/one/checkpoints/diffusion_residual.ckpt").correctors) == {
+        "diffusion"
+    }
     u0 = ups.physics.burgers.initial_conditions(3, sim.x, 0)
     for correct in ("none", "diffusion", "consistency"):
         for ttc in (False, True):
@@ -115,25 +160,37 @@ def test_what_was_made_from_changed_weights_is_made_anew(copied):
     before = content(copied)
     call(copied, "name=one", "stage=operator", "seed=1", "overwrite=true")
     changed = content(copied)
-    assert {name for name in before if before[name] != changed[name]} == {"operator.ckpt", "operator_ema.ckpt"}
-    assert set(ups.load(copied / "outputs/one").correctors) == set()  # they belong to another operator
+    assert {name for name in before if before[name] != changed[name]} == {
+        "operator.ckpt",
+        "operator_ema.ckpt",
+    }
+    assert (
+        set(ups.load(copied / "outputs/one").correctors) == set()
+    )  # they belong to another operator
     printed = call(copied, "name=one", "seed=1")
-    assert "diffusion: the weights that it was made from have changed; it is trained anew" in printed
+    assert (
+        "diffusion: the weights that it was made from have changed; it is trained anew" in printed
+    )
     assert "operator  Epoch" not in printed
     after = content(copied)
-    assert {name for name in after if after[name] != changed[name]} == {name for name in after if not name.startswith("operator")}
+    assert {name for name in after if after[name] != changed[name]} == {
+        name for name in after if not name.startswith("operator")
+    }
     assert set(ups.load(copied / "outputs/one").correctors) == {"diffusion", "consistency"}
 
 
 def test_other_settings_are_refused_and_only_their_stage_is_trained_anew(copied):
     before = content(copied)
     other = "stage.diffusion.module.lr=0.001"
-    assert "holds stage diffusion with other settings (stage.diffusion.module.lr: 0.003 -> 0.001)" in call(
-        copied, "name=one", other, code=2
+    assert (
+        "holds stage diffusion with other settings (stage.diffusion.module.lr: 0.003 -> 0.001)"
+        in call(copied, "name=one", other, code=2)
     )
     assert content(copied) == before
     call(copied, "name=one", "stage=diffusion", other, "overwrite=true")
-    assert all(content(copied)[name] == before[name] for name in ("operator.ckpt", "operator_ema.ckpt"))
+    assert all(
+        content(copied)[name] == before[name] for name in ("operator.ckpt", "operator_ema.ckpt")
+    )
     assert content(copied)["diffusion_residual.ckpt"] != before["diffusion_residual.ckpt"]
 
 
@@ -152,7 +209,12 @@ def test_other_data_than_the_simulator_was_trained_for_is_refused(copied):
 
 @pytest.mark.slow
 def test_a_killed_later_stage_goes_on_to_the_same_weights(whole, tmp_path):
-    longer = ["stage.diffusion.trainer.max_epochs=25", "callbacks.last.every_n_train_steps=5", "callbacks.ema.decay=0.9", "stage=diffusion"]
+    longer = [
+        "stage.diffusion.trainer.max_epochs=25",
+        "callbacks.last.every_n_train_steps=5",
+        "callbacks.ema.decay=0.9",
+        "stage=diffusion",
+    ]
     ends = []
     for name in ("calm", "killed"):
         shutil.copytree(whole[0] / "outputs/one", tmp_path / f"outputs/{name}")
@@ -160,8 +222,13 @@ def test_a_killed_later_stage_goes_on_to_the_same_weights(whole, tmp_path):
             path.unlink()
         if name == "killed":
             command = [sys.executable, "-m", "ups.run", *SMALL, *longer, f"name={name}"]
-            process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            while not (tmp_path / "outputs/killed/checkpoints/diffusion-last.ckpt").exists() and process.poll() is None:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while (
+                not (tmp_path / "outputs/killed/checkpoints/diffusion-last.ckpt").exists()
+                and process.poll() is None
+            ):
                 time.sleep(0.02)
             time.sleep(0.5)
             assert process.poll() is None, "the run was over before it could be killed"

@@ -2,22 +2,32 @@
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import TINY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from ups.report.page import Run
+from ups import pipeline
+from ups.evaluation.report.html import RunResults
+from ups.run import CONF
+from ups.runs import reports
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 PROBE = """<script>const frame = document.querySelector("iframe"); frame.onload = () => {
   const page = frame.contentDocument, width = frame.contentWindow.innerWidth;
   document.body.dataset.seen = JSON.stringify({
-    width: width, overflow: page.documentElement.scrollWidth - width, images: [...page.images].map(i => i.naturalWidth),
+    width: width, overflow: page.documentElement.scrollWidth - width,
+    images: [...page.images].map(i => i.naturalWidth),
     curves: [...page.querySelectorAll("svg")].map(s => s.getBoundingClientRect().width)
   });
 };</script>"""
@@ -27,7 +37,8 @@ PROBE = """<script>const frame = document.querySelector("iframe"); frame.onload 
 def folder(tmp_path_factory):
     """A run that went on after an interruption, with later stages, and a peer."""
     folder = tmp_path_factory.mktemp("runs")
-    for args in (["name='<b>one'", "stage=all", "stage.diffusion.trainer.max_epochs=1", "stage.consistency.trainer.max_epochs=1"],
+    for args in (["name='<b>one'", "stage=all", "stage.diffusion.trainer.max_epochs=1",
+                  "stage.consistency.trainer.max_epochs=1"],
                  ["name=two", "model=resnet", "model.width=8"]):  # fmt: skip
         sizes = [size for size in TINY if "model" not in args[1] or not size.startswith("model")]
         done = subprocess.run(
@@ -48,9 +59,13 @@ def looked_at(page, width, tmp_path):
     # in a frame: the window itself is never narrower than 500, a phone is
     frame = tmp_path / "frame.html"
     inside = html.escape(page.read_text())
-    frame.write_text(f'<body><iframe style="width:{width}px;height:900px;border:0" srcdoc="{inside}"></iframe>{PROBE}')
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
-               "--window-size=1400,1000", "--dump-dom", f"file://{frame}"]  # fmt: skip
+    frame.write_text(
+        f'<body><iframe style="width:{width}px;height:900px;border:0" '
+        f'srcdoc="{inside}"></iframe>{PROBE}'
+    )
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+               "--virtual-time-budget=5000", "--window-size=1400,1000", "--dump-dom",
+               f"file://{frame}"]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, timeout=600).stdout
     seen = re.search(r"data-seen=\"([^\"]*)\"", dom)
     assert seen, dom[-500:]
@@ -78,7 +93,15 @@ def test_it_holds_what_the_evaluation_says_and_nothing_from_elsewhere(folder):
     assert "&lt;b&gt;one" in text
     assert "<b>one" not in text
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)
-    for term in ("L_forward", "L_inv_enc", "L_inv_dec", "L_noise", "config_hash", "persistence", "ttc"):
+    for term in (
+        "L_forward",
+        "L_inv_enc",
+        "L_inv_dec",
+        "L_noise",
+        "config_hash",
+        "persistence",
+        "ttc",
+    ):
         assert term in text, term
 
 
@@ -88,7 +111,7 @@ def test_learning_curves_are_the_logged_ones_over_all_files(folder, tmp_path):
     more = logs / "version_10/metrics.csv"
     more.parent.mkdir()
     more.write_text("step,training/operator/loss\n1000000,0.5\n")
-    curves = Run.read(tmp_path / "one").curves()
+    curves = RunResults.read(tmp_path / "one").curves()
     steps, values = curves["operator"]["loss"]
     assert (steps[-1], values[-1]) == (1e6, 0.5)
     assert len(steps) > 1
@@ -96,7 +119,15 @@ def test_learning_curves_are_the_logged_ones_over_all_files(folder, tmp_path):
 
 
 def test_runs_side_by_side(folder, tmp_path):
-    command = [sys.executable, "-m", "ups.report", "outputs/<b>one", "outputs/two", "-o", str(tmp_path / "both.html")]
+    command = [
+        sys.executable,
+        "-m",
+        "ups.report",
+        "outputs/<b>one",
+        "outputs/two",
+        "-o",
+        str(tmp_path / "both.html"),
+    ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "both.html").read_text()
@@ -107,17 +138,23 @@ def test_runs_side_by_side(folder, tmp_path):
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "ups.report", str(tmp_path)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "ups.report", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 2
     assert "is not a run that has been tested" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_report_that_can_not_be_drawn_fails_no_run(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ups.report.pictures'] = None\n")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "report.html could not be written" in done.stdout
-    assert (tmp_path / "outputs/one/reports/eval_operator.json").exists()
+def test_a_report_that_can_not_be_drawn_fails_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reports, "write_run", lambda *arguments: 1 / 0)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", [*TINY, "trainer.max_epochs=1", "name=one"])
+    GlobalHydra.instance().clear()
+    pipeline.run(cfg)
+    assert "report.html could not be written" in Path("outputs/one/run.log").read_text()
+    assert Path("outputs/one/reports/eval_operator.json").exists()

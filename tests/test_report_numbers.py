@@ -20,20 +20,17 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
 
-import ups.card
-import ups.report
-from ups.card import card
-from ups.errors import UpsError
-from ups.files import sha256
-from ups.report import (
-    draw_rollout,
-    finished_results,
-    leaderboard_rows,
-    print_table,
-    report,
-    report_paths,
-)
-from ups.report.page import Run, write_comparison, write_run
+import ups.evaluation.report.plots
+import ups.hub.model_card
+import ups.runs.reports
+from ups.core.errors import UpsError
+from ups.core.io import sha256
+from ups.evaluation.report.html import RunResults, write_comparison, write_run
+from ups.evaluation.report.plots import draw_rollout
+from ups.evaluation.report.table import print_table
+from ups.evaluation.results import leaderboard_rows
+from ups.hub.model_card import render_model_card
+from ups.runs.reports import finished_results, report, report_paths
 
 DT, LENGTH = 0.05, 2.5
 NUMBERS = (
@@ -165,7 +162,11 @@ def tables(text):
 def columns(table):
     """{heading: {row's label: cell}}"""
     heads, rows = table
-    return {head: {cells[0]: cells[place] for _, cells in rows} for place, head in enumerate(heads) if place}
+    return {
+        head: {cells[0]: cells[place] for _, cells in rows}
+        for place, head in enumerate(heads)
+        if place
+    }
 
 
 def curves(text, figures):
@@ -177,11 +178,17 @@ def curves(text, figures):
 def pictures(text, figures):
     """(caption, description, figure) of each picture, in the page's order."""
     pattern = r'<img src="data:image/png;base64,(.*?)" alt="(.*?)"><figcaption>(.*?)</figcaption>'
-    return [(caption, words, figures[int(base64.b64decode(code).split()[1])]) for code, words, caption in re.findall(pattern, text)]
+    return [
+        (caption, words, figures[int(base64.b64decode(code).split()[1])])
+        for code, words, caption in re.findall(pattern, text)
+    ]
 
 
 def lines_of(axis):
-    return {line.get_label(): (list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))) for line in axis.lines}
+    return {
+        line.get_label(): (list(map(float, line.get_xdata())), list(map(float, line.get_ydata())))
+        for line in axis.lines
+    }
 
 
 def write_logs(folder):
@@ -215,7 +222,9 @@ def page(tmp_path_factory):
 
 def test_report_page_says_what_was_tested(page):
     first, second = re.findall(r"<p>(.*?)</p>", page.text)[:2]
-    assert first == ("burgers-nu0.001: 17 test trajectories (set abcdef012345), 32 points, 4 frames from t = 0.")
+    assert first == (
+        "burgers-nu0.001: 17 test trajectories (set abcdef012345), 32 points, 4 frames from t = 0."
+    )
     assert second == "Commit 0123456789, seed 3, 7 x Abacus, 2026-01-02T03:04:05+00:00."
     assert "<title>UPS: mine_run</title>" in page.text
     assert "name: mine_run" in page.text
@@ -364,7 +373,9 @@ def test_report_curve_of_cost_has_milliseconds_against_the_rollouts_error(page):
 
 
 def test_report_curve_of_spectra_begins_at_wave_number_one(page):
-    axis = curves(page.text, page.figures)["energy spectrum at the last frame, mean over test trajectories"]
+    axis = curves(page.text, page.figures)[
+        "energy spectrum at the last frame, mean over test trajectories"
+    ]
     assert lines_of(axis) == {
         "truth": ([1, 2, 3], [3.0, 0.5, 0.25]),
         "prediction": ([1, 2, 3], [9.0, 0.25, 0.0625]),
@@ -381,13 +392,17 @@ def test_report_learning_curves_are_what_was_logged_the_newest_file_last(page):
     }
     assert lines_of(found["learning curves: diffusion"]) == {"loss": ([2, 5], [2.5, 1.5])}
     assert len(found) == 5
-    dashed = {line.get_label() for line in found["learning curves: operator"].lines if line.get_linestyle() == "--"}
+    dashed = {
+        line.get_label()
+        for line in found["learning curves: operator"].lines
+        if line.get_linestyle() == "--"
+    }
     assert dashed == {"validation nRMSE"}
 
 
 def test_report_learning_curves_have_a_log_scale_where_that_can_be(tmp_path, figures):
-    ups.report.page.pictures.learning_curves({"a": ([1, 2], [0.5, 0.1])})
-    ups.report.page.pictures.learning_curves({"a": ([1, 2], [-0.5, 0.0])})
+    ups.evaluation.report.plots.learning_curves({"a": ([1, 2], [0.5, 0.1])})
+    ups.evaluation.report.plots.learning_curves({"a": ([1, 2], [-0.5, 0.0])})
     assert [figure.axes[0].get_yscale() for figure in figures] == ["log", "linear"]
 
 
@@ -455,7 +470,7 @@ def run_written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written") / "mine_run"
     with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
         saved = caught(monkeypatch)
-        monkeypatch.setattr(ups.report, "note_provenance", note_provenance)
+        monkeypatch.setattr(ups.runs.reports, "write_provenance", note_provenance)
         report(make_config(folder.parent), make_tested(), DATA, folder)
     assert given == [(folder, "abcdef012345")]
     return SimpleNamespace(folder=folder, printed=printed.getvalue(), figures=saved)
@@ -495,7 +510,9 @@ def test_report_draws_the_median_trajectory(written, run_written):
 def test_report_fills_the_leaderboard_with_every_row(written):
     with (written.parent / "leaderboard.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
-    assert [row["name"] for row in found] == ["baseline" if model != "mine" else "mine_run" for model, *_ in SETTINGS]
+    assert [row["name"] for row in found] == [
+        "baseline" if model != "mine" else "mine_run" for model, *_ in SETTINGS
+    ]
     for place, row in enumerate(found):
         assert row["stage"] == "all"
         assert row["dataset.hash"] == "abcdef012345"
@@ -539,7 +556,9 @@ def printed_cells(rows, width):
 
 def test_print_table_cells_hold_their_headings_numbers():
     title, (heads, *lines) = printed_cells(make_rows(), 150)
-    assert title.strip() == ("burgers-nu0.001: 17 test trajectories, 32 points, 4 frames from t = 0")
+    assert title.strip() == (
+        "burgers-nu0.001: 17 test trajectories, 32 points, 4 frames from t = 0"
+    )
     assert heads == [
         *("model", "mode", "nRMSE", "at the end", "one step"),
         *("RMSE", "max error", "mass (cRMSE)", "ms / trajectory"),
@@ -573,7 +592,9 @@ def test_print_table_shows_huge_numbers_short():
 
 def test_finished_results_hold_each_row_once_where_all_is_fresh(written, monkeypatch):
     config = make_config(written.parent)
-    monkeypatch.setattr(ups.report, "evaluated", lambda cfg, folder: {"settings": "feed"})
+    monkeypatch.setattr(
+        ups.runs.reports, "evaluation_fingerprint", lambda cfg, folder: {"settings": "feed"}
+    )
     found = finished_results(config, written)
     assert found["dataset"] == DATASET
     order = [0, 1, 2, 3, 6, 7, 4, 5]
@@ -582,7 +603,9 @@ def test_finished_results_hold_each_row_once_where_all_is_fresh(written, monkeyp
 
 def test_finished_results_are_none_where_one_is_stale_or_missing(written, monkeypatch):
     config, path = make_config(written.parent), written / "reports/eval_ttc.json"
-    monkeypatch.setattr(ups.report, "evaluated", lambda cfg, folder: {"settings": "feed"})
+    monkeypatch.setattr(
+        ups.runs.reports, "evaluation_fingerprint", lambda cfg, folder: {"settings": "feed"}
+    )
     content = json.loads(path.read_text())
     content["provenance"]["evaluated"] = {"settings": "other"}
     path.write_text(json.dumps(content))
@@ -658,19 +681,19 @@ def test_run_reads_the_newest_evaluation_and_those_of_the_same_test_set(tmp_path
         path.write_text(json.dumps(content))
         os.utime(path, (age, age))
     os.utime(folder / "reports/eval_baseline.json", (10, 10))
-    run = Run.read(folder)
+    run = RunResults.read(folder)
     assert run.dataset["hash"] == "ffff"
     assert set(run.rows) == {"mine + ttc, latent", "mine + diffusion, latent"}
     assert run.rows["mine + ttc, latent"] == make_rows()[4]
     os.utime(folder / "reports/eval_baseline.json", (3000, 3000))
-    assert set(Run.read(folder).rows) == {"mine, latent", "persistence"}
+    assert set(RunResults.read(folder).rows) == {"mine, latent", "persistence"}
 
 
 def test_run_read_refuses_a_folder_that_lacks_a_part(tmp_path):
     folder = write_finished(tmp_path / "one", make_rows()[:2])
     (folder / "config.yaml").unlink()
     with pytest.raises(UpsError, match="is not a run that has been tested"):
-        Run.read(folder)
+        RunResults.read(folder)
 
 
 # --- the card ---
@@ -683,7 +706,7 @@ def write_checkpoint(folder, stem, simulator, before=None, **numbers):
     path = folder / "checkpoints" / f"{stem}_ema.ckpt"
     path.parent.mkdir(exist_ok=True)
     made_from = sha256(before) if before else None
-    about = {"simulator": simulator.description(), "state_dict": state, "made_from": made_from}
+    about = {"simulator": simulator.config(), "state_dict": state, "made_from": made_from}
     torch.save({**about, **numbers}, path)
     return path
 
@@ -716,7 +739,7 @@ def markdown_rows(text, heading):
 
 
 def test_card_table_holds_each_rows_numbers_the_baselines_last(trained):
-    heads, _, *lines = markdown_rows(card(trained.folder, "nice"), "model")
+    heads, _, *lines = markdown_rows(render_model_card(trained.folder, "nice"), "model")
     assert heads == [
         *("model", "rollout", "rollout nRMSE", "one step", "RMSE"),
         *("max error", "ms a trajectory"),
@@ -741,7 +764,7 @@ def test_card_table_holds_each_rows_numbers_the_baselines_last(trained):
 
 
 def test_card_tells_stages_sizes_and_data(trained):
-    text = card(trained.folder, "nice", licence="MIT", notes=" Known faults. \n")
+    text = render_model_card(trained.folder, "nice", licence="MIT", notes=" Known faults. \n")
     assert markdown_rows(text, "stage")[2:] == [
         ["operator", "7", "123", "0.0457"],  # epochs are counted from 1
         ["diffusion_residual", "2", "45", "0.0321"],
@@ -764,7 +787,9 @@ def test_card_tells_stages_sizes_and_data(trained):
 
 
 def test_card_front_matter_holds_the_runs_own_results(trained):
-    front = yaml.safe_load(card(trained.folder, "nice", licence="MIT").split("---\n")[1])
+    front = yaml.safe_load(
+        render_model_card(trained.folder, "nice", licence="MIT").split("---\n")[1]
+    )
     assert front["license"] == "mit"
     assert front["tags"] == ["pde", "burgers", "neural-operator"]
     (entry,) = front["model-index"]
@@ -789,7 +814,7 @@ def test_card_says_that_code_was_changed_and_that_no_licence_is_known(trained):
         content["provenance"]["dirty"] = True
         content["dataset"]["nu"] = [0.01, 0.002]
         path.write_text(json.dumps(content))
-    text = card(trained.folder, "nice")
+    text = render_model_card(trained.folder, "nice")
     assert "commit 0123456789abcdef with changes, " in text
     assert "Trained for nu = 0.01, 0.002, steps" in text
     assert "nu=0.01)" in text
@@ -803,11 +828,11 @@ def test_card_takes_no_results_of_other_weights(trained):
     content = json.loads(path.read_text())
     content["provenance"]["evaluated"]["operator_ema.ckpt"] = "000000000000"
     path.write_text(json.dumps(content))
-    rows = ups.card.tested(trained.folder)["rows"]
+    rows = ups.hub.model_card.load_test_results(trained.folder)["rows"]
     assert [(row["model"], row["ttc"]) for row in rows] == [
         *(("mine", False), ("persistence", False), ("mine", False)),
         *(("mine", False), ("solver-64", False)),
     ]
     (trained.folder / "reports/eval_baseline.json").unlink()
     with pytest.raises(UpsError, match="no test results of the weights that it holds"):
-        card(trained.folder, "nice")
+        render_model_card(trained.folder, "nice")

@@ -5,15 +5,15 @@ import torch
 from conftest import SPEC, make_simulator
 
 import ups
-from ups.errors import UpsError
+from ups.core.errors import UpsError
 from ups.models import build
-from ups.models.geometry import interpolate
+from ups.models.interpolation import interpolate
 
 NU = 0.001
 
 
 def fields(n=3, points=32, seed=0):
-    return ups.physics.burgers.initial_conditions(n, ups.physics.burgers.grid(points), seed)
+    return ups.physics.burgers.initial_conditions(n, ups.physics.burgers.cell_centers(points), seed)
 
 
 def test_shapes_and_stream(simulator):
@@ -30,7 +30,10 @@ def test_shapes_and_stream(simulator):
 
 def test_latent_mode_encodes_once_and_physical_mode_at_every_step(simulator):
     u0, nu = fields(), torch.full((3,), NU)
-    latent, physical = simulator.rollout(u0, 3, nu=NU), simulator.rollout(u0, 3, nu=NU, mode="physical")
+    latent, physical = (
+        simulator.rollout(u0, 3, nu=NU),
+        simulator.rollout(u0, 3, nu=NU, mode="physical"),
+    )
     z = simulator.encode(u0)
     for k in range(3):
         z = simulator.step(z, nu)
@@ -53,9 +56,13 @@ def test_a_shifted_input_gives_the_shifted_output(simulator):
 
 def test_viscosity_and_step_reach_the_model(simulator):
     u0 = fields()
-    assert not torch.allclose(simulator.rollout(u0, 2, nu=NU), simulator.rollout(u0, 2, nu=0.01), atol=1e-4)
+    assert not torch.allclose(
+        simulator.rollout(u0, 2, nu=NU), simulator.rollout(u0, 2, nu=0.01), atol=1e-4
+    )
     each = torch.tensor([0.001, 0.01, 0.1])
-    assert torch.allclose(simulator.rollout(u0, 2, nu=each)[1], simulator.rollout(u0, 2, nu=0.01)[1], atol=1e-5)
+    assert torch.allclose(
+        simulator.rollout(u0, 2, nu=each)[1], simulator.rollout(u0, 2, nu=0.01)[1], atol=1e-5
+    )
 
 
 def test_a_viscosity_beyond_those_trained_for_is_told(caplog):
@@ -74,29 +81,41 @@ def test_any_points_in_any_order(simulator):
     u0 = fields()
     order = torch.randperm(32)
     u = simulator.rollout(u0, 3, nu=NU)
-    assert torch.allclose(simulator.rollout(u0[:, order], 3, nu=NU, x=simulator.x[order]), u, atol=1e-5)
+    assert torch.allclose(
+        simulator.rollout(u0[:, order], 3, nu=NU, x=simulator.x[order]), u, atol=1e-5
+    )
     assert torch.equal(simulator.rollout(u0, 3, nu=NU, x_out=simulator.x[order]), u[..., order])
     fine = (torch.arange(1024) + 0.5) / 1024
-    assert simulator.rollout(fields(points=1024), 2, nu=NU, x=fine, x_out=torch.rand(77)).shape == (3, 2, 77)
-    assert simulator.rollout(u0[:, :1], 2, nu=NU, x=torch.tensor([0.3]), x_out=torch.tensor([0.0])).shape == (3, 2, 1)
+    assert simulator.rollout(fields(points=1024), 2, nu=NU, x=fine, x_out=torch.rand(77)).shape == (
+        3,
+        2,
+        77,
+    )
+    assert simulator.rollout(
+        u0[:, :1], 2, nu=NU, x=torch.tensor([0.3]), x_out=torch.tensor([0.0])
+    ).shape == (3, 2, 1)
 
 
 @pytest.mark.parametrize("mode", ["latent", "physical"])
 def test_between_the_grids_points_stands_the_rollout_of_the_shifted_field(simulator, mode):
     u0, between = fields(), simulator.x + 0.5 / 32
     shifted = simulator.rollout(interpolate(u0, simulator.x, between % 1, 1.0), 3, nu=NU, mode=mode)
-    assert torch.allclose(simulator.rollout(u0, 3, nu=NU, mode=mode, x_out=between % 1), shifted, atol=1e-6)
+    assert torch.allclose(
+        simulator.rollout(u0, 3, nu=NU, mode=mode, x_out=between % 1), shifted, atol=1e-6
+    )
     both = simulator.rollout(u0, 3, nu=NU, mode=mode, x_out=torch.cat((simulator.x, between % 1)))
-    assert torch.allclose(both, torch.cat((simulator.rollout(u0, 3, nu=NU, mode=mode), shifted), -1), atol=1e-6)
+    assert torch.allclose(
+        both, torch.cat((simulator.rollout(u0, 3, nu=NU, mode=mode), shifted), -1), atol=1e-6
+    )
 
 
 def test_fields_between_the_grids_points_are_as_accurate_as_on_it():
-    sim, fine = ups.load("burgers-small"), ups.physics.burgers.grid(1024)
+    sim, fine = ups.load("burgers-small"), ups.physics.burgers.cell_centers(1024)
     u0 = ups.physics.burgers.initial_conditions(8, fine, 5)
     truth = ups.physics.burgers.solve(u0, [sim.dt * k for k in range(1, 41)], NU)
 
     def error(pred, target):
-        return ups.metrics.pdebench_metrics(pred, target)["nrmse"]
+        return ups.evaluation.metrics.pdebench_metrics(pred, target)["nrmse"]
 
     own, on_grid = u0[:, ::4], truth[:, :, ::4]
     at_fine = error(sim.rollout(own, 40, nu=NU, x_out=fine), truth)
@@ -106,9 +125,18 @@ def test_fields_between_the_grids_points_are_as_accurate_as_on_it():
 def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
     def error(points):  # of a sine at uneven points
         torch.manual_seed(0)
-        x = ((torch.arange(points) + 0.6 * torch.rand(points)) / points).double()[torch.randperm(points)]
+        x = ((torch.arange(points) + 0.6 * torch.rand(points)) / points).double()[
+            torch.randperm(points)
+        ]
         query = torch.rand(500, dtype=torch.float64)
-        return (interpolate((2 * torch.pi * x).sin()[None], x, query, 1.0) - (2 * torch.pi * query).sin()).abs().max()
+        return (
+            (
+                interpolate((2 * torch.pi * x).sin()[None], x, query, 1.0)
+                - (2 * torch.pi * query).sin()
+            )
+            .abs()
+            .max()
+        )
 
     assert error(64) < 2e-3
     assert error(64) / error(256) > 4**1.8
@@ -117,7 +145,9 @@ def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
     between = interpolate(step, x, torch.rand(500), 1.0)
     assert between.min() >= 0
     assert between.max() <= 1 + 1e-6
-    one = interpolate(torch.tensor([[2.0]]), torch.tensor([0.3]), torch.tensor([0.0, 0.3, 0.9]), 1.0)
+    one = interpolate(
+        torch.tensor([[2.0]]), torch.tensor([0.3]), torch.tensor([0.0, 0.3, 0.9]), 1.0
+    )
     assert torch.equal(one, torch.full((1, 3), 2.0))
 
 
@@ -132,7 +162,10 @@ def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
         ({"nu": 0.0}, "positive"),
         ({"x": torch.linspace(0, 1, 32)}, r"\[0, 1\)"),
         ({"x_out": torch.tensor([-0.1])}, r"\[0, 1\)"),
-        ({"correct": "diffusion"}, "no such corrector, its stage has not been trained; allowed are none"),
+        (
+            {"correct": "diffusion"},
+            "no such corrector, its stage has not been trained; allowed are none",
+        ),
     ],
 )
 def test_refusals_are_sentences(simulator, change, words):
@@ -145,7 +178,7 @@ def test_save_and_load(simulator, tmp_path):
     state = {f"simulator.{k}": v for k, v in simulator.state_dict().items()}
     path = tmp_path / "checkpoints" / "operator.ckpt"
     path.parent.mkdir()
-    torch.save({"simulator": simulator.description(), "state_dict": state}, path)
+    torch.save({"simulator": simulator.config(), "state_dict": state}, path)
     for where in (path, tmp_path):
         again = ups.load(where)
         assert isinstance(again, ups.Simulator)
@@ -164,7 +197,7 @@ def test_load_refuses_what_is_not_a_checkpoint(simulator, tmp_path):
         ups.load(path)
     other = make_simulator(width=24)
     state = {f"simulator.{k}": v for k, v in other.state_dict().items()}
-    torch.save({"simulator": simulator.description(), "state_dict": state}, path)
+    torch.save({"simulator": simulator.config(), "state_dict": state}, path)
     with pytest.raises(UpsError, match="keys differ"):
         ups.load(path)
 

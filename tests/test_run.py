@@ -13,6 +13,8 @@ from conftest import TINY
 
 import ups
 
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
+
 LOGGED = ["callbacks.ema.decay=0.8", "trainer.log_every_n_steps=5"]
 
 
@@ -29,18 +31,35 @@ def finished(tmp_path_factory):
 def test_files(finished):
     folder, _ = finished
     run = folder / "outputs" / "one"
-    for name in ("checkpoints/operator.ckpt", "checkpoints/operator_ema.ckpt", "reports/eval_operator.json", "reports/eval_operator.png",
+    for name in ("checkpoints/operator.ckpt", "checkpoints/operator_ema.ckpt",
+                 "reports/eval_operator.json", "reports/eval_operator.png",
                  "config.yaml", "provenance.json", "run.log"):  # fmt: skip
         assert (run / name).stat().st_size > 100, name
     assert not list(run.rglob("*.part"))
     origin = json.loads((run / "provenance.json").read_text())
-    assert {"commit", "dirty", "config_hash", "data_hash", "versions", "hardware", "seed"} <= origin.keys()
+    assert {
+        "commit",
+        "dirty",
+        "config_hash",
+        "data_hash",
+        "versions",
+        "hardware",
+        "seed",
+    } <= origin.keys()
 
 
 def test_evaluation_json_and_leaderboard(finished):
     folder, _ = finished
     report = json.loads((folder / "outputs/one/reports/eval_operator.json").read_text())
-    assert report["dataset"].keys() == {"name", "hash", "split", "trajectories", "points", "frames", "nu"}
+    assert report["dataset"].keys() == {
+        "name",
+        "hash",
+        "split",
+        "trajectories",
+        "points",
+        "frames",
+        "nu",
+    }
     assert [(row["model"], row["mode"]) for row in report["rows"]] == [
         ("upt-tiny", "latent"),
         ("upt-tiny", "physical"),
@@ -48,7 +67,13 @@ def test_evaluation_json_and_leaderboard(finished):
     ]
     for row in report["rows"]:
         assert len(row["nrmse_over_time"]) == 10
-        assert {*ups.metrics.NAMES, "correct", "ttc", "one_step_nrmse", "seconds_per_trajectory"} <= row.keys()
+        assert {
+            *ups.evaluation.metrics.NAMES,
+            "correct",
+            "ttc",
+            "one_step_nrmse",
+            "seconds_per_trajectory",
+        } <= row.keys()
     with (folder / "outputs/leaderboard.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["one", "one", "baseline"]
@@ -59,19 +84,24 @@ def test_evaluation_json_and_leaderboard(finished):
 def test_the_reported_error_is_that_of_the_loaded_weights_in_physical_space(finished, tmp_path):
     folder, _ = finished
     report = json.loads((folder / "outputs/one/reports/eval_operator.json").read_text())
-    from ups.datamodules.hdf5 import TrajectoryFile
+    from ups.datamodules.readers.pdebench import TrajectoryFile
 
     (path,) = (folder / "outputs/data").glob("*.hdf5")
     u = torch.from_numpy(TrajectoryFile(path).read(range(28, 34)))
     sim = ups.load(folder / "outputs/one")
     for row in report["rows"][:2]:
         pred = sim.rollout(u[:, 0], 10, nu=0.001, mode=row["mode"])
-        assert row["nrmse"] == pytest.approx(ups.metrics.pdebench_metrics(pred, u[:, 1:])["nrmse"], rel=1e-4)
+        assert row["nrmse"] == pytest.approx(
+            ups.evaluation.metrics.pdebench_metrics(pred, u[:, 1:])["nrmse"], rel=1e-4
+        )
 
 
 def test_raw_and_averaged_weights_differ(finished):
     folder, _ = finished
-    raw, ema = (ups.load(folder / f"outputs/one/checkpoints/operator{suffix}.ckpt").state_dict() for suffix in ("", "_ema"))
+    raw, ema = (
+        ups.load(folder / f"outputs/one/checkpoints/operator{suffix}.ckpt").state_dict()
+        for suffix in ("", "_ema")
+    )
     assert any(not torch.equal(raw[key], ema[key]) for key in raw)
 
 
@@ -80,11 +110,16 @@ def test_log_lines_and_series(finished):
     log = (folder / "outputs/one/run.log").read_text()
     lines = [line for line in log.splitlines() if re.search(r"Epoch|L_inv|loss:", line)]
     assert len(lines) == 3
-    assert re.search(r"operator  Epoch 1/3  loss: \d+\.\d+  L_forward \d+\.\d+  L_inv_enc \d+\.\d+  L_inv_dec \d+\.\d+", lines[0])
+    assert re.search(
+        r"operator  Epoch 1/3  loss: \d+\.\d+  L_forward \d+\.\d+  L_inv_enc \d+\.\d+"
+        r"  L_inv_dec \d+\.\d+",
+        lines[0],
+    )
     assert "nRMSE" in printed
     (metrics,) = (folder / "outputs/one/logs").rglob("metrics.csv")
     header = metrics.read_text().splitlines()[0].split(",")
-    assert {"training/operator/loss", "training/operator/L_forward", "training/operator/L_inv_enc", "training/operator/L_inv_dec",
+    assert {"training/operator/loss", "training/operator/L_forward",
+            "training/operator/L_inv_enc", "training/operator/L_inv_dec",
             "validation/operator/nrmse", "test/latent/nrmse"} <= set(header)  # fmt: skip
 
 
@@ -97,7 +132,9 @@ def test_the_same_command_again_trains_nothing(finished):
     assert "finished already" in done.stdout
     assert (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes() == before
     assert len((folder / "outputs/leaderboard.csv").read_text().splitlines()) == 4
-    done = subprocess.run([*command, "lambda_inv=0.3"], cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*command, "lambda_inv=0.3"], cwd=folder, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 2
     assert "lambda_inv: 1.0 -> 0.3" in done.stdout + done.stderr
 
@@ -126,7 +163,15 @@ def test_wrong_values_are_refused_with_a_sentence(ups_run, override, words):
 
 
 def test_sweep(ups_run, tmp_path):
-    ups_run("-m", "stage=operator", "name=sweep", "lambda_inv=0,0.5", *TINY, "trainer.max_epochs=1", timeout=600)
+    ups_run(
+        "-m",
+        "stage=operator",
+        "name=sweep",
+        "lambda_inv=0,0.5",
+        *TINY,
+        "trainer.max_epochs=1",
+        timeout=600,
+    )
     with (tmp_path / "outputs/leaderboard.csv").open() as file:
         names = {row["name"] for row in csv.DictReader(file)}
     runs = [p for p in (tmp_path / "outputs").glob("sweep*") if p.is_dir()]
@@ -156,7 +201,8 @@ def test_a_run_returns_its_validation_error_for_sweepers(tmp_path, monkeypatch):
     import hydra
     from hydra import compose, initialize_config_dir
 
-    from ups.run import CONF, run
+    from ups.pipeline import run
+    from ups.run import CONF
 
     monkeypatch.chdir(tmp_path)
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -164,28 +210,52 @@ def test_a_run_returns_its_validation_error_for_sweepers(tmp_path, monkeypatch):
     value = run(cfg)
     hydra.core.global_hydra.GlobalHydra.instance().clear()
     log = (tmp_path / "outputs/one/run.log").read_text()
-    assert min(float(found) for found in re.findall(r"validation nRMSE (\S+)", log)) == pytest.approx(value, abs=6e-5)
+    assert min(
+        float(found) for found in re.findall(r"validation nRMSE (\S+)", log)
+    ) == pytest.approx(value, abs=6e-5)
     assert value != pytest.approx(
-        json.loads((tmp_path / "outputs/one/reports/eval_operator.json").read_text())["rows"][0]["nrmse"], rel=1e-3
+        json.loads((tmp_path / "outputs/one/reports/eval_operator.json").read_text())["rows"][0][
+            "nrmse"
+        ],
+        rel=1e-3,
     )
 
 
 @pytest.mark.slow
 def test_optuna_drives_a_search(ups_run, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    ups_run("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "name=search", *TINY, "trainer.max_epochs=1", timeout=600)
+    ups_run(
+        "-m",
+        "hparams_search=optuna",
+        "hydra.sweeper.n_trials=2",
+        "name=search",
+        *TINY,
+        "trainer.max_epochs=1",
+        timeout=600,
+    )
     assert len([path for path in (tmp_path / "outputs").glob("search-*") if path.is_dir()]) == 2
     assert "best_value" in (tmp_path / "outputs/optimization_results.yaml").read_text()
 
 
 def test_help_reads_like_a_manual_page(ups_run):
     text = ups_run("--help").stdout
-    for words in ("usage: python -m ups.run", "Groups", "lambda_inv", "Examples", "Exit codes", "stage: all, "):
+    for words in (
+        "usage: python -m ups.run",
+        "Groups",
+        "lambda_inv",
+        "Examples",
+        "Exit codes",
+        "stage: all, ",
+    ):
         assert words in text, words
 
 
 def test_early_stopping_ends_the_stage(ups_run, tmp_path):
-    args = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=10"]
+    args = [
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.early_stopping.min_delta=10",
+    ]
     done = ups_run(*TINY, *args, "name=early", "trainer.max_epochs=50")
     assert "Epoch 2/50" in done.stdout
     assert "Epoch 5/50" not in done.stdout
@@ -195,9 +265,24 @@ def test_early_stopping_ends_the_stage(ups_run, tmp_path):
 def test_a_pdebench_file_trains_from_the_command_line(ups_run, tmp_path):
     from test_data import pdebench_file
 
-    path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", trajectories=16, frames=31, points=128)
-    sizes = ["data.train=8", "data.validation=2", "data.test=4", "data.windows_per_trajectory=4", "data.batch_size=8"]
-    ups_run("data=pdebench", f"data.path={path}", "model=tiny", "trainer.max_epochs=1", *sizes, "name=real")
+    path = pdebench_file(
+        tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", trajectories=16, frames=31, points=128
+    )
+    sizes = [
+        "data.train=8",
+        "data.validation=2",
+        "data.test=4",
+        "data.windows_per_trajectory=4",
+        "data.batch_size=8",
+    ]
+    ups_run(
+        "data=pdebench",
+        f"data.path={path}",
+        "model=tiny",
+        "trainer.max_epochs=1",
+        *sizes,
+        "name=real",
+    )
     report = json.loads((tmp_path / "outputs/real/reports/eval_operator.json").read_text())
     assert report["dataset"]["nu"] == 0.01
     assert (report["dataset"]["frames"], report["dataset"]["points"]) == (7, 32)
@@ -207,7 +292,10 @@ def test_one_model_over_several_viscosities_is_tested_on_another(ups_run, tmp_pa
     ups_run(*TINY, "name=many", "data.nu=[0.001,0.01]")
     ups_run("stage=evaluate", *TINY, "name=many", "data.nu=0.004", "ttc.enabled=false")
     reports = tmp_path / "outputs/many/reports"
-    trained, other = (json.loads((reports / f"{name}.json").read_text()) for name in ("eval_operator", "eval_baseline"))
+    trained, other = (
+        json.loads((reports / f"{name}.json").read_text())
+        for name in ("eval_operator", "eval_baseline")
+    )
     assert (trained["dataset"]["nu"], other["dataset"]["nu"]) == ([0.001, 0.01], 0.004)
     assert trained["dataset"]["hash"] != other["dataset"]["hash"]
 
@@ -215,7 +303,7 @@ def test_one_model_over_several_viscosities_is_tested_on_another(ups_run, tmp_pa
 def test_compile_falls_back_to_eager_with_a_warning(tmp_path, monkeypatch, caplog):
     from conftest import make_simulator
 
-    from ups.training import compile_simulator
+    from ups.runs.training import compile_simulator
 
     def no_compiler(function):
         raise RuntimeError("no compiler here\nand a long story")
@@ -232,12 +320,23 @@ def test_compile_falls_back_to_eager_with_a_warning(tmp_path, monkeypatch, caplo
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
 def test_compiled_training_gives_the_weights_of_eager_training(ups_run, tmp_path):
     for name in ("eager", "compiled"):
-        settings = ["trainer.max_epochs=1", f"name={name}", "stage.operator.module.threads=1", f"compile={name == 'compiled'}"]
+        settings = [
+            "trainer.max_epochs=1",
+            f"name={name}",
+            "stage.operator.module.threads=1",
+            f"compile={name == 'compiled'}",
+        ]
         done = ups_run(*TINY, *settings)
         assert "falling back" not in done.stdout
-    kernels = [path for path in (tmp_path / "outputs/compiled/compile_cache").rglob("*") if path.suffix in (".cpp", ".so")]
+    kernels = [
+        path
+        for path in (tmp_path / "outputs/compiled/compile_cache").rglob("*")
+        if path.suffix in (".cpp", ".so")
+    ]
     assert kernels
-    eager, compiled = (ups.load(tmp_path / f"outputs/{name}").state_dict() for name in ("eager", "compiled"))
+    eager, compiled = (
+        ups.load(tmp_path / f"outputs/{name}").state_dict() for name in ("eager", "compiled")
+    )
     assert all(torch.allclose(eager[key], compiled[key], atol=1e-3) for key in eager)
 
 
@@ -247,21 +346,39 @@ def test_the_wheel_holds_the_configurations_and_the_shipped_model(tmp_path):
     from zipfile import ZipFile
 
     root = Path(__file__).parents[1]
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(tmp_path), str(root)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-q",
+        "-w",
+        str(tmp_path),
+        str(root),
+    ]
     subprocess.run(build, check=True, timeout=600)
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    installed = {str(p.relative_to(tmp_path / "site/ups/conf")) for p in (tmp_path / "site/ups/conf").rglob("*.yaml")}
+    installed = {
+        str(p.relative_to(tmp_path / "site/ups/conf"))
+        for p in (tmp_path / "site/ups/conf").rglob("*.yaml")
+    }
     assert installed == {str(p.relative_to(root / "conf")) for p in (root / "conf").rglob("*.yaml")}
     done = subprocess.run(
         [sys.executable, "-c", "import ups.run; print(ups.run.CONF); ups.run.main()", "--help"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=600,
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert str(tmp_path / "site/ups/conf") in done.stdout, done.stderr
     assert "usage: python -m ups.run" in done.stdout
     done = subprocess.run(
-        [sys.executable, "-c", "import ups; print(ups.__file__, ups.load('burgers-small').equation)"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=600,
+        [sys.executable, "-c",
+         "import ups; print(ups.__file__, ups.load('burgers-small').equation)"],
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.stdout == f"{tmp_path / 'site/ups/__init__.py'} burgers\n", done.stderr

@@ -4,16 +4,16 @@ import pytest
 import torch
 from conftest import make_simulator
 
-from ups.errors import UpsError
+from ups.core.errors import UpsError
 from ups.physics import burgers
-from ups.ttc import TERMS, TTC, Conditioner, reward
+from ups.simulation.guidance import TERMS, TTC, GuidedStepper, score
 
 NU = torch.full((4,), 0.001)
 NETS = {"mean": {"width": 16, "depth": 1}, "noise": {"width": 16, "depth": 1}, "steps": 2}
 
 
 def pair(points=128):
-    u0 = burgers.initial_conditions(4, burgers.grid(1024), seed=3)
+    u0 = burgers.initial_conditions(4, burgers.cell_centers(1024), seed=3)
     u = burgers.solve(u0, [0.0, 0.05], 0.001)[..., :: 1024 // points]
     return u[:, 0], u[:, 1]
 
@@ -28,7 +28,7 @@ def simulator(noise=0.3):
 
 def test_each_term_is_zero_for_the_truth_and_negative_for_its_own_fault():
     u, v = pair()
-    x = burgers.grid(128)
+    x = burgers.cell_centers(128)
     faults = {
         "residual": v + 0.1 * torch.sin(2 * torch.pi * x),
         "mass": v + 0.1,
@@ -38,23 +38,29 @@ def test_each_term_is_zero_for_the_truth_and_negative_for_its_own_fault():
         "halving": v + 0.1,
     }
     assert faults.keys() == set(TERMS)
-    expected, certainty = burgers.advance(u, 0.05, NU), burgers.certainty(v)
+    expected, certainty = burgers.solver_step(u, 0.05, NU), burgers.shock_weight(v)
     for term, fault in faults.items():
-        good, bad = reward(burgers, u, torch.stack((v, fault), 1), expected, certainty, {term: 1.0}, halves=v).unbind(1)
+        good, bad = score(
+            burgers, u, torch.stack((v, fault), 1), expected, certainty, {term: 1.0}, halves=v
+        ).unbind(1)
         assert (bad < -1e-3).all(), term
         assert (good > -1e-2).all(), term
         assert (good > 4 * bad).all(), term
-        assert torch.equal(reward(burgers, u, fault[:, None], expected, certainty, {term: 0.0}), torch.zeros(4, 1))
+        assert torch.equal(
+            score(burgers, u, fault[:, None], expected, certainty, {term: 0.0}), torch.zeros(4, 1)
+        )
 
 
 def test_the_equation_leads_where_the_reference_solution_goes_and_knows_where_it_does_not():
     u, v = pair(256)
-    assert torch.allclose(burgers.residual(u, v, 0.05, NU), v - burgers.advance(u, 0.05, NU))
+    assert torch.allclose(burgers.residual(u, v, 0.05, NU), v - burgers.solver_step(u, 0.05, NU))
     from_smooth = (burgers.residual(u, v, 0.05, NU).square().mean(-1) / v.square().mean(-1)).sqrt()
     assert from_smooth.median() < 0.01
-    late = burgers.solve(burgers.initial_conditions(8, burgers.grid(1024), seed=3), [0.3, 0.35], 0.001)[..., ::4]  # shocks now
+    late = burgers.solve(
+        burgers.initial_conditions(8, burgers.cell_centers(1024), seed=3), [0.3, 0.35], 0.001
+    )[..., ::4]  # shocks now
     gap = burgers.residual(late[:, 0], late[:, 1], 0.05, torch.full((8,), 0.001)).square()
-    certainty = burgers.certainty(late[:, 1])
+    certainty = burgers.shock_weight(late[:, 1])
     assert certainty.min() < 0.1
     assert certainty.max() > 0.9
     assert gap[certainty > 0.9].mean() < 0.01 * gap[certainty < 0.1].mean()
@@ -63,18 +69,20 @@ def test_the_equation_leads_where_the_reference_solution_goes_and_knows_where_it
 def test_several_viscosities_in_one_batch():
     u, _ = pair()
     nu = torch.tensor([0.001, 0.1, 0.001, 0.1])
-    both = burgers.advance(u, 0.05, nu)
-    assert torch.allclose(both[1:2], burgers.advance(u[1:2], 0.05, nu[1:2]), atol=2e-3)  # other steps, by the fastest wave
-    assert not torch.allclose(both, burgers.advance(u, 0.05, NU), atol=1e-3)
+    both = burgers.solver_step(u, 0.05, nu)
+    assert torch.allclose(
+        both[1:2], burgers.solver_step(u[1:2], 0.05, nu[1:2]), atol=2e-3
+    )  # other steps, by the fastest wave
+    assert not torch.allclose(both, burgers.solver_step(u, 0.05, NU), atol=1e-3)
 
 
 def test_the_best_candidate_is_kept():
     sim, (u, _) = simulator(), pair(32)
     sim.ttc = TTC(candidates=8, guidance_steps=0)
-    conditioner, z = Conditioner(sim, NU, "diffusion"), sim.encode(u).detach()
+    conditioner, z = GuidedStepper(sim, NU, "diffusion"), sim.encode(u).detach()
     with torch.no_grad():
         torch.manual_seed(0)
-        candidates, scores, _ = conditioner.expand(z)
+        candidates, scores, _ = conditioner.propose(z)
         assert scores.std(1).min() > 0
         torch.manual_seed(0)
         assert torch.equal(conditioner(z), candidates[torch.arange(4), scores.argmax(1)])
@@ -86,8 +94,10 @@ def test_guidance_lowers_the_residual():
     for steps in (0, 1, 8):
         sim.ttc = TTC(guidance_steps=steps)
         v = sim.rollout(u, 1, nu=0.001, ttc=True)[:, 0]
-        expected = burgers.advance(sim.decode(sim.encode(u)).detach(), 0.05, NU, refine=sim.ttc.refine)
-        residuals.append((burgers.certainty(expected) * (v - expected)).square().sum(-1))
+        expected = burgers.solver_step(
+            sim.decode(sim.encode(u)).detach(), 0.05, NU, refine=sim.ttc.refine
+        )
+        residuals.append((burgers.shock_weight(expected) * (v - expected)).square().sum(-1))
     assert (residuals[1] < residuals[0]).all()
     assert (residuals[2] < 0.7 * residuals[0]).all()
 
@@ -95,7 +105,9 @@ def test_guidance_lowers_the_residual():
 def test_a_trajectory_within_the_tolerance_is_left_alone():
     sim, (u, _) = simulator(), pair(32)
     sim.ttc = TTC(tolerance=1e9)
-    assert torch.allclose(sim.rollout(u, 2, nu=0.001, ttc=True), sim.rollout(u, 2, nu=0.001), atol=1e-6)
+    assert torch.allclose(
+        sim.rollout(u, 2, nu=0.001, ttc=True), sim.rollout(u, 2, nu=0.001), atol=1e-6
+    )
 
 
 def test_an_unknown_term_is_refused():

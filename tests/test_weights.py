@@ -19,11 +19,12 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 
 import ups
-from ups import run
-from ups.callbacks import CompileCache, EpochLog, FiniteLoss
-from ups.callbacks.stop import TimeLimit
-from ups.errors import UpsError
-from ups.training import new_simulator
+from ups import pipeline
+from ups.callbacks import CompileCachePruner, EpochSummary, TerminateOnNaN
+from ups.callbacks.graceful_stop import TimeLimit
+from ups.core.errors import UpsError
+from ups.run import CONF
+from ups.runs.training import build_simulator
 
 BATCHES = 12  # an epoch: 24 trajectories with 4 windows each, in batches of 8
 DECAY = 0.8
@@ -50,7 +51,9 @@ class Recorder(pl.Callback):
                     p.mul_(1.5)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        (last,) = (c for c in trainer.checkpoint_callbacks if getattr(c, "_every_n_train_steps", 0) > 0)
+        (last,) = (
+            c for c in trainer.checkpoint_callbacks if getattr(c, "_every_n_train_steps", 0) > 0
+        )
         path = f"{last.dirpath}/{last.filename}.ckpt"
         self.kept.append(torch.load(path)["global_step"] if os.path.exists(path) else None)
         self.options = {
@@ -65,11 +68,15 @@ class Recorder(pl.Callback):
         }
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.weights.append({name: p.detach().double().clone() for name, p in pl_module.named_parameters()})
+        self.weights.append(
+            {name: p.detach().double().clone() for name, p in pl_module.named_parameters()}
+        )
         self.terms.append({name: value.item() for name, value in pl_module.terms.items()})
 
     def on_validation_end(self, trainer, pl_module):
-        self.errors[trainer.current_epoch] = float(trainer.callback_metrics["validation/operator/nrmse"])
+        self.errors[trainer.current_epoch] = float(
+            trainer.callback_metrics["validation/operator/nrmse"]
+        )
 
 
 def finished_run(folder, *overrides):
@@ -78,9 +85,9 @@ def finished_run(folder, *overrides):
     os.chdir(folder)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "test", lambda *args: None)
+            patch.setattr(pipeline, "test", lambda *args: None)
             patch.setattr(Recorder, "made", [])
-            with initialize_config_dir(run.CONF, version_base="1.3"):
+            with initialize_config_dir(CONF, version_base="1.3"):
                 cfg = compose(
                     "config",
                     [
@@ -90,7 +97,7 @@ def finished_run(folder, *overrides):
                         *overrides,
                     ],
                 )
-            run.run(cfg)
+            pipeline.run(cfg)
             (recorder,) = Recorder.made
     finally:
         os.chdir(before)
@@ -114,7 +121,9 @@ def averages(recorder):
     """Exponential averages of the recorded weights; they begin with those after the first step."""
     found = [recorder.weights[0]]
     for weights in recorder.weights[1:]:
-        found.append({name: DECAY * found[-1][name] + (1 - DECAY) * weights[name] for name in weights})
+        found.append(
+            {name: DECAY * found[-1][name] + (1 - DECAY) * weights[name] for name in weights}
+        )
     return found
 
 
@@ -217,7 +226,9 @@ def test_load_of_a_run_takes_the_averaged_weights(trained):
     last = (best_epoch(recorder) + 1) * BATCHES - 1
     state = ups.load(folder).state_dict()
     for name, value in averages(recorder)[last].items():
-        assert torch.allclose(state[name.removeprefix("simulator.")].double(), value, rtol=1e-4, atol=1e-5), name
+        assert torch.allclose(
+            state[name.removeprefix("simulator.")].double(), value, rtol=1e-4, atol=1e-5
+        ), name
     assert not ups.load(folder).training
 
 
@@ -246,9 +257,9 @@ def test_new_simulator_takes_its_units_and_its_equation_from_the_data():
         points=16, x=torch.arange(16) * 0.25, dt=0.02, length=4.0, scale=1.7, equation="advection",
         parts=[(0.3, None), (0.5, None)],
     )  # fmt: skip
-    with initialize_config_dir(run.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", ["model=tiny", "model.tokens=8", "model.width=12"])
-    simulator = new_simulator(cfg, data)
+    simulator = build_simulator(cfg, data)
     assert (simulator.dt, simulator.length, simulator.equation) == (0.02, 4.0, "advection")
     assert simulator.nus == (0.3, 0.5)
     assert simulator.scale.item() == pytest.approx(1.7)
@@ -260,7 +271,11 @@ def test_new_simulator_takes_its_units_and_its_equation_from_the_data():
 def test_configured_inverse_loss_frequency_decides_which_batches_have_the_terms(trained):
     _, recorder = trained
     for i, terms in enumerate(recorder.terms):
-        names = {"loss", "L_forward", "L_inv_enc", "L_inv_dec"} if i % BATCHES in (0, 5, 10) else {"loss", "L_forward"}
+        names = (
+            {"loss", "L_forward", "L_inv_enc", "L_inv_dec"}
+            if i % BATCHES in (0, 5, 10)
+            else {"loss", "L_forward"}
+        )
         assert terms.keys() == names, i
 
 
@@ -362,7 +377,9 @@ def test_early_stopping_waits_for_its_patience(tmp_path):
         "callbacks.early_stopping.patience=2",
         "callbacks.ema.decay=0.5",
     ]
-    folder, recorder = finished_run(tmp_path, *overrides, "trainer.max_epochs=9", "+callbacks.recorder.spoil=2")
+    folder, recorder = finished_run(
+        tmp_path, *overrides, "trainer.max_epochs=9", "+callbacks.recorder.spoil=2"
+    )
     errors = [recorder.errors[epoch] for epoch in sorted(recorder.errors)]
     assert len(errors) < 9
     assert len(errors) == epochs_until_stopped(errors, 2)
@@ -370,7 +387,7 @@ def test_early_stopping_waits_for_its_patience(tmp_path):
 
 
 def test_early_stopping_has_the_documented_defaults():
-    with initialize_config_dir(run.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", ["callbacks=early_stopping"])
         own = cfg.callbacks.early_stopping
         assert (own.patience, own.min_delta) == (5, 0.0)
@@ -411,8 +428,8 @@ def write_preflight(folder, **seconds):
 
 def epoch_line(monkeypatch, caplog, folder, module, trainer, steps, seconds, stages):
     clock = Clock()
-    monkeypatch.setattr("ups.callbacks.epoch_log.time", clock)
-    log = EpochLog(str(folder), stages)
+    monkeypatch.setattr("ups.callbacks.epoch_summary.time", clock)
+    log = EpochSummary(str(folder), stages)
     log.on_train_start(trainer, module)
     log.on_train_epoch_start(trainer, module)
     for terms in steps:
@@ -466,9 +483,13 @@ def test_epoch_log_counts_the_stages_that_come_after_its_own(monkeypatch, caplog
     assert line == f"{losses}  1.5 steps/s  4 s left, 34 s in all"
 
 
-def test_epoch_log_without_a_preflight_tells_the_time_of_its_own_stage(monkeypatch, caplog, tmp_path):
+def test_epoch_log_without_a_preflight_tells_the_time_of_its_own_stage(
+    monkeypatch, caplog, tmp_path
+):
     module = SimpleNamespace(stage="operator")
-    line = epoch_line(monkeypatch, caplog, tmp_path, module, make_trainer(), [{"loss": 1.0}], 30.0, ["operator"])
+    line = epoch_line(
+        monkeypatch, caplog, tmp_path, module, make_trainer(), [{"loss": 1.0}], 30.0, ["operator"]
+    )
     assert line.endswith("0.2 steps/s  2.0 min left")
 
 
@@ -481,7 +502,7 @@ def test_compile_cache_is_emptied_where_it_has_outgrown_its_limit(tmp_path, limi
     (folder / "deep").mkdir(parents=True)
     (folder / "one").write_bytes(b"x" * 60)
     (folder / "deep" / "two").write_bytes(b"x" * 40)
-    callback = CompileCache(folder, limit)
+    callback = CompileCachePruner(folder, limit)
     callback.on_train_epoch_end(None, None)
     assert folder.exists() is not emptied
     if emptied:
@@ -492,12 +513,14 @@ def test_compile_cache_is_emptied_where_it_has_outgrown_its_limit(tmp_path, limi
 
 
 def test_finite_loss_names_the_first_term_that_is_not_finite_and_the_trajectories():
-    callback, trainer = FiniteLoss(), SimpleNamespace(global_step=7)
+    callback, trainer = TerminateOnNaN(), SimpleNamespace(global_step=7)
     batch = SimpleNamespace(trajectory=torch.arange(100, 120))
     terms = {"loss": torch.nan, "L_forward": 1.0, "L_inv_enc": torch.inf, "L_inv_dec": torch.nan}
     module = SimpleNamespace(terms={name: torch.tensor(value) for name, value in terms.items()})
     callback.on_train_batch_start(trainer, module, batch, 0)
-    callback.on_before_backward(trainer, module, torch.tensor(1.0))  # nothing is wrong with this one
+    callback.on_before_backward(
+        trainer, module, torch.tensor(1.0)
+    )  # nothing is wrong with this one
     with pytest.raises(UpsError) as refusal:
         callback.on_before_backward(trainer, module, module.terms["loss"])
     rows = ", ".join(str(row) for row in range(100, 116))
@@ -506,7 +529,7 @@ def test_finite_loss_names_the_first_term_that_is_not_finite_and_the_trajectorie
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_finite_loss_sees_one_gradient_among_many(bad):
-    callback, trainer = FiniteLoss(), SimpleNamespace(global_step=3)
+    callback, trainer = TerminateOnNaN(), SimpleNamespace(global_step=3)
     callback.trajectories = [5]
     module = torch.nn.Linear(3, 2)
     module.weight.grad = torch.ones(2, 3)
@@ -518,7 +541,7 @@ def test_finite_loss_sees_one_gradient_among_many(bad):
 
 def test_time_limit_counts_days_hours_minutes_and_seconds(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("ups.callbacks.stop.time", clock)
+    monkeypatch.setattr("ups.callbacks.graceful_stop.time", clock)
     limit = TimeLimit("01:02:03:04")
     seconds = 1 * 86400 + 2 * 3600 + 3 * 60 + 4
     clock.now = 100.0 + seconds - 0.5

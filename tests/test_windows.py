@@ -14,11 +14,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from ups.core.batch import Batch
+from ups.core.errors import UpsError
 from ups.datamodules import BurgersDataModule, TrajectoryDataModule
-from ups.datamodules.hdf5 import TrajectoryFile, digest
-from ups.datamodules.windows import Batch, WindowDataset, Windows, WindowSampler
-from ups.errors import UpsError
-from ups.physics import advection, burgers, line
+from ups.datamodules.readers.pdebench import TrajectoryFile, digest
+from ups.datamodules.windows import WindowDataset, WindowIndices, WindowSampler
+from ups.physics import advection, burgers, periodic_1d
 from ups.run import CONF
 
 FIELDS = ("number", "trajectory", "start", "shift", "mirror", "stride")
@@ -83,8 +84,10 @@ def every_window(trajectories=2, frames=9, window=2, points=8, strides=(1, 2, 3)
         for stride in strides:
             for start in range(frames - window * stride):
                 for mirror in (0, 1):
-                    rows.append((len(rows) + 7, trajectory, start, len(rows) % points, mirror, stride))
-    return Windows(*np.array(rows).T)
+                    rows.append(
+                        (len(rows) + 7, trajectory, start, len(rows) % points, mirror, stride)
+                    )
+    return WindowIndices(*np.array(rows).T)
 
 
 def written_out(values, w, window, physics):
@@ -277,7 +280,9 @@ def test_streamed_windows_equal_those_in_memory_with_strides(tmp_path, thin):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_windows_are_hastened_only_while_their_first_field_stays_within_the_limit(tmp_path, in_memory):
+def test_windows_are_hastened_only_while_their_first_field_stays_within_the_limit(
+    tmp_path, in_memory
+):
     # the largest |u| of the first frame, which may stand anywhere and be negative
     sizes = [0.25, 0.375, 0.5, 0.625, 5.0]
     values = np.zeros((5, 9, 4), np.float32)
@@ -286,11 +291,13 @@ def test_windows_are_hastened_only_while_their_first_field_stays_within_the_limi
         values[row, 0] = [0.0, -size, size / 2, 0.0]
     file = TrajectoryFile(write_file(tmp_path / "a", values))
     sources = [(file, row) for row in range(5)]
-    dataset = WindowDataset(sources, values if in_memory else None, 1, np.full(5, 0.5), burgers, limit=1.0)
+    dataset = WindowDataset(
+        sources, values if in_memory else None, 1, np.full(5, 0.5), burgers, limit=1.0
+    )
     expected = {3: [3, 2, 2, 1, 1], 2: [2, 2, 2, 1, 1], 1: [1, 1, 1, 1, 1]}
     for asked, strides in expected.items():
         zeros = np.zeros(5, int)
-        w = Windows(np.arange(5), np.arange(5), zeros, zeros, zeros, np.full(5, asked))
+        w = WindowIndices(np.arange(5), np.arange(5), zeros, zeros, zeros, np.full(5, asked))
         batch = dataset[w]
         assert batch.nu.tolist() == [0.5 * stride for stride in strides]
         assert (batch.u[:, 0, 1]).tolist() == [-s * k for s, k in zip(sizes, strides, strict=True)]
@@ -361,8 +368,13 @@ def test_splits_of_a_file_are_train_first_test_last_validation_before_it(tmp_pat
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_splits_of_two_files_hold_each_files_own_rows_and_parameter(tmp_path, in_memory):
     values = codes(12, 5, 8)
-    paths = [str(write_file(tmp_path / f"Nu{nu}.hdf5", sign * values)) for nu, sign in ((0.5, 1), (0.25, -1))]
-    data = read_module(paths, nu=None, in_memory=in_memory, eval_batch_size=3, shift=False, mirror=False, stretch=1)
+    paths = [
+        str(write_file(tmp_path / f"Nu{nu}.hdf5", sign * values))
+        for nu, sign in ((0.5, 1), (0.25, -1))
+    ]
+    data = read_module(
+        paths, nu=None, in_memory=in_memory, eval_batch_size=3, shift=False, mirror=False, stretch=1
+    )
     assert data.nu == [0.5, 0.25]
     batches = list(data.test_dataloader())
     assert [(len(batch), batch.nu.unique().tolist()) for batch in batches] == [
@@ -378,7 +390,9 @@ def test_splits_of_two_files_hold_each_files_own_rows_and_parameter(tmp_path, in
         for field, nu, trajectory in zip(batch.u, batch.nu, batch.trajectory, strict=True):
             first = field[0, 0].item()
             seen.add((first < 0, trajectory_of(abs(first)), nu.item(), trajectory.item()))
-    assert seen == {(False, k, 0.5, k) for k in range(3)} | {(True, k, 0.25, 3 + k) for k in range(3)}
+    assert seen == {(False, k, 0.5, k) for k in range(3)} | {
+        (True, k, 0.25, 3 + k) for k in range(3)
+    }
     assert {name: nus.tolist() for name, nus in data.nus.items()} == {
         "train": [0.5] * 3 + [0.25] * 3,
         "validation": [0.5] * 2 + [0.25] * 2,
@@ -389,11 +403,15 @@ def test_splits_of_two_files_hold_each_files_own_rows_and_parameter(tmp_path, in
 def amplitudes():
     """Nine trajectories of three frames and four points, of sizes that grow fast, around 1."""
     rng = np.random.default_rng(3)
-    return (1.0 + rng.normal(size=(9, 3, 4)) * 2.0 ** np.arange(9)[:, None, None]).astype(np.float32)
+    return (1.0 + rng.normal(size=(9, 3, 4)) * 2.0 ** np.arange(9)[:, None, None]).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_scale_is_the_standard_deviation_of_the_training_trajectories_of_all_files(tmp_path, in_memory):
+def test_scale_is_the_standard_deviation_of_the_training_trajectories_of_all_files(
+    tmp_path, in_memory
+):
     values = amplitudes()
     paths = [str(write_file(tmp_path / f"Nu{nu}.hdf5", nu * values)) for nu in (0.5, 4)]
     for path, nu, parts in ((paths[0], 0.5, [0.5]), (paths, None, [0.5, 4.0])):
@@ -427,7 +445,9 @@ def test_streamed_scale_is_taken_from_all_over_the_training_trajectories(tmp_pat
     assert data.scale == pytest.approx(math.sqrt((1 + 9) / 2), rel=0.02)
     assert len(data.train_sources) == 1200
     # windows are those of all trajectories, not of the ones that were read
-    windows = [data.train_dataloader().dataset[w] for w in list(data.train_dataloader().sampler)[:9]]
+    windows = [
+        data.train_dataloader().dataset[w] for w in list(data.train_dataloader().sampler)[:9]
+    ]
     trajectory = torch.cat([batch.trajectory for batch in windows])
     assert trajectory.max() > 1000
     expected = torch.from_numpy(values.astype(np.float32))[trajectory]
@@ -488,7 +508,9 @@ def test_settings_of_the_datamodule_arrive_in_its_sampler(tmp_path):
     assert not np.array_equal(other_order["start"], first["start"])
     other_data = drawn(read_module(path, **sizes, seed=1).train_dataloader().sampler)
     assert np.array_equal(other_data["start"], first["start"])
-    by_hand = drawn(make_sampler(trajectories=20, windows_per_trajectory=50, batch_size=10, early=2.0, seed=1))
+    by_hand = drawn(
+        make_sampler(trajectories=20, windows_per_trajectory=50, batch_size=10, early=2.0, seed=1)
+    )
     for name in FIELDS:
         assert np.array_equal(other_order[name], by_hand[name])
 
@@ -500,7 +522,9 @@ def test_sampler_of_a_trainer_takes_its_position_rank_and_world(tmp_path):
         data = read_module(path, **sizes, repeat=repeat)
         total = SimpleNamespace(ready=7)
         loop = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
-        data.trainer = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop), global_rank=1, world_size=2)
+        data.trainer = SimpleNamespace(
+            fit_loop=SimpleNamespace(epoch_loop=loop), global_rank=1, world_size=2
+        )
         sampler = data.train_dataloader().sampler
         # 24 windows in global batches of 4: six an epoch; batch 7 is the second of the second epoch
         by_hand = make_sampler(
@@ -519,10 +543,12 @@ def test_first_epoch_holds_every_window_by_its_number_whatever_the_position(tmp_
     path = str(write_file(tmp_path / "a.hdf5", codes(12, 9, 8)))
     loader = read_module(path, repeat=True, windows_per_trajectory=8).train_dataloader()
     loader.sampler.position = lambda: 2
-    numbered = torch.cat([batch.window for batch in loader.sampler.first_epoch(loader.dataset)])
+    numbered = torch.cat(
+        [batch.window for batch in loader.sampler.iter_fixed_batches(loader.dataset)]
+    )
     assert numbered.tolist() == list(range(24))
     loader.sampler.position = lambda: 8  # the third epoch of four batches: the same windows again
-    epochs = list(loader.sampler.first_epoch(loader.dataset)), list(loader)
+    epochs = list(loader.sampler.iter_fixed_batches(loader.dataset)), list(loader)
     for a, b in zip(*epochs, strict=True):
         assert torch.equal(a.u, b.u)
         assert torch.equal(a.window, b.window)
@@ -688,7 +714,7 @@ def test_generated_initial_conditions_are_those_of_the_recipes_seeds(two):
     x = (torch.arange(32) + 0.5) / 32
     for part, nu in enumerate((0.01, 0.3)):
         for i, split in enumerate(("train", "validation", "test")):
-            fine = line.initial_conditions(SIZES[split], x, 3 * part + i)
+            fine = periodic_1d.initial_conditions(SIZES[split], x, 3 * part + i)
             assert torch.allclose(first_frames(two)[split, nu], fine[:, ::2], atol=1e-7)
 
 
@@ -696,7 +722,9 @@ def test_generated_data_seed_changes_every_initial_condition(two, tmp_path):
     other = make_module(tmp_path, nu=0.01, seed=7)
     mine, others = first_frames(two), first_frames(other)
     for split in SIZES:
-        fine = line.initial_conditions(SIZES[split], line.grid(32), 21 + list(SIZES).index(split))
+        fine = periodic_1d.initial_conditions(
+            SIZES[split], periodic_1d.cell_centers(32), 21 + list(SIZES).index(split)
+        )
         assert torch.allclose(others[split, 0.01], fine[:, ::2], atol=1e-7)
     fields = torch.cat(list(mine.values()))
     assert torch.cdist(fields, torch.cat(list(others.values()))).min() > 0.02
@@ -709,7 +737,7 @@ def test_generated_trajectories_are_solved_with_their_own_parameter_and_stay_in_
     found = torch.from_numpy(two.train_values)
     assert found.shape == (80, 4, 16)
     for part, nu in enumerate((0.01, 0.3)):
-        fine = line.initial_conditions(40, line.grid(32), 3 * part)
+        fine = periodic_1d.initial_conditions(40, periodic_1d.cell_centers(32), 3 * part)
         order = sorted(range(40), key=lambda row, fine=fine: fine[row].abs().max().item())
         for rows in (order[:16], order[16:32], order[32:]):
             u = burgers.solve(fine[rows], [0.0, 0.03, 0.06, 0.09], nu)[..., ::2]
@@ -765,19 +793,23 @@ def test_planned_bytes_are_those_of_the_files_that_are_missing(two, tmp_path):
     assert BurgersDataModule(path="nu0.5", nu=None).to_be_made() == 0
 
 
-def test_memory_and_disk_are_asked_for_the_training_data_and_what_is_still_to_be_made(monkeypatch, tmp_path):
-    asked = {"require_memory": [], "require_space": []}
+def test_memory_and_disk_are_asked_for_the_training_data_and_what_is_still_to_be_made(
+    monkeypatch, tmp_path
+):
+    asked = {"check_memory": [], "check_disk_space": []}
     for name, calls in asked.items():
-        monkeypatch.setattr(f"ups.datamodules.trajectories.{name}", lambda *args, calls=calls: calls.append(args))
+        monkeypatch.setattr(
+            f"ups.datamodules.trajectories.{name}", lambda *args, calls=calls: calls.append(args)
+        )
     data = make_module(tmp_path, nu=[0.01, 0.3])
     each = (40 + 5 + 6) * 4 * 16 * 4
-    assert [planned for _, planned, _ in asked["require_space"]] == [2 * each, each]
-    assert [path for path, _, _ in asked["require_space"]] == [path for _, path in data.parts]
-    assert [planned for planned, _ in asked["require_memory"]] == [data.train_values.nbytes]
+    assert [planned for _, planned, _ in asked["check_disk_space"]] == [2 * each, each]
+    assert [path for path, _, _ in asked["check_disk_space"]] == [path for _, path in data.parts]
+    assert [planned for planned, _ in asked["check_memory"]] == [data.train_values.nbytes]
     assert data.train_values.nbytes == 2 * 40 * 4 * 16 * 4
     make_module(tmp_path, nu=[0.01, 0.3], in_memory=False)
-    assert len(asked["require_space"]) == 2
-    assert len(asked["require_memory"]) == 1
+    assert len(asked["check_disk_space"]) == 2
+    assert len(asked["check_memory"]) == 1
 
 
 def test_generated_file_is_named_by_what_decides_its_values():
@@ -809,8 +841,8 @@ def test_generated_points_must_divide_those_of_the_solver():
 
 
 def test_grid_holds_cell_centres():
-    assert line.grid(4).tolist() == [0.125, 0.375, 0.625, 0.875]
-    assert line.grid(4, 2.0).tolist() == [0.25, 0.75, 1.25, 1.75]
+    assert periodic_1d.cell_centers(4).tolist() == [0.125, 0.375, 0.625, 0.875]
+    assert periodic_1d.cell_centers(4, 2.0).tolist() == [0.25, 0.75, 1.25, 1.75]
 
 
 def test_initial_conditions_equal_the_written_out_sum():
@@ -841,13 +873,13 @@ def test_initial_conditions_equal_the_written_out_sum():
                 fall = math.tanh((position / length - right[row]) / 0.01)
                 value *= (rise - fall) / 2
             expected[row, column] = value
-    found = line.initial_conditions(n, torch.tensor(x), seed, length)
+    found = periodic_1d.initial_conditions(n, torch.tensor(x), seed, length)
     assert found.numpy() == pytest.approx(expected, abs=3e-6)
 
 
 def test_initial_conditions_have_the_frequencies_of_their_description():
-    n, x = 6000, line.grid(128)
-    u = line.initial_conditions(n, x, seed=11).double()
+    n, x = 6000, periodic_1d.cell_centers(128)
+    u = periodic_1d.initial_conditions(n, x, seed=11).double()
 
     def assert_share(found, total, share):
         assert abs(int(found) - total * share) < 5 * math.sqrt(total * share * (1 - share))
@@ -886,18 +918,20 @@ def test_initial_conditions_have_the_frequencies_of_their_description():
 
 def test_integrals_of_the_line_equal_sums():
     u = torch.tensor([[1.0, -2.0, 4.0, 0.5], [0.0, 0.0, 3.0, 0.0]])
-    assert line.mass(u, 2.0).tolist() == [3.5 / 4 * 2, 3.0 / 4 * 2]
-    assert line.mass(u).tolist() == [3.5 / 4, 3.0 / 4]
-    assert line.energy(u, 2.0).tolist() == [21.25 / 4, 9.0 / 4]
-    assert line.energy(u).tolist() == [21.25 / 8, 9.0 / 8]
-    assert line.total_variation(u).tolist() == [3 + 6 + 3.5 + 0.5, 6.0]
+    assert periodic_1d.mass(u, 2.0).tolist() == [3.5 / 4 * 2, 3.0 / 4 * 2]
+    assert periodic_1d.mass(u).tolist() == [3.5 / 4, 3.0 / 4]
+    assert periodic_1d.energy(u, 2.0).tolist() == [21.25 / 4, 9.0 / 4]
+    assert periodic_1d.energy(u).tolist() == [21.25 / 8, 9.0 / 8]
+    assert periodic_1d.total_variation(u).tolist() == [3 + 6 + 3.5 + 0.5, 6.0]
 
 
 def test_half_slopes_are_van_leers_where_neighbours_agree():
     a = torch.tensor([1.0, -1.0, 1.0, 0.0, 2.0])
     b = torch.tensor([3.0, -3.0, -3.0, 2.0, 2.0])
     # half of the harmonic mean 2ab / (a + b)
-    assert line.half_slopes(a, b).tolist() == pytest.approx([0.75, -0.75, 0.0, 0.0, 1.0])
+    assert periodic_1d.van_leer_half_slopes(a, b).tolist() == pytest.approx(
+        [0.75, -0.75, 0.0, 0.0, 1.0]
+    )
 
 
 # ---------------------------------------------------------------- configuration
@@ -908,7 +942,10 @@ def composed():
     """The data's part of the configuration by choice."""
     with initialize_config_dir(CONF, version_base="1.3"):
         choices = ("burgers", "advection", "pdebench", "pdebench_advection")
-        found = {name: compose("config", [f"data={name}", "seed=5", "data.path=Nu0.5_beta0.4"]).data for name in choices}
+        found = {
+            name: compose("config", [f"data={name}", "seed=5", "data.path=Nu0.5_beta0.4"]).data
+            for name in choices
+        }
     hydra.core.global_hydra.GlobalHydra.instance().clear()
     return found
 

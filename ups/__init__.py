@@ -1,4 +1,6 @@
-"""UPS: Universal Physics Transformers for time-dependent PDEs, trained in stages and measured in physical space.
+"""UPS: Universal Physics Transformers for time-dependent PDEs, trained in stages.
+
+Results are measured in physical space.
 
 >>> import ups
 >>> sim = ups.load("outputs/burgers_upt")
@@ -9,13 +11,29 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Simulator", "callbacks", "datamodules", "load", "losses", "metrics", "models", "modules", "physics"]
+_PACKAGES = (
+    "callbacks",
+    "datamodules",
+    "evaluation",
+    "export",
+    "metrics",
+    "models",
+    "modules",
+    "physics",
+    "simulation",
+)
+_NAMES = {"Simulator": "ups.simulation.simulator", "load": "ups.simulation.checkpoint"}
+__all__ = [*_NAMES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
-    # loaded on first use, so that `python -m ups.run --help` doesn't wait for torch
-    if name in ("load", "Simulator"):
-        return getattr(import_module("ups.rollout"), name)
-    if name in __all__:
+    # load on first use, so that `python -m ups.run --help` doesn't wait for torch
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
+    if name in _PACKAGES:
         return import_module(f"ups.{name}")
     raise AttributeError(f"module 'ups' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

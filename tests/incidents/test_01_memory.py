@@ -1,4 +1,7 @@
-"""Row 1: what doesn't fit into memory is found by the preflight, and taken in parts. Row 10: no batch is ever skipped."""
+"""Row 1: what doesn't fit into memory is found by the preflight, and taken in parts.
+
+Row 10: no batch is ever skipped.
+"""
 
 import json
 import os
@@ -10,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 SMALL = [argument for argument in TINY if argument != "preflight=false"]
 
@@ -28,7 +33,15 @@ def run(folder, *args, memory=None, timeout=600):
         "PYTHONPATH": str(folder),
         "MALLOC_ARENA_MAX": "2",
     }  # else each thread takes 64 MB of addresses
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, preexec_fn=limit)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        preexec_fn=limit,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +56,9 @@ def enough(tmp_path_factory):
     )
     command = [sys.executable, "peak.py", *TINY, "trainer.max_epochs=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return 1024 * int(done.stdout.split("VmPeak:")[1].split()[0])
 
@@ -54,23 +69,33 @@ HUGE = ["data.batch_size=16384", "data.windows_per_trajectory=2000", "trainer.ma
 def test_batches_that_do_not_fit_are_taken_in_parts_and_the_run_finishes(tmp_path, enough):
     done = run(tmp_path, "name=big", *HUGE, memory=enough + 2**29)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stage operator: batches of 16384 windows don't fit into memory; they are taken in 2 parts" in done.stdout
+    assert (
+        "stage operator: batches of 16384 windows don't fit into memory; they are taken in 2 parts"
+        in done.stdout
+    )
     parts = json.loads((tmp_path / "outputs/big/preflight.json").read_text())["operator"]["parts"]
     assert parts >= 2
     checkpoint = torch.load(tmp_path / "outputs/big/checkpoints/operator.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == round(24 * 2000 * parts // 16384 / parts + 0.49)  # the effective batch is what was asked for
+    assert checkpoint["global_step"] == round(
+        24 * 2000 * parts // 16384 / parts + 0.49
+    )  # the effective batch is what was asked for
 
 
 def test_batches_that_can_not_be_halved_are_refused_with_what_may_fit(tmp_path, enough):
     done = run(tmp_path, "name=odd", *HUGE, "data.batch_size=16383", memory=enough + 2**29)
     assert done.returncode == 2
-    assert "batches of 16383 windows don't fit into memory and can't be halved; 8191 may" in done.stdout
+    assert (
+        "batches of 16383 windows don't fit into memory and can't be halved; 8191 may"
+        in done.stdout
+    )
     assert "Traceback" not in done.stdout + done.stderr
     assert not list(tmp_path.glob("outputs/odd/checkpoints/*"))
 
 
 @pytest.mark.slow
-def test_a_process_that_the_system_kills_for_its_memory_is_taken_for_one_that_does_not_fit(tmp_path):
+def test_a_process_that_the_system_kills_for_its_memory_is_taken_for_one_that_does_not_fit(
+    tmp_path,
+):
     (tmp_path / "mine.py").write_text(
         "import os, signal\n"
         "from ups.models import UPT\n"
@@ -80,7 +105,13 @@ def test_a_process_that_the_system_kills_for_its_memory_is_taken_for_one_that_do
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return super().encode(u)\n"
     )
-    done = run(tmp_path, "model.architecture=mine.Greedy", "data.batch_size=8", "stage.operator.module.threads=1", "trainer.max_epochs=1")
+    done = run(
+        tmp_path,
+        "model.architecture=mine.Greedy",
+        "data.batch_size=8",
+        "stage.operator.module.threads=1",
+        "trainer.max_epochs=1",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "they are taken in 4 parts" in done.stdout
 
@@ -90,15 +121,21 @@ def test_a_batch_in_parts_trains_as_the_whole_one_does(tmp_path):
     from hydra import compose, initialize_config_dir
     from lightning.pytorch.loggers import CSVLogger
 
-    from ups.rollout import load
-    from ups.run import CONF, train
+    from ups.callbacks.graceful_stop import TimeLimit
+    from ups.pipeline import train
+    from ups.run import CONF
+    from ups.simulation.checkpoint import load
 
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("config", [*TINY, f"output_dir={tmp_path}", "lambda_inv=0.5", "loss.inverse_loss_frequency=2"])
+        cfg = compose(
+            "config",
+            [*TINY, f"output_dir={tmp_path}", "lambda_inv=0.5", "loss.inverse_loss_frequency=2"],
+        )
     states = []
     for parts in (1, 4):
         cfg.name = f"in-{parts}"
-        train(cfg, "operator", tmp_path / cfg.name, CSVLogger(tmp_path / cfg.name), parts)
+        folder = tmp_path / cfg.name
+        train(cfg, "operator", folder, CSVLogger(folder), parts, TimeLimit())
         states.append(load(tmp_path / cfg.name).state_dict())
     for key, value in states[0].items():
         assert torch.allclose(value, states[1][key], atol=2e-3), key
@@ -113,10 +150,17 @@ def test_a_batch_is_trained_on_or_the_run_stops(tmp_path):
         "    def encode(self, u):\n"
         "        Late.calls += self.training\n"
         "        if Late.calls == 20:\n"
-        "            raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes')\n"
+        "            raise RuntimeError('DefaultCPUAllocator: not enough memory: "
+        "you tried to allocate 1 bytes')\n"
         "        return super().encode(u)\n"
     )
-    done = run(tmp_path, "preflight=false", "model.architecture=mine.Late", "stage.operator.module.threads=1", "name=late")
+    done = run(
+        tmp_path,
+        "preflight=false",
+        "model.architecture=mine.Late",
+        "stage.operator.module.threads=1",
+        "name=late",
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "out of memory" in done.stdout
     assert not (tmp_path / "outputs/late/checkpoints/operator.ckpt").exists()

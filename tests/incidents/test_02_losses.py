@@ -1,10 +1,15 @@
-"""Row 2: inverse losses that would do nothing stop the run. Row 11: validation picks the weights. Row 14: NaN stops at its step."""
+"""Row 2: inverse losses that would do nothing stop the run. Row 11: validation picks the weights.
+
+Row 14: NaN stops at its step.
+"""
 
 import subprocess
 import sys
 
 import pytest
 from conftest import TINY
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 MINE = """
 import torch
@@ -30,11 +35,21 @@ class Breaks(UPT):
 
 def run(folder, architecture, *args):
     (folder / "mine.py").write_text(MINE)
-    command = [sys.executable, "-m", "ups.run", *TINY, f"model.architecture=mine.{architecture}", "name=one", *args]
+    command = [
+        sys.executable,
+        "-m",
+        "ups.run",
+        *TINY,
+        f"model.architecture=mine.{architecture}",
+        "name=one",
+        *args,
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.parametrize(("architecture", "part"), [("FrozenEncoder", "encoder"), ("FrozenDecoder", "decoder")])
+@pytest.mark.parametrize(
+    ("architecture", "part"), [("FrozenEncoder", "encoder"), ("FrozenDecoder", "decoder")]
+)
 @pytest.mark.parametrize("preflight", ["true", "false"])
 def test_an_inverse_loss_without_gradient_stops_the_run(tmp_path, architecture, part, preflight):
     done = run(tmp_path, architecture, f"preflight={preflight}", "loss.inverse_loss_frequency=3")
@@ -47,7 +62,12 @@ def test_an_inverse_loss_without_gradient_stops_the_run(tmp_path, architecture, 
 def test_a_loss_that_becomes_nan_stops_at_that_step_and_the_last_checkpoint_is_finite(tmp_path):
     import torch
 
-    done = run(tmp_path, "Breaks", "stage.operator.module.threads=1", "callbacks.last.every_n_train_steps=6")
+    done = run(
+        tmp_path,
+        "Breaks",
+        "stage.operator.module.threads=1",
+        "callbacks.last.every_n_train_steps=6",
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "step 20: L_forward is not finite (trajectories " in done.stdout
     kept = torch.load(tmp_path / "outputs/one/checkpoints/operator-last.ckpt", weights_only=True)
@@ -70,8 +90,12 @@ def test_the_best_weights_are_those_of_the_lowest_validation_error(tmp_path):
         "stage.operator.module.lr=0.03",
         "stage.operator.module.final_lr=1",
     ]
-    done = subprocess.run([*command, "name=one"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*command, "name=one"], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     scores = [float(found) for found in re.findall(r"validation nRMSE (\S+)", done.stdout)]
-    best = ups.rollout.read_checkpoint(tmp_path / "outputs/one/checkpoints/operator_ema.ckpt")
+    best = ups.simulation.checkpoint.read_checkpoint(
+        tmp_path / "outputs/one/checkpoints/operator_ema.ckpt"
+    )
     assert best["validation_nrmse"] == pytest.approx(min(scores), abs=1e-4)
     assert best["epoch"] == scores.index(min(scores))

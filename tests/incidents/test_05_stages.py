@@ -1,4 +1,7 @@
-"""Row 5: a later stage that fails is found before the first one trains; and what the preflight promises."""
+"""Row 5: a later stage that fails is found before the first one trains.
+
+And what the preflight promises.
+"""
 
 import json
 import re
@@ -9,18 +12,27 @@ import sys
 import pytest
 from conftest import TINY
 
-ALL = [*(argument for argument in TINY if argument != "preflight=false"), "stage=all", "ttc.candidates=2"]
-SMALL_CORRECTOR = [f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}" for part in ("mean", "noise")]
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
+
+ALL = [
+    *(argument for argument in TINY if argument != "preflight=false"),
+    "stage=all",
+    "ttc.candidates=2",
+]
+SMALL_CORRECTOR = [
+    f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}"
+    for part in ("mean", "noise")
+]
 MINE = """
 from ups.modules import DiffusionModule
 
 class Diffusion(DiffusionModule):
-    def loss_terms(self, batch, *drawn):
+    def compute_losses(self, batch, *drawn):
         raise RuntimeError("stack expects each tensor to be equal size")
 
 class Deaf(DiffusionModule):
-    def loss_terms(self, batch, *drawn):
-        terms = super().loss_terms(batch, *drawn)
+    def compute_losses(self, batch, *drawn):
+        terms = super().compute_losses(batch, *drawn)
         return terms | {"loss": terms["L_tokens"]}
 """
 
@@ -28,7 +40,11 @@ class Deaf(DiffusionModule):
 def run(folder, *args):
     (folder / "mine.py").write_text(MINE)
     return subprocess.run(
-        [sys.executable, "-m", "ups.run", *ALL, *SMALL_CORRECTOR, *args], cwd=folder, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "ups.run", *ALL, *SMALL_CORRECTOR, *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
@@ -70,7 +86,9 @@ def test_the_preflight_alone_trains_nothing_and_says_what_all_would_need(tmp_pat
 
 @pytest.mark.slow
 def test_estimates_are_near_what_the_run_then_takes(tmp_path):
-    """Within a factor of eight: the machine may do other things in one of the two, and not in the other."""
+    """Within a factor of eight: the machine may do other things in one of the two, and not in
+    the other.
+    """
     done = run(tmp_path, "stage=operator", "name=o", "data.windows_per_trajectory=60")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "outputs/o/preflight.json").read_text())["operator"]
@@ -83,7 +101,9 @@ def test_estimates_are_near_what_the_run_then_takes(tmp_path):
 def stopped_while_training(folder, *args):
     """All that a call prints which is stopped after its first epoch line."""
     command = [sys.executable, "-m", "ups.run", *ALL, *SMALL_CORRECTOR, *args]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     printed = ""
     for line in process.stdout:
         printed += line
@@ -96,5 +116,9 @@ def stopped_while_training(folder, *args):
 
 
 def test_a_run_that_goes_on_is_not_rehearsed_again(tmp_path):
-    assert "preflight: every stage" in stopped_while_training(tmp_path, "name=r", "trainer.max_epochs=5000")
-    assert "preflight: every stage" not in stopped_while_training(tmp_path, "name=r", "trainer.max_epochs=5000")
+    assert "preflight: every stage" in stopped_while_training(
+        tmp_path, "name=r", "trainer.max_epochs=5000"
+    )
+    assert "preflight: every stage" not in stopped_while_training(
+        tmp_path, "name=r", "trainer.max_epochs=5000"
+    )

@@ -1,4 +1,7 @@
-"""Row 6: compiled kernels stay in the run's folder, within a limit; where they can't be written, training goes on without them."""
+"""Row 6: compiled kernels stay in the run's folder, within a limit.
+
+Where they can't be written, training goes on without them.
+"""
 
 import logging
 import shutil
@@ -8,21 +11,34 @@ import sys
 import pytest
 from conftest import TINY
 
-from ups.callbacks import CompileCache
+from ups.callbacks import CompileCachePruner
 
-RUN = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=c", "compile=true", "stage.operator.module.threads=1"]
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
+
+RUN = [
+    sys.executable,
+    "-m",
+    "ups.run",
+    *TINY,
+    "trainer.max_epochs=1",
+    "name=c",
+    "compile=true",
+    "stage.operator.module.threads=1",
+]
 
 
 def test_the_cache_is_emptied_where_it_outgrows_its_limit(tmp_path, caplog):
     folder = tmp_path / "cache"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep/kernel").write_bytes(b"0" * 2000)
-    CompileCache(folder, 2000).on_train_epoch_end(None, None)
+    CompileCachePruner(folder, 2000).on_train_epoch_end(None, None)
     assert (folder / "deep/kernel").exists()
     with caplog.at_level(logging.INFO):
-        CompileCache(folder, 1999).on_train_epoch_start(None, None)
+        CompileCachePruner(folder, 1999).on_train_epoch_start(None, None)
     assert not folder.exists()
-    assert "held 2.0 kB, more than compile_cache_limit allows (2.0 kB), and was emptied" in caplog.text
+    assert (
+        "held 2.0 kB, more than compile_cache_limit allows (2.0 kB), and was emptied" in caplog.text
+    )
 
 
 @pytest.mark.slow
@@ -41,7 +57,12 @@ def test_kernels_stay_in_the_folder_of_the_run(tmp_path):
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     done = subprocess.run(
-        RUN, cwd=tmp_path, env={**__import__("os").environ, "TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=600
+        RUN,
+        cwd=tmp_path,
+        env={**__import__("os").environ, "TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "falling back" not in done.stdout

@@ -14,13 +14,21 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import ups
+import ups.pipeline
 import ups.run
-from ups.callbacks import Stop
-from ups.callbacks.stop import TimeLimit
-from ups.errors import Unfinished, UpsError
+from ups.callbacks import GracefulStop
+from ups.callbacks.graceful_stop import TimeLimit
+from ups.core.errors import RunIncomplete, UpsError
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 # a learning rate this high makes the best epoch one in the middle
-WILD = ["stage.operator.module.lr=0.1", "stage.operator.module.final_lr=1", "callbacks.ema.decay=0", "trainer.max_epochs=8"]
+WILD = [
+    "stage.operator.module.lr=0.1",
+    "stage.operator.module.final_lr=1",
+    "callbacks.ema.decay=0",
+    "trainer.max_epochs=8",
+]
 
 
 @pytest.fixture
@@ -32,14 +40,16 @@ def call(tmp_path, monkeypatch):
         with initialize_config_dir(ups.run.CONF, version_base="1.3"):
             cfg = compose("config", [*TINY, *args])
         GlobalHydra.instance().clear()
-        return ups.run.run(cfg)
+        return ups.pipeline.run(cfg)
 
     return call
 
 
 def stop_at_the_end_of(epoch):
-    """A `Stop._stop_if_asked` that behaves as if the limit were over when ``epoch`` (from 0) ends."""
-    stop_if_asked = Stop._stop_if_asked
+    """A `Stop._stop_if_asked` that behaves as if the limit were over when ``epoch`` (from 0)
+    ends.
+    """
+    stop_if_asked = GracefulStop._stop_if_asked
 
     def patched(self, trainer):
         is_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -55,11 +65,13 @@ def test_stop_at_epoch_end_keeps_best_weights_of_that_epoch(call, tmp_path, monk
     checkpoints = tmp_path / "outputs/calm/checkpoints"
     calm = torch.load(checkpoints / "operator_ema.ckpt", weights_only=True)
     assert calm["epoch"] < 7, "the best epoch must not be the last for this test to mean anything"
-    with monkeypatch.context() as patch, pytest.raises(Unfinished):
-        patch.setattr(Stop, "_stop_if_asked", stop_at_the_end_of(calm["epoch"]))
+    with monkeypatch.context() as patch, pytest.raises(RunIncomplete):
+        patch.setattr(GracefulStop, "_stop_if_asked", stop_at_the_end_of(calm["epoch"]))
         call("name=stopped", *WILD)
     call("name=stopped", *WILD)
-    stopped = torch.load(tmp_path / "outputs/stopped/checkpoints/operator_ema.ckpt", weights_only=True)
+    stopped = torch.load(
+        tmp_path / "outputs/stopped/checkpoints/operator_ema.ckpt", weights_only=True
+    )
     assert stopped["epoch"] == calm["epoch"]
     assert stopped["validation_nrmse"] == calm["validation_nrmse"]
     weights = calm["state_dict"]
@@ -69,8 +81,8 @@ def test_stop_at_epoch_end_keeps_best_weights_of_that_epoch(call, tmp_path, monk
 def test_early_stopping_counts_the_epoch_at_whose_end_a_run_was_stopped(call, monkeypatch):
     patience = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2"]
     endless = [*patience, "callbacks.early_stopping.min_delta=10", "trainer.max_epochs=50"]
-    with monkeypatch.context() as patch, pytest.raises(Unfinished):
-        patch.setattr(Stop, "_stop_if_asked", stop_at_the_end_of(1))
+    with monkeypatch.context() as patch, pytest.raises(RunIncomplete):
+        patch.setattr(GracefulStop, "_stop_if_asked", stop_at_the_end_of(1))
         call("name=stopped", *endless)
     call("name=stopped", *endless)
     epochs = re.findall(r"Epoch (\d+)/50", Path("outputs/stopped/run.log").read_text())
@@ -87,9 +99,9 @@ def test_one_limit_counts_for_all_stages_and_rings_outside_of_training(call, mon
     def test(cfg, folder, loggers):
         alarms["test"] = signal.getitimer(signal.ITIMER_REAL)[0]
 
-    monkeypatch.setattr(ups.run, "train", train)
-    monkeypatch.setattr(ups.run, "test", test)
-    monkeypatch.setattr("ups.stages.validation_score", lambda folder: 0.0)
+    monkeypatch.setattr(ups.pipeline, "train", train)
+    monkeypatch.setattr(ups.pipeline, "test", test)
+    monkeypatch.setattr("ups.pipeline.validation_score", lambda folder: 0.0)
     call("stage=all", "trainer.max_time=00:01:00:00", "name=one")
     assert len(limits) == 3
     assert len({id(limit) for limit in limits}) == 1
@@ -101,10 +113,12 @@ def test_one_limit_counts_for_all_stages_and_rings_outside_of_training(call, mon
     assert alarms["test"] == 0  # no limit, no alarm
 
 
-@pytest.mark.parametrize(("duration", "seconds"), [("00:00:00:07", 7), ("00:00:02:03", 123), ("01:02:00:00", 93600)])
+@pytest.mark.parametrize(
+    ("duration", "seconds"), [("00:00:00:07", 7), ("00:00:02:03", 123), ("01:02:00:00", 93600)]
+)
 def test_time_limit_counts_days_hours_minutes_seconds(duration, seconds, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("ups.callbacks.stop.time.monotonic", lambda: now)
+    monkeypatch.setattr("ups.callbacks.graceful_stop.time.monotonic", lambda: now)
     limit = TimeLimit(duration)
     now = 1000.0 + seconds - 0.5
     assert not limit.is_over
@@ -116,7 +130,10 @@ def test_time_limit_counts_days_hours_minutes_seconds(duration, seconds, monkeyp
 def test_alarm_ends_what_is_outside_of_training():
     limit = TimeLimit("00:00:00:00")
     before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(Unfinished, match="time limit 00:00:00:00 reached"), limit.outside_of_training():
+    with (
+        pytest.raises(RunIncomplete, match="time limit 00:00:00:00 reached"),
+        limit.outside_of_training(),
+    ):
         threading.Event().wait(600)
     assert signal.getsignal(signal.SIGALRM) is before
 

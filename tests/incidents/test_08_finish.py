@@ -9,7 +9,9 @@ import time
 import pytest
 from conftest import TINY
 
-from ups.finish import finish
+from ups.runs.hydra_callbacks import finish
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 
 def run(folder, *args, code=0):
@@ -21,7 +23,10 @@ def run(folder, *args, code=0):
 
 def at_the_end(words="over"):
     """A command that notes what stood there when it ran."""
-    return f'callbacks.on_finish="ls outputs/*/reports/*.json >> {words}; tail -n 1 outputs/one/run.log >> {words}"'
+    return (
+        f'callbacks.on_finish="ls outputs/*/reports/*.json >> {words}; '
+        f'tail -n 1 outputs/one/run.log >> {words}"'
+    )
 
 
 def test_it_runs_once_after_everything_else(tmp_path):
@@ -42,8 +47,18 @@ def test_it_runs_once_for_a_sweep(tmp_path):
 
 
 def test_it_runs_when_the_run_is_stopped(tmp_path):
-    command = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=5000", "name=one", "callbacks.on_finish='echo x >> over'"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "ups.run",
+        *TINY,
+        "trainer.max_epochs=5000",
+        "name=one",
+        "callbacks.on_finish='echo x >> over'",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not list(tmp_path.glob("outputs/one/checkpoints/*-best.ckpt")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -61,7 +76,14 @@ def test_a_second_signal_does_not_forestall_it(tmp_path):
         "name=one",
         "callbacks.on_finish='sleep 1; echo x >> over'",
     ]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     while not list(tmp_path.glob("outputs/one/checkpoints/*-best.ckpt")) and process.poll() is None:
         time.sleep(0.05)
     for _ in range(2):  # to the whole group, as a terminal does

@@ -1,4 +1,6 @@
-"""Row 9: what a result was made by stands beside it, from the first minute on, and a run can insist on it."""
+"""Row 9: what a result was made by stands beside it, from the first minute on, and a run can
+insist on it.
+"""
 
 import csv
 import json
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 ROOT = Path(__file__).parents[2]
 RUN = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
@@ -29,7 +33,9 @@ def repository(tmp_path_factory):
 
     def git(*args):
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(["git", *who, *args], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *who, *args], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     git("init", "-q")
     git("add", "-A")
@@ -39,7 +45,12 @@ def repository(tmp_path_factory):
 
 def run(folder, *args):
     return subprocess.run(
-        [*RUN, *args], cwd=folder, env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=600
+        [*RUN, *args],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
@@ -72,7 +83,12 @@ def test_a_run_may_insist_on_what_it_was(repository):
     """With every stage, whose settings differ, and the preflight, whose data are few."""
     folder, _ = repository
     shutil.rmtree(folder / "outputs", ignore_errors=True)
-    short = ["stage=all", "preflight=true", "data.test=12", *(f"stage.{s}.trainer.max_epochs=1" for s in ("diffusion", "consistency"))]
+    short = [
+        "stage=all",
+        "preflight=true",
+        "data.test=12",
+        *(f"stage.{s}.trainer.max_epochs=1" for s in ("diffusion", "consistency")),
+    ]
     assert run(folder, *short).returncode == 0
     told = json.loads((folder / "outputs/one/provenance.json").read_text())
     again = [f"expect.{key}='{told[key]}'" for key in ("config_hash", "data_hash")]
@@ -82,7 +98,9 @@ def test_a_run_may_insist_on_what_it_was(repository):
 
 def test_changed_files_are_not_the_expected_commit(repository):
     folder, commit = repository
-    (folder / "conf/config.yaml").write_text((folder / "conf/config.yaml").read_text() + "# changed\n")
+    (folder / "conf/config.yaml").write_text(
+        (folder / "conf/config.yaml").read_text() + "# changed\n"
+    )
     done = run(folder, "name=dirty", f"expect.commit='{commit}'")
     assert done.returncode == 2
     assert "files of the repository have been changed since" in done.stdout + done.stderr
@@ -90,7 +108,11 @@ def test_changed_files_are_not_the_expected_commit(repository):
 
 def test_it_stands_there_while_the_run_still_trains(tmp_path):
     done = subprocess.run(
-        [*RUN, "trainer.max_epochs=5000", "trainer.max_time=00:00:00:05"], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        [*RUN, "trainer.max_epochs=5000", "trainer.max_time=00:00:00:05"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 3
     assert json.loads((tmp_path / "outputs/one/provenance.json").read_text())["config_hash"]

@@ -1,4 +1,6 @@
-"""Rows 7 and 12: however a run is ended, the same command goes on, and ends with the very same weights."""
+"""Rows 7 and 12: however a run is ended, the same command goes on, and ends with the very same
+weights.
+"""
 
 import random
 import re
@@ -12,19 +14,32 @@ import torch
 from conftest import TINY
 
 import ups
-from ups.datamodules.hdf5 import TrajectoryFile
-from ups.metrics import pdebench_metrics
+from ups.datamodules.readers.pdebench import TrajectoryFile
+from ups.evaluation.metrics import pdebench_metrics
 
-# EMA, a scheduler, inverse losses in every third batch, accumulated batches, early stopping: all have a state that must survive.
-# Saving every 3 steps meets the last batch of an epoch, too: the one place where going on would skip a validation.
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
+
+# EMA, a scheduler, inverse losses in every third batch, accumulated batches, early stopping: all
+# have a state that must survive.
+# Saving every 3 steps meets the last batch of an epoch, too: the one place where going on would
+# skip a validation.
 ARGS = [
-    *TINY, "callbacks.last.every_n_train_steps=3", "callbacks.ema.decay=0.9", "loss.inverse_loss_frequency=3",
-    "trainer.accumulate_grad_batches=2", "callbacks=early_stopping", "callbacks.early_stopping.patience=500",
+    *TINY, "callbacks.last.every_n_train_steps=3", "callbacks.ema.decay=0.9",
+    "loss.inverse_loss_frequency=3", "trainer.accumulate_grad_batches=2",
+    "callbacks=early_stopping", "callbacks.early_stopping.patience=500",
 ]  # fmt: skip
 
 
 def command(name, epochs, *args):
-    return [sys.executable, "-m", "ups.run", f"name={name}", *ARGS, f"trainer.max_epochs={epochs}", *args]
+    return [
+        sys.executable,
+        "-m",
+        "ups.run",
+        f"name={name}",
+        *ARGS,
+        f"trainer.max_epochs={epochs}",
+        *args,
+    ]
 
 
 def finish(folder, *args):
@@ -49,12 +64,16 @@ def calm(tmp_path_factory):
 
 def assert_same(a, b, name="operator"):
     for suffix in ("", "_ema"):
-        one, other = (ups.load(run / f"checkpoints/{name}{suffix}.ckpt").state_dict() for run in (a, b))
+        one, other = (
+            ups.load(run / f"checkpoints/{name}{suffix}.ckpt").state_dict() for run in (a, b)
+        )
         assert all(torch.equal(one[key], other[key]) for key in one), suffix
 
 
 def assert_trained(run, epochs):
-    """It learned something, and its weights are those of the best of all its ``epochs``, by their own error on the validation split."""
+    """It learned something, and its weights are those of the best of all its ``epochs``, by
+    their own error on the validation split.
+    """
     lines = re.findall(r"Epoch (\d+)/.* validation nRMSE ([\d.]+)", (run / "run.log").read_text())
     scores = {int(epoch): float(score) for epoch, score in lines}
     assert sorted(scores) == list(range(1, epochs + 1))
@@ -64,12 +83,16 @@ def assert_trained(run, epochs):
     (path,) = (run.parent / "data").glob("*.hdf5")
     u = torch.from_numpy(TrajectoryFile(path).read(range(24, 28)))
     pred = ups.load(run).rollout(u[:, 0], 10, nu=0.001)
-    assert pdebench_metrics(pred, u[:, 1:])["nrmse"] == pytest.approx(chosen["validation_nrmse"], rel=1e-3)
+    assert pdebench_metrics(pred, u[:, 1:])["nrmse"] == pytest.approx(
+        chosen["validation_nrmse"], rel=1e-3
+    )
 
 
 def start(folder, *args):
     """A run that trains."""
-    process = subprocess.Popen(command(*args), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(*args), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     for line in process.stdout:
         if "parameters to train" in line or "resuming from" in line:
             return process
@@ -104,7 +127,10 @@ def test_kills_in_every_stage(tmp_path):
         time.sleep(rng.uniform(0.2, 2))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=600)
-        where |= {path.name.split("-")[0] for path in (tmp_path / "outputs/killed/checkpoints").glob("*-last.ckpt")}
+        where |= {
+            path.name.split("-")[0]
+            for path in (tmp_path / "outputs/killed/checkpoints").glob("*-last.ckpt")
+        }
         kills += 1
         assert kills < 60, where
     finish(tmp_path, "killed", 40, *arguments)
@@ -113,7 +139,13 @@ def test_kills_in_every_stage(tmp_path):
         assert_same(tmp_path / "outputs/calm", tmp_path / "outputs/killed", name)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGKILL, signal.SIGINT))])
+@pytest.mark.parametrize(
+    "sign",
+    [
+        signal.SIGTERM,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGKILL, signal.SIGINT)),
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, sign):
     process = start(tmp_path, "stopped", 30)
     while not (tmp_path / "outputs/stopped/checkpoints/operator-last.ckpt").exists():
@@ -146,14 +178,22 @@ def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(calm, tmp_path,
     assert codes[-1] == 0, done.stdout + done.stderr
     if accumulate == 12:
         finish(tmp_path, "whole", epochs, accumulated)
-    assert_same(calm(epochs) if accumulate == 2 else tmp_path / "outputs/whole", tmp_path / "outputs/limited")
+    assert_same(
+        calm(epochs) if accumulate == 2 else tmp_path / "outputs/whole",
+        tmp_path / "outputs/limited",
+    )
 
 
 @pytest.mark.parametrize("when", ["solving", "testing"])
 def test_a_signal_outside_of_training_ends_the_call_too(tmp_path, when):
-    sizes = {"solving": ["data.train=4000", "data.solver_points=1024"], "testing": ["data.test=6000"]}[when]
+    sizes = {
+        "solving": ["data.train=4000", "data.solver_points=1024"],
+        "testing": ["data.test=6000"],
+    }[when]
     arguments = [*command("one", 1), *sizes]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if when == "testing":
         for line in process.stdout:
             if "testing" in line:
@@ -170,8 +210,19 @@ def test_a_signal_outside_of_training_ends_the_call_too(tmp_path, when):
 
 
 def test_a_signal_ends_a_whole_sweep(tmp_path):
-    sweep = [sys.executable, "-m", "ups.run", "-m", "seed=0,1,2", "name=sweep", *TINY, "trainer.max_epochs=5000"]
-    process = subprocess.Popen(sweep, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    sweep = [
+        sys.executable,
+        "-m",
+        "ups.run",
+        "-m",
+        "seed=0,1,2",
+        "name=sweep",
+        *TINY,
+        "trainer.max_epochs=5000",
+    ]
+    process = subprocess.Popen(
+        sweep, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     for line in process.stdout:
         if "parameters to train" in line:
             break
@@ -184,7 +235,9 @@ def test_a_signal_ends_a_whole_sweep(tmp_path):
 
 def test_two_calls_of_one_run_do_not_meet(tmp_path):
     first = start(tmp_path, "one", 5000)
-    second = subprocess.run(command("one", 5000), cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    second = subprocess.run(
+        command("one", 5000), cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert second.returncode == 2
     assert "another call is at work in outputs/one" in second.stdout + second.stderr
     first.kill()  # and with it its claim

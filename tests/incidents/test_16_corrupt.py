@@ -1,4 +1,6 @@
-"""Row 16: whatever is damaged is refused with one sentence that names the file and the fault, or read as it was. Nothing hangs."""
+"""Row 16: whatever is damaged is refused with one sentence that names the file and the fault, or
+read as it was. Nothing hangs.
+"""
 
 import random
 import re
@@ -17,9 +19,11 @@ from test_data import pdebench_file
 
 import ups
 from ups.callbacks import AtomicCheckpointIO
+from ups.core.errors import UpsError
 from ups.datamodules import BurgersDataModule
-from ups.datamodules.hdf5 import TrajectoryFile
-from ups.errors import UpsError
+from ups.datamodules.readers.pdebench import TrajectoryFile
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 INPUTS = 1000  # in all: a half of data files, a half of checkpoints
 
@@ -39,7 +43,9 @@ def no_hang():
 
 
 def test_damaged_data_files(tmp_path, no_hang):
-    path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", trajectories=4, frames=5, points=32)
+    path = pdebench_file(
+        tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", trajectories=4, frames=5, points=32
+    )
     good, truth = path.read_bytes(), TrajectoryFile(path).read(range(4))
     rng, refused, read = random.Random(1), 0, 0
     for i in range(INPUTS // 2):
@@ -64,13 +70,14 @@ def test_damaged_data_files(tmp_path, no_hang):
 
 
 def test_damaged_checkpoints(tmp_path, no_hang):
-    from ups.training import export
+    from ups.runs.training import write_stage_weights
 
     simulator, folder = make_simulator(), tmp_path / "run"
     AtomicCheckpointIO().save_checkpoint(
-        {"state_dict": {f"simulator.{k}": v for k, v in simulator.state_dict().items()}}, tmp_path / "best.ckpt"
+        {"state_dict": {f"simulator.{k}": v for k, v in simulator.state_dict().items()}},
+        tmp_path / "best.ckpt",
     )
-    export(tmp_path / "best.ckpt", folder, "operator", simulator, 0.1)
+    write_stage_weights(tmp_path / "best.ckpt", folder, "operator", simulator, 0.1)
     good, u = (folder / "checkpoints/operator_ema.ckpt").read_bytes(), torch.randn(2, 32)
     rng, refused = random.Random(2), 0
     for i in range(INPUTS // 2):
@@ -79,7 +86,12 @@ def test_damaged_checkpoints(tmp_path, no_hang):
         no_hang()
         try:
             loaded = ups.load(path)
-            assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), simulator.state_dict().values(), strict=True))
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(
+                    loaded.state_dict().values(), simulator.state_dict().values(), strict=True
+                )
+            )
             assert loaded.rollout(u, 1, nu=0.01).shape == (2, 1, 32)
         except UpsError as error:
             assert str(path) in str(error)
@@ -90,7 +102,15 @@ def test_damaged_checkpoints(tmp_path, no_hang):
 
 
 def test_one_changed_bit_in_made_data_is_noticed(tmp_path):
-    sizes = {"points": 32, "solver_points": 64, "frames": 11, "train": 24, "validation": 4, "test": 6, "directory": str(tmp_path)}
+    sizes = {
+        "points": 32,
+        "solver_points": 64,
+        "frames": 11,
+        "train": 24,
+        "validation": 4,
+        "test": 6,
+        "directory": str(tmp_path),
+    }
     data = BurgersDataModule(**sizes)
     data.prepare_data()
     with h5py.File(data.path, "r+") as file:
@@ -106,20 +126,29 @@ def test_a_checkpoint_of_something_else_is_not_gone_on_from(runs, tmp_path):
     name = next(iter(whole["state_dict"]))
     others = {
         "it lacks callbacks": {"a": 1},
-        f"1 keys differ: {name}": {**whole, "state_dict": {**whole["state_dict"], name: torch.ones(3)}},
+        f"1 keys differ: {name}": {
+            **whole,
+            "state_dict": {**whole["state_dict"], name: torch.ones(3)},
+        },
     }
     for words, other in others.items():
         AtomicCheckpointIO().save_checkpoint(other, last)
-        done = subprocess.run(RUNS["stopped"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            RUNS["stopped"], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        )
         assert done.returncode == 2, done.stdout + done.stderr
         assert words in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("where", ["output_dir=file", "output_dir=file/deeper", "data.directory=file"])
+@pytest.mark.parametrize(
+    "where", ["output_dir=file", "output_dir=file/deeper", "data.directory=file"]
+)
 def test_what_can_not_be_written_is_named(tmp_path, where):
     (tmp_path / "file").touch()
-    done = subprocess.run([*RUNS["finished"], where], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*RUNS["finished"], where], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.search("file.* can't be read or written", done.stdout + done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
@@ -138,14 +167,30 @@ def test_what_can_not_be_written_is_named(tmp_path, where):
     ],
 )
 def test_a_value_that_can_not_work_is_refused(tmp_path, override, words):
-    done = subprocess.run([*RUNS["finished"], "trainer.max_epochs=1", override], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*RUNS["finished"], "trainer.max_epochs=1", override],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
 YAML = [
-    *("{", "trainer: [", "data: 3\n", "\tname: x", "stage: {operator: {module: null}}", "defaults: [nowhere]", "? ?", "\x00", "&a [*a]"),
+    *(
+        "{",
+        "trainer: [",
+        "data: 3\n",
+        "\tname: x",
+        "stage: {operator: {module: null}}",
+        "defaults: [nowhere]",
+        "? ?",
+        "\x00",
+        "&a [*a]",
+    ),
     *("lambda_invv: 3", "trainer: {max_epoch: 3}", "data: {pints: 3}"),
     *("name: !!python/object/apply:os.system ['touch hacked']", "data: {nu: .nan}", "seed: 1e400"),
 ]
@@ -165,7 +210,10 @@ def test_damaged_yaml(tmp_path, text):
 
 
 ONE = [sys.executable, "-m", "ups.run", *TINY, "name=one"]
-RUNS = {"finished": [*ONE, "trainer.max_epochs=1"], "stopped": [*ONE, "trainer.max_epochs=5000", "callbacks.last.every_n_train_steps=5"]}
+RUNS = {
+    "finished": [*ONE, "trainer.max_epochs=1"],
+    "stopped": [*ONE, "trainer.max_epochs=5000", "callbacks.last.every_n_train_steps=5"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +221,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, command in RUNS.items():
         (folder / name).mkdir()
-        process = subprocess.Popen(command, cwd=folder / name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=folder / name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         last = folder / name / "outputs/one/checkpoints/operator-last.ckpt"
         while name == "stopped" and process.poll() is None and not last.exists():
             time.sleep(0.05)
@@ -204,9 +254,20 @@ def test_a_damaged_file_of_a_run_is_named(runs, tmp_path, run, name):
 
 
 def test_a_generation_that_was_killed_leaves_nothing_that_looks_whole(tmp_path):
-    command = [sys.executable, "-m", "ups.run", *TINY, "data.train=3000", "data.solver_points=512", "trainer.max_epochs=1", "name=one"]
+    command = [
+        sys.executable,
+        "-m",
+        "ups.run",
+        *TINY,
+        "data.train=3000",
+        "data.solver_points=512",
+        "trainer.max_epochs=1",
+        "name=one",
+    ]
     for wait in (0.2, 0.8):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while not list(tmp_path.glob("outputs/data/*.lock")) and process.poll() is None:
             time.sleep(0.02)
         time.sleep(wait)

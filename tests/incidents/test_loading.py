@@ -1,4 +1,6 @@
-"""Loading is safe: nothing is unpickled but tensors and plain values, and what doesn't fit says which keys differ."""
+"""Loading is safe: nothing is unpickled but tensors and plain values, and what doesn't fit says
+which keys differ.
+"""
 
 import os
 import pickle
@@ -13,8 +15,10 @@ from conftest import TINY, make_simulator
 
 import ups
 from ups.callbacks import AtomicCheckpointIO
-from ups.datamodules.hdf5 import TrajectoryFile
-from ups.errors import UpsError
+from ups.core.errors import UpsError
+from ups.datamodules.readers.pdebench import TrajectoryFile
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 
 class Evil:
@@ -24,7 +28,10 @@ class Evil:
 
 def test_a_checkpoint_that_holds_code_is_refused_and_the_code_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, save in (("a.ckpt", torch.save), ("b.ckpt", lambda value, path: path.write_bytes(pickle.dumps(value)))):
+    for name, save in (
+        ("a.ckpt", torch.save),
+        ("b.ckpt", lambda value, path: path.write_bytes(pickle.dumps(value))),
+    ):
         save({"state_dict": {}, "simulator": Evil()}, tmp_path / name)
         with pytest.raises(UpsError, match=rf"{name} is not a checkpoint of UPS"):
             ups.load(tmp_path / name)
@@ -45,8 +52,16 @@ def test_data_with_pickled_objects_are_refused(tmp_path):
 def test_another_architecture_says_which_keys_differ(tmp_path):
     simulator = make_simulator()
     state = {f"simulator.{k}": v for k, v in make_simulator(width=24).state_dict().items()}
-    AtomicCheckpointIO().save_checkpoint({"state_dict": state, "simulator": simulator.description()}, tmp_path / "x.ckpt")
-    with pytest.raises(UpsError, match=r"x\.ckpt holds weights of another architecture; \d+ keys differ: model\.approximator\.0\.b1, .*"):
+    AtomicCheckpointIO().save_checkpoint(
+        {"state_dict": state, "simulator": simulator.config()}, tmp_path / "x.ckpt"
+    )
+    with pytest.raises(
+        UpsError,
+        match=(
+            r"x\.ckpt holds weights of another architecture; \d+ keys differ: "
+            r"model\.approximator\.0\.b1, .*"
+        ),
+    ):
         ups.load(tmp_path / "x.ckpt")
 
 
@@ -65,6 +80,11 @@ def test_another_architecture_says_which_keys_differ(tmp_path):
 def test_names_in_configs_lead_nowhere_else(tmp_path, override):
     folder = tmp_path / "inner"
     folder.mkdir()
-    subprocess.run([sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", override], cwd=folder, capture_output=True, timeout=600)
+    subprocess.run(
+        [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", override],
+        cwd=folder,
+        capture_output=True,
+        timeout=600,
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
     assert {path.name for path in folder.iterdir()} <= {"outputs"}

@@ -13,18 +13,33 @@ from conftest import TINY
 
 import ups
 
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
+
 pytestmark = pytest.mark.slow
 ARGS = [
-    *TINY, "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "callbacks.ema.decay=0.9", "loss.inverse_loss_frequency=2",
-    "stage.operator.module.threads=1",
+    *TINY, "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "callbacks.ema.decay=0.9",
+    "loss.inverse_loss_frequency=2", "stage.operator.module.threads=1",
 ]  # fmt: skip
-CORRECTOR = [f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}" for part in ("mean", "noise")]
+CORRECTOR = [
+    f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}"
+    for part in ("mean", "noise")
+]
 
 
 def run(folder, name, devices, *args):
-    command = [sys.executable, "-m", "ups.run", *ARGS, f"name={name}", f"trainer.devices={devices}", *args]
+    command = [
+        sys.executable,
+        "-m",
+        "ups.run",
+        *ARGS,
+        f"name={name}",
+        f"trainer.devices={devices}",
+        *args,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -49,7 +64,15 @@ def test_the_same_losses_step_by_step(both):
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["training/operator/loss"]]
         curves.append(
-            torch.tensor([[float(row[f"training/operator/{name}"] or 0) for name in ("loss", "L_forward", "L_inv_enc")] for row in rows])
+            torch.tensor(
+                [
+                    [
+                        float(row[f"training/operator/{name}"] or 0)
+                        for name in ("loss", "L_forward", "L_inv_enc")
+                    ]
+                    for row in rows
+                ]
+            )
         )
     assert len(curves[0]) == 36
     assert torch.allclose(*curves, rtol=1e-4)
@@ -57,7 +80,10 @@ def test_the_same_losses_step_by_step(both):
 
 @pytest.mark.parametrize("suffix", ["", "_ema"])
 def test_the_same_weights_raw_and_averaged(both, suffix):
-    states = [ups.load(both[0] / f"outputs/{name}/checkpoints/operator{suffix}.ckpt").state_dict() for name in ("one", "two")]
+    states = [
+        ups.load(both[0] / f"outputs/{name}/checkpoints/operator{suffix}.ckpt").state_dict()
+        for name in ("one", "two")
+    ]
     assert all(torch.allclose(states[0][key], states[1][key], atol=1e-4) for key in states[0])
 
 
@@ -75,7 +101,16 @@ def test_rows_lines_and_preflight_stand_once(both):
 
 
 def test_all_stages_in_two_processes(tmp_path):
-    run(tmp_path, "all", 2, "stage=all", "data.batch_size=4", "trainer.max_epochs=1", "ttc.candidates=2", *CORRECTOR)
+    run(
+        tmp_path,
+        "all",
+        2,
+        "stage=all",
+        "data.batch_size=4",
+        "trainer.max_epochs=1",
+        "ttc.candidates=2",
+        *CORRECTOR,
+    )
     assert set(ups.load(tmp_path / "outputs/all").correctors) == {"diffusion", "consistency"}
     reports = tmp_path / "outputs/all/reports"
     assert (reports / "eval_baseline.json").exists()

@@ -1,11 +1,23 @@
-"""Lightning callbacks: how often the inverse losses run, the plain epoch line, good ends, atomic checkpoints. EMA is Lightning's own."""
+"""Lightning callbacks: inverse-loss frequency, epoch summaries, clean stops, atomic checkpoints.
 
-from ups.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
-from ups.callbacks.compile_cache import CompileCache
-from ups.callbacks.epoch_log import EpochLog
-from ups.callbacks.finite import FiniteLoss
+EMA is Lightning's own callback.
+"""
+
+from ups.callbacks.checkpoint import AtomicCheckpointIO, ResumeCheckpoint
+from ups.callbacks.compile_cache import CompileCachePruner
+from ups.callbacks.epoch_summary import EpochSummary
+from ups.callbacks.graceful_stop import GracefulStop
 from ups.callbacks.inverse_frequency import InverseLossFrequency
-from ups.callbacks.progress import Progress
-from ups.callbacks.stop import Stop
+from ups.callbacks.progress_bar import EpochProgressBar
+from ups.callbacks.terminate_on_nan import TerminateOnNaN
 
-__all__ = ["AtomicCheckpointIO", "CompileCache", "EpochLog", "FiniteLoss", "InverseLossFrequency", "LastCheckpoint", "Progress", "Stop"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "CompileCachePruner",
+    "EpochProgressBar",
+    "EpochSummary",
+    "GracefulStop",
+    "InverseLossFrequency",
+    "ResumeCheckpoint",
+    "TerminateOnNaN",
+]

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, within bounds."""
+"""A size limit for compiled kernels on disk."""
 
 import logging
 import shutil
@@ -6,13 +6,20 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from ups.files import size
+from ups.core.io import format_bytes
 
 log = logging.getLogger(__name__)
 
 
-class CompileCache(pl.Callback):
-    """Empties torch.compile's cache ``folder`` before and after an epoch in which it has outgrown ``limit`` bytes; loaded kernels stay."""
+class CompileCachePruner(pl.Callback):
+    """Empties torch.compile's cache when it exceeds a limit.
+
+    It checks before and after every epoch; kernels that are already loaded remain usable.
+
+    Args:
+        folder: folder of the cache.
+        limit: maximum size in bytes.
+    """
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
@@ -21,6 +28,11 @@ class CompileCache(pl.Callback):
         used = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         if used > self.limit:
             shutil.rmtree(self.folder, ignore_errors=True)
-            log.info("%s held %s, more than compile_cache_limit allows (%s), and was emptied", self.folder, size(used), size(self.limit))
+            log.info(
+                "%s held %s, more than compile_cache_limit allows (%s), and was emptied",
+                self.folder,
+                format_bytes(used),
+                format_bytes(self.limit),
+            )
 
     on_train_epoch_end = on_train_epoch_start

@@ -1,9 +1,15 @@
-"""Plain torch.nn models. Knows nothing of Lightning or Hydra.
+"""Plain torch.nn models, independent of Lightning and Hydra.
 
-A model has three maps, for fields (B, X, F) of unit scale on a uniform periodic grid and latent tokens (B, N, C):
-``encode(u) -> z``, ``step(z, dt, nu) -> z`` with dt and nu of shape (B,), ``decode(z) -> u``; and ``matrices()`` lists the weights
-that the optimiser treats as matrices, if any. ``tokens`` and ``width`` are N and C; ``free`` says how many channels, from the first on,
-a step may change. A model without latent tokens is a ``ups.models.field.FieldModel``, which needs one method.
+A model has three maps between fields (B, X, F) of unit scale on a uniform periodic grid and latent
+tokens (B, N, C):
+
+- ``encode(u) -> z``;
+- ``step(z, dt, nu) -> z`` with dt and nu of shape (B,);
+- ``decode(z) -> u``.
+
+``muon_parameters()`` lists the weights that the optimizer treats as matrices, if any. ``tokens``
+and ``width`` are N and C; ``free`` is the number of channels, from the first, that a step may
+change. A model without latent tokens is a ``ups.models.base.GridModel``, which needs one method.
 """
 
 import inspect
@@ -13,8 +19,8 @@ from typing import Any
 
 from torch import nn
 
-from ups.errors import UpsError
-from ups.models.field import FieldModel
+from ups.core.errors import UpsError
+from ups.models.base import GridModel
 from ups.models.fno import FNO
 from ups.models.resnet import DilatedResNet
 from ups.models.unet import UNet
@@ -29,20 +35,26 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "resnet": DilatedResNet,
 }
 
-__all__ = ["ARCHITECTURES", "FNO", "UPT", "DilatedResNet", "FieldModel", "PlainUPT", "UNet", "build"]
+__all__ = ["ARCHITECTURES", "FNO", "UPT", "DilatedResNet", "GridModel", "PlainUPT", "UNet", "build"]
 
 
 def build(spec: Mapping[str, Any], points: int) -> nn.Module:
-    """Make the model that ``spec`` describes: {"architecture": one of ARCHITECTURES, **its arguments}; "name" is for people.
+    """Build the model that ``spec`` describes.
 
-    An architecture of your own is given by its place, "package.module.Class", a torch module with the protocol above. A checkpoint holds
-    that name and not the class, so that it can't bring code of its own.
+    A checkpoint holds the name of the architecture and not its class, so it can't bring code of its
+    own.
+
+    Args:
+        spec: {"architecture": a name, **its arguments}. The architecture is one of ARCHITECTURES or
+            "package.module.Class", any torch module with the protocol above. "name" is a label and
+            is ignored.
+        points: points of the training grid.
 
     Raises:
-        UpsError: an unknown architecture or argument, or sizes that don't fit ``points``.
+        UpsError: the architecture or an argument is unknown, or the sizes don't fit ``points``.
     """
     arguments = {key: value for key, value in spec.items() if key not in ("architecture", "name")}
-    architecture = find(str(spec.get("architecture")))
+    architecture = get_architecture(str(spec.get("architecture")))
     known = inspect.signature(architecture).parameters
     unknown = sorted(arguments.keys() - known.keys())
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
@@ -50,8 +62,12 @@ def build(spec: Mapping[str, Any], points: int) -> nn.Module:
     return architecture(points=points, **arguments)
 
 
-def find(name: str) -> type[nn.Module]:
-    """The class that ``model.architecture`` names."""
+def get_architecture(name: str) -> type[nn.Module]:
+    """Return the class that ``model.architecture`` names.
+
+    Raises:
+        UpsError: there is none.
+    """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     module, _, attribute = name.rpartition(".")

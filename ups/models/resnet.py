@@ -4,21 +4,30 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ups.models.field import FieldModel
+from ups.models.base import GridModel
 
 
-class DilatedResNet(FieldModel):
+class DilatedResNet(GridModel):
     """Residual blocks of circular convolutions with growing and shrinking dilation.
 
-    Source: Stachenfeld et al., "Learned coarse models for efficient turbulence simulation", ICLR 2022; as in PDEArena and APEBench.
+    Source: Stachenfeld et al., "Learned coarse models for efficient turbulence simulation", ICLR
+    2022; as in PDEArena and APEBench.
 
     Args:
+        points: points of the training grid.
         width: channels.
-        blocks: residual blocks, each a convolution of three points for every one of ``dilations``.
+        blocks: number of residual blocks.
+        dilations: the dilations of the convolutions of three points in each block.
+        conserve: see ``GridModel``.
     """
 
     def __init__(
-        self, points: int, width: int = 32, blocks: int = 4, dilations: Sequence[int] = (1, 2, 4, 8, 4, 2, 1), conserve: bool = True
+        self,
+        points: int,
+        width: int = 32,
+        blocks: int = 4,
+        dilations: Sequence[int] = (1, 2, 4, 8, 4, 2, 1),
+        conserve: bool = True,
     ) -> None:
         super().__init__(points, conserve=conserve)
 
@@ -37,7 +46,14 @@ class DilatedResNet(FieldModel):
         return self.project(h)
 
 
-def circular(channels_in: int, channels_out: int, kernel: int, dilation: int = 1, stride: int = 1) -> nn.Conv1d:
-    """A convolution on a periodic grid that keeps the number of points, or divides it by ``stride``."""
+def circular(
+    channels_in: int, channels_out: int, kernel: int, dilation: int = 1, stride: int = 1
+) -> nn.Conv1d:
+    """A convolution on a periodic grid.
+
+    It keeps the number of points or divides it by ``stride``.
+    """
     padding = dilation * (kernel - 1) // 2
-    return nn.Conv1d(channels_in, channels_out, kernel, stride, padding, dilation, padding_mode="circular")
+    return nn.Conv1d(
+        channels_in, channels_out, kernel, stride, padding, dilation, padding_mode="circular"
+    )

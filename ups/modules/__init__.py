@@ -1,9 +1,15 @@
-"""One LightningModule a stage."""
+"""The LightningModules, one for each stage."""
 
+from ups.modules.base import BaseModule
 from ups.modules.consistency import ConsistencyModule
 from ups.modules.diffusion import DiffusionModule
-from ups.modules.evaluate import EvaluateModule
+from ups.modules.evaluation import EvaluationModule
 from ups.modules.operator import OperatorModule
-from ups.modules.stage import StageModule
 
-__all__ = ["ConsistencyModule", "DiffusionModule", "EvaluateModule", "OperatorModule", "StageModule"]
+__all__ = [
+    "BaseModule",
+    "ConsistencyModule",
+    "DiffusionModule",
+    "EvaluationModule",
+    "OperatorModule",
+]

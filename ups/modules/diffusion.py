@@ -1,4 +1,4 @@
-"""Stage 2: a diffusion model of what the operator leaves, its latent residual."""
+"""Stage 2: train a diffusion model of the operator's latent residual."""
 
 from itertools import islice
 from typing import Any
@@ -6,24 +6,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ups.datamodules.windows import Batch
-from ups.latents import Steps
-from ups.losses import FLOOR, relative_l2_squared
-from ups.modules.residual import ResidualModule
-from ups.rollout import Simulator
-from ups.sampling import SIGMA_DATA, Corrector
+from ups.core.batch import Batch
+from ups.core.norms import RELATIVE_ERROR_FLOOR, relative_l2_squared
+from ups.modules.corrector import CorrectorModule
+from ups.simulation.correctors import SIGMA_DATA, ResidualCorrector
+from ups.simulation.residual_targets import ResidualTargets
+from ups.simulation.simulator import Simulator
 
 
-class DiffusionModule(ResidualModule):
-    """Trains ``simulator.correctors["diffusion"]`` on what the operator leaves along windows of true frames; the operator is frozen.
+class DiffusionModule(CorrectorModule):
+    """Trains the corrector "diffusion" on the operator's residuals along true windows.
 
-    loss = L_tokens + L_fields + L_noise, with r the residual in units of its standard deviation and mu its predicted mean, see
-    ``ups.latents.Steps``: L_tokens = |r - mu|^2; L_fields = |D(A + mu) - u_{t+1}|^2 / |u_{t+1}|^2, as it is and weighted by certainty,
-    both relative to the operator's own; L_noise is EDM's weighted denoising error of r - mu, at log-normal noise levels.
+    It is ``simulator.correctors["diffusion"]``; the operator is frozen. With r the residual in
+    units of its standard deviation and mu its predicted mean (see
+    ``ups.simulation.residual_targets.ResidualTargets``),
+
+    loss = L_tokens + L_fields + L_noise,
+
+    - L_tokens = |r - mu|^2;
+    - L_fields = |D(A + mu) - u_{t+1}|^2 / |u_{t+1}|^2, the mean of two: unweighted and weighted by
+      certainty, each relative to the same error of the operator;
+    - L_noise is EDM's weighted denoising error of r - mu at log-normal noise levels.
 
     Args:
-        corrector: arguments of ``ups.sampling.Corrector`` beside the tokens' sizes.
-        level_mean, level_std: of the logarithm of the noise levels that are trained on.
+        simulator: a simulator with a trained operator.
+        corrector: the arguments of ``ups.simulation.correctors.ResidualCorrector`` without the
+            sizes of the tokens.
+        gradient_steps: see ``CorrectorModule``.
+        latent_cache: see ``CorrectorModule``.
+        latent_cache_limit: see ``CorrectorModule``.
+        level_mean: mean of the logarithm of the noise levels in training.
+        level_std: standard deviation of that logarithm.
+
+    The other arguments are those of ``BaseModule``.
     """
 
     stage = "diffusion"
@@ -56,49 +71,69 @@ class DiffusionModule(ResidualModule):
         self.register_buffer("operator_errors", torch.zeros(2))  # 0: not measured yet
         self.operator_errors: Tensor
 
-    def trained(self) -> Corrector:
+    def trainable_module(self) -> ResidualCorrector:
         return self.corrector
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
-        """Measure the operator's residual on training windows: its standard deviation in each channel, and its error in physical space."""
+        """Measure the operator's residual on training windows.
+
+        This gives its standard deviation in each channel and its error in physical space.
+        """
         super().on_fit_start()
-        if bool((self.operator_errors > 0).all()):  # a resumed run has both in its checkpoint
+        if bool((self.operator_errors > 0).all()):  # restored from the checkpoint of a resumed run
             return
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        first = islice(loader.sampler.first_epoch(loader.dataset), 50)
-        u, nu, trajectory, window = (torch.cat(t).to(self.device) for t in zip(*(vars(b).values() for b in first), strict=True))
+        first = islice(loader.sampler.iter_fixed_batches(loader.dataset), 50)
+        u, nu, trajectory, window = (
+            torch.cat(t).to(self.device)
+            for t in zip(*(vars(b).values() for b in first), strict=True)
+        )
         steps = self.steps(Batch(u, nu, trajectory, window))
         residual = (steps.target - steps.pred)[..., : self.corrector.free].square().mean((0, 1))
         errors = self.field_errors(steps, steps.pred)
-        everywhere: Any = self.all_gather(torch.cat((residual, errors)))  # over processes
+        everywhere: Any = self.all_gather(torch.cat((residual, errors)))  # over all processes
         everywhere = everywhere.view(-1, everywhere.shape[-1]).mean(0)
         self.corrector.scale.copy_(everywhere[:-2].sqrt())
         self.operator_errors.copy_(everywhere[-2:])
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def sample_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         noise = self.noise(batch, generator)
         return torch.randn(noise.shape[:2], generator=generator, device=self.device), noise
 
-    def loss_terms(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
+    def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
         h: Any = self.hparams
         c = self.corrector
         steps = self.steps(batch)
         level, noise = (d.flatten(0, 1) for d in drawn)
         about = steps.state, steps.pred, torch.full_like(steps.nu, self.simulator.dt), steps.nu
-        mean = c.mean(*about)
+        mean = c.predict_mean(*about)
         residual = c.residual(steps.pred, steps.target)
         tokens = (residual - mean).square().mean()
-        fields = self.field_errors(steps, c.add(steps.pred, mean)) / self.operator_errors
+        fields = self.field_errors(steps, c.apply_residual(steps.pred, mean)) / self.operator_errors
         sigma = (h.level_mean + h.level_std * level).exp().clamp(c.sigma_min, c.sigma_max)
-        weight = (sigma.square() + SIGMA_DATA**2) / (sigma * SIGMA_DATA).square()  # EDM's: every level counts alike
+        # EDM's weight: all noise levels count equally
+        weight = (sigma.square() + SIGMA_DATA**2) / (sigma * SIGMA_DATA).square()
         known = mean.detach()
         rest = residual - known
         denoised = c.denoise(rest + sigma[:, None, None] * noise, sigma, known, *about)
         noise_loss = (weight * (denoised - rest).square().mean((1, 2))).mean()
-        return {"loss": tokens + fields.mean() + noise_loss, "L_tokens": tokens, "L_fields": fields.mean(), "L_noise": noise_loss}
+        return {
+            "loss": tokens + fields.mean() + noise_loss,
+            "L_tokens": tokens,
+            "L_fields": fields.mean(),
+            "L_noise": noise_loss,
+        }
 
-    def field_errors(self, steps: Steps, tokens: Tensor) -> Tensor:
-        """The squared error of decoded ``tokens`` relative to the truth: of all, and weighted by certainty (2,)."""
-        weights, fields = torch.stack((torch.ones_like(steps.certainty), steps.certainty)), self.simulator.decode(tokens)
-        return relative_l2_squared(weights * fields, weights * steps.field, FLOOR * self.simulator.scale).mean(1)
+    def field_errors(self, steps: ResidualTargets, tokens: Tensor) -> Tensor:
+        """The squared error of decoded ``tokens`` relative to the truth (2,).
+
+        The first value is unweighted, the second is weighted by certainty.
+        """
+        weights, fields = (
+            torch.stack((torch.ones_like(steps.certainty), steps.certainty)),
+            self.simulator.decode(tokens),
+        )
+        return relative_l2_squared(
+            weights * fields, weights * steps.field, RELATIVE_ERROR_FLOOR * self.simulator.scale
+        ).mean(1)

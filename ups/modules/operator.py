@@ -5,19 +5,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ups.datamodules.windows import Batch
-from ups.losses import operator_losses
-from ups.modules.stage import StageModule
-from ups.rollout import Simulator
+from ups.core.batch import Batch
+from ups.modules.base import BaseModule
+from ups.modules.losses import operator_losses
+from ups.simulation.simulator import Simulator
 
 
-class OperatorModule(StageModule):
-    """Trains a ``Simulator`` on windows with the forward and the two inverse losses.
+class OperatorModule(BaseModule):
+    """Trains a ``Simulator`` on windows with the forward loss and the two inverse losses.
 
-    loss = L_forward + lambda_inv_enc L_inv_enc + lambda_inv_dec L_inv_dec; see ``ups.losses.operator_losses``. The inverse
-    terms are computed for a batch while ``inverse_now`` is set, which the InverseLossFrequency callback does.
+    loss = L_forward + lambda_inv_enc L_inv_enc + lambda_inv_dec L_inv_dec; see
+    ``ups.modules.losses.operator_losses``. The inverse terms are computed while ``inverse_now`` is
+    set; the InverseLossFrequency callback sets it for each batch.
 
-    Validation is the latent rollout of whole trajectories, in physical space: ``validation/operator/nrmse`` picks the best weights.
+    Validation is the latent rollout of whole trajectories in physical space;
+    ``validation/operator/nrmse`` selects the best weights.
+
+    Args:
+        simulator: the simulator to train.
+        lambda_inv_enc: weight of L_inv_enc.
+        lambda_inv_dec: weight of L_inv_dec.
+
+    The other arguments are those of ``BaseModule``.
     """
 
     stage = "operator"
@@ -42,14 +51,16 @@ class OperatorModule(StageModule):
         self.simulator = simulator
         self.inverse_now = True
 
-    def trained(self) -> torch.nn.Module:
+    def trainable_module(self) -> torch.nn.Module:
         return self.simulator.model
 
-    def loss_terms(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
+    def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
         h: Any = self.hparams
         inverse = self.inverse_now and h.lambda_inv_enc + h.lambda_inv_dec > 0
         terms = operator_losses(self.simulator, batch.u, batch.nu, inverse)
         loss = terms["L_forward"]
         if inverse:
-            loss = loss + h.lambda_inv_enc * terms["L_inv_enc"] + h.lambda_inv_dec * terms["L_inv_dec"]
+            loss = (
+                loss + h.lambda_inv_enc * terms["L_inv_enc"] + h.lambda_inv_dec * terms["L_inv_dec"]
+            )
         return {"loss": loss, **terms}

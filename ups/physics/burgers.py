@@ -1,4 +1,6 @@
-"""Viscous Burgers on a periodic line, in PDEBench's setting: u_t + (u^2/2)_x = (nu/pi) u_xx. Energy and total variation never grow.
+"""Viscous Burgers on a periodic line, in PDEBench's setting: u_t + (u^2/2)_x = (nu/pi) u_xx.
+
+Energy and total variation never grow.
 
 Source of the setting: Takamoto et al., "PDEBench", NeurIPS 2022 Datasets and Benchmarks.
 Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodic grid of X points.
@@ -10,26 +12,51 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ups.physics.line import checked, energy, grid, half_slopes, initial_conditions, mass, total_variation  # noqa: F401  # an equation holds them
+from ups.physics.periodic_1d import (  # noqa: F401  # names of an equation's module
+    cell_centers,
+    energy,
+    initial_conditions,
+    mass,
+    total_variation,
+    validate_solver_inputs,
+    van_leer_half_slopes,
+)
 
 PARAMETER = "nu"
 CONSERVED = ("mass",)
-CFL = 0.8  # of the advective step; the scheme is total-variation diminishing up to 1
+CFL = 0.8  # largest advective step in cells; the scheme is total-variation diminishing up to 1
 
 
 def solve(
-    u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float = 1.0, dtype: torch.dtype = torch.float64, cfl: float = CFL
+    u0: Tensor,
+    t: Tensor | Sequence[float],
+    nu: float,
+    length: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    cfl: float = CFL,
 ) -> Tensor:
-    """Solve from cell averages ``u0`` (B, X) to times ``t`` (T,), increasing and >= 0: (B, T, X).
+    """Solve from cell averages with a finite-volume scheme in conservation form.
 
-    A finite-volume scheme in conservation form: MUSCL-Hancock (van Leer 1984) with van Leer's limiter and the exact Riemann flux,
-    Strang-split from the diffusion, which is a positive, mass-keeping kernel. Second order where the solution is smooth; mass is
-    kept to round-off and no new extrema appear. Runs where ``u0`` lies, in ``dtype``.
+    MUSCL-Hancock (van Leer 1984) with van Leer's limiter and the exact Riemann flux, Strang-split
+    from the diffusion, which is a positive, mass-conserving kernel. Second order if the solution is
+    smooth. Mass is conserved to round-off and no new extrema appear. It runs on the device of
+    ``u0``.
+
+    Args:
+        u0: cell averages (B, X).
+        t: times (T,), increasing and >= 0.
+        nu: the viscosity, >= 0.
+        length: the length of the periodic line.
+        dtype: the precision of the computation.
+        cfl: the largest advective step, in cells.
+
+    Returns:
+        Cell averages (B, T, X), in u0's dtype.
 
     Raises:
-        UpsError: see ``ups.physics.line.checked``; cole_hopf too.
+        UpsError: see ``ups.physics.periodic_1d.validate_solver_inputs``.
     """
-    u0, times, nu = checked(u0, t, nu)
+    u0, times, nu = validate_solver_inputs(u0, t, nu)
     dx, mu = length / u0.shape[-1], nu / math.pi
     u = u0.to(dtype)
     frames, now = [], 0.0
@@ -44,7 +71,11 @@ def solve(
 
 
 def _advance(u: Tensor, steps: int, dt: float, dx: float, mu: float) -> Tensor:
-    """Take ``steps`` Strang-split steps of ``dt``: half a diffusion, then advection and diffusion in turn, half at the end."""
+    """Take ``steps`` Strang-split steps of ``dt``.
+
+    Half a diffusion step, then advection and diffusion in turn, and half a diffusion step at the
+    end.
+    """
     half, full = _diffusion(u, mu * dt / 2 / dx**2), _diffusion(u, mu * dt / dx**2)
     u = half(u)
     for step in range(steps):
@@ -60,21 +91,23 @@ def _padded(u: Tensor, n: int) -> Tensor:
 def _hancock(u: Tensor, ratio: float) -> Tensor:
     """One MUSCL-Hancock step of u_t + (u^2/2)_x = 0; ``ratio`` is dt / dx."""
     v = _padded(u, 2)
-    d = v[..., 1:] - v[..., :-1]  # differences over the faces
-    half = half_slopes(d[..., :-1], d[..., 1:])
+    d = v[..., 1:] - v[..., :-1]  # differences across the faces
+    half = van_leer_half_slopes(d[..., :-1], d[..., 1:])
     v = v[..., 1:-1]
-    v = torch.addcmul(v, v, half, value=-ratio)  # half a step on: f(u + s/2) - f(u - s/2) = u s
+    v = torch.addcmul(v, v, half, value=-ratio)  # half a step later: f(u + s/2) - f(u - s/2) = u s
     left = (v + half)[..., :-1].clamp_(min=0)
     right = (v - half)[..., 1:].clamp_(max=0)
-    flux2 = torch.maximum(left.square_(), right.square_())  # twice Godunov's flux of a convex f with its minimum at 0
+    # twice Godunov's flux of a convex f with its minimum at 0
+    flux2 = torch.maximum(left.square_(), right.square_())
     return torch.sub(u, flux2[..., 1:] - flux2[..., :-1], alpha=ratio / 2)
 
 
 def _diffusion(u: Tensor, r: float):
-    """The map u(t) -> u(t + dt) of u_t = mu u_xx on the grid, r = mu dt / dx^2, as a positive kernel that keeps mass.
+    """The map u(t) -> u(t + dt) of u_t = mu u_xx as a positive kernel that conserves mass.
 
-    A 5-point kernel with a Gaussian's second and (from r = 1/6 on) fourth moment is positive up to r = 2/3; for larger r it is
-    applied m times at r/m, all at once in Fourier space.
+    ``r`` = mu dt / dx^2. A 5-point kernel with a Gaussian's second and (from r = 1/6) fourth moment
+    is positive up to r = 2/3. For larger r it is applied m times at r/m, all at once in Fourier
+    space.
     """
     m = max(1, math.ceil(1.5 * r))
     c2 = max(0.0, (6 * (r / m) ** 2 - r / m) / 12)
@@ -93,21 +126,35 @@ def _diffusion(u: Tensor, r: float):
     return explicit
 
 
-def mirror(u: Tensor) -> Tensor:
-    """u(x) -> -u(-x), which solves the equation if u does: (..., X) -> (..., X)."""
+def reflect(u: Tensor) -> Tensor:
+    """u(x) -> -u(-x), which maps solutions to solutions: (..., X) -> (..., X)."""
     return -u.flip(-1)
 
 
-def hasten(u: Tensor, times: float) -> Tensor:
-    """u(x, t) -> a u(x, a t), which solves the equation at a nu if u does at nu: (..., X), a = ``times``."""
+def rescale_time(u: Tensor, times: float) -> Tensor:
+    """u(x, t) -> a u(x, a t), with a = ``times``: (..., X).
+
+    If u solves the equation at nu, the result solves it at a nu.
+    """
     return times * u
 
 
-def advance(u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4) -> Tensor:
-    """Point values ``u`` (B, X) one ``dt`` on, at ``nu`` (B,), by the equation alone: (B, X) in u's dtype.
+def solver_step(u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4) -> Tensor:
+    """Advance point values by one step with the equation alone.
 
-    The values are read as lines between points, on a grid ``refine`` times finer, where the fluxes are integrated in as many CFL steps
-    as ``dt`` takes, so that moving shocks are seen; ``certainty`` says where to trust the answer.
+    The values are interpolated linearly to a finer grid. There the fluxes are integrated in as many
+    CFL steps as ``dt`` takes, so that moving shocks are resolved. ``shock_weight`` says where to
+    trust the result.
+
+    Args:
+        u: point values (B, X).
+        dt: the time of the step.
+        nu: the viscosity (B,).
+        length: the length of the periodic line.
+        refine: how much finer the grid of the solver is.
+
+    Returns:
+        Point values (B, X), in u's dtype.
     """
     share = torch.arange(refine, device=u.device, dtype=u.dtype) / refine
     fine = torch.lerp(u[..., None], u.roll(-1, -1)[..., None], share).flatten(-2)
@@ -118,31 +165,68 @@ def advance(u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int =
     return out
 
 
-def certainty(u: Tensor, jump: float = 0.03, reach: int = 3) -> Tensor:
-    """How far point values ``u`` (B, X) say what the solution is: (B, X), 1 where it is smooth, near 0 around shocks.
+def shock_weight(u: Tensor, jump: float = 0.03, reach: int = 3) -> Tensor:
+    """How far point values determine the solution: 1 if it is smooth, near 0 around shocks.
 
-    1 / sqrt(1 + (d / jump)^2), where d is the largest difference of two neighbours within ``reach`` points, relative to the root mean
-    square of u. Where in its cell a shock stands point values don't tell, and an error of a part of a cell is all that ``advance``
-    then leaves around it.
+    The weight is 1 / sqrt(1 + (d / jump)^2), with d the largest difference of two neighbors within
+    ``reach`` points, relative to the root mean square of u. Point values do not determine where in
+    its cell a shock lies, so ``solver_step`` has an error of a fraction of a cell around it.
+
+    Args:
+        u: point values (B, X).
+        jump: the relative difference at which the weight is 1/sqrt(2).
+        reach: number of points around a shock that it affects.
+
+    Returns:
+        Weights (B, X), from 0 to 1.
     """
     d = (u.roll(-1, -1) - u).abs()
-    d = torch.stack([d.roll(k, -1) for k in range(-reach, reach + 2)]).amax(0) / u.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+    d = torch.stack([d.roll(k, -1) for k in range(-reach, reach + 2)]).amax(0) / u.square().mean(
+        -1, keepdim=True
+    ).sqrt().clamp_min(1e-12)
     return (1 + (d / jump).square()).rsqrt()
 
 
-def residual(u: Tensor, v: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4) -> Tensor:
-    """The equation's residual over the step from ``u`` to ``v`` (B, X): v - u + int (u^2/2)_x - (nu/pi) u_xx dt, (B, X)."""
-    return v - advance(u, dt, nu, length, refine)
+def residual(
+    u: Tensor, v: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4
+) -> Tensor:
+    """The equation's residual v - u + int (u^2/2)_x - (nu/pi) u_xx dt over one step.
+
+    Args:
+        u: point values before the step (B, X).
+        v: point values after the step (B, X).
+        dt: the time of the step.
+        nu: the viscosity (B,).
+        length: the length of the periodic line.
+        refine: how much finer the grid of the solver is.
+
+    Returns:
+        The residual (B, X).
+    """
+    return v - solver_step(u, dt, nu, length, refine)
 
 
 def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float = 1.0) -> Tensor:
-    """The exact solution from point values ``u0`` (B, X) at times ``t`` (T,): (B, T, X), in u0's dtype.
+    """The exact solution by the Cole-Hopf transform (Hopf 1950).
 
-    Cole-Hopf: with mu = nu/pi, u(x, t) is the mean of (x - y)/t under weights exp(-[(x - y)^2/(2t) + Phi(y)]/(2 mu)),
-    Phi' = u0 (Hopf 1950). All weights are positive, so a softmax is stable at any mu. ``u0`` is read as its trigonometric
-    interpolant; the trapezoid rule is refined until it resolves the narrowest weight.
+    With mu = nu/pi, u(x, t) is the mean of (x - y)/t under weights exp(-[(x - y)^2/(2t) +
+    Phi(y)]/(2 mu)), Phi' = u0. All weights are positive, so a softmax is stable at any mu. ``u0``
+    is read as its trigonometric interpolant; the trapezoid rule is refined until it resolves the
+    narrowest weight.
+
+    Args:
+        u0: point values (B, X).
+        t: times (T,), increasing and >= 0.
+        nu: the viscosity.
+        length: the length of the periodic line.
+
+    Returns:
+        Point values (B, T, X), in u0's dtype.
+
+    Raises:
+        UpsError: see ``ups.physics.periodic_1d.validate_solver_inputs``.
     """
-    u0, times, nu = checked(u0, t, nu)
+    u0, times, nu = validate_solver_inputs(u0, t, nu)
     mu, points = nu / math.pi, u0.shape[-1]
     spectrum = torch.fft.rfft(u0.double())
     speed, mean = float(u0.abs().max()), spectrum[..., :1].real / points
@@ -160,17 +244,24 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
         refine = max(1, math.ceil(length / points / narrowest))
         h = length / points / refine
         phi = torch.fft.irfft(potential, n=points * refine) * refine
-        # the weights peak where x - y = t u0(y); nine standard deviations of the heat kernel beyond that they are below 1e-17
+        # the weights peak at x - y = t u0(y); nine standard deviations of the heat kernel further
+        # out they are below 1e-17
         reach = math.ceil((time * speed + 9 * math.sqrt(2 * mu * time)) / h)
         z = h * torch.arange(reach, -reach - 1, -1, dtype=torch.float64, device=u0.device)
         index = torch.arange(-reach, points * refine + reach, device=u0.device) % (points * refine)
-        windows = phi[:, index].unfold(-1, 2 * reach + 1, refine)[:, :points]  # (B, X, Y) view: phi at y = x - z
+        # (B, X, Y) view: phi at y = x - z
+        windows = phi[:, index].unfold(-1, 2 * reach + 1, refine)[:, :points]
         kinetic = z.square() / (2 * time) - mean * z  # (B, Y)
         rows = max(1, 2**22 // len(z))
         frames.append(
             torch.stack(
                 [
-                    torch.cat([torch.softmax((kinetic[b] + w) / (-2 * mu), -1) @ z / time for w in windows[b].split(rows)])
+                    torch.cat(
+                        [
+                            torch.softmax((kinetic[b] + w) / (-2 * mu), -1) @ z / time
+                            for w in windows[b].split(rows)
+                        ]
+                    )
                     for b in range(len(u0))
                 ]
             )

@@ -1,0 +1,84 @@
+"""One plain line for each epoch, for scripts that follow a run: grep -E "Epoch|L_inv|loss:"."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from ups.core.io import read_json
+
+log = logging.getLogger(__name__)
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration, for example "40 s" or "12.3 min"."""
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+class EpochSummary(pl.Callback):
+    """Logs loss terms, the last validation result, speed and time left at the end of each epoch.
+
+    A loss term is the mean over the epoch, the speed is in steps per second.
+
+    Args:
+        dirpath: the run's folder. Its preflight.json holds how long the later stages and the test
+            take.
+        stages: the stages that the command trains.
+    """
+
+    def __init__(self, dirpath: str, stages: Sequence[str]) -> None:
+        self.path, self.stages = Path(dirpath) / "preflight.json", list(stages)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = read_json(self.path) if self.path.exists() else {}
+        later = (
+            [*self.stages[self.stages.index(str(pl_module.stage)) + 1 :], "test"]
+            if pl_module.stage in self.stages
+            else []
+        )
+        self.after = sum(found[stage]["seconds"] for stage in later if stage in found)
+        # a run that resumes within an epoch does not call this hook for that epoch
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.started, self.first_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name, value in pl_module.terms.items():  # sums of tensors do not wait for the device
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        means = {
+            name: float(trainer.strategy.reduce(value / self.counts[name]))
+            for name, value in self.sums.items()
+        }
+        parts = [
+            str(pl_module.stage),
+            f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            f"loss: {means.pop('loss', float('nan')):.5f}",
+        ]
+        names: Any = (
+            ("L_forward", "L_inv_enc", "L_inv_dec") if pl_module.stage == "operator" else means
+        )
+        parts += [f"{name} {means.get(name, 0.0):.5f}" for name in names]
+        score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/nrmse")
+        parts += [f"validation nRMSE {float(score):.4f}"] if score is not None else []
+        seconds = time.monotonic() - self.started
+        parts.append(f"{(trainer.global_step - self.first_step) / seconds:.1f} steps/s")
+        if trainer.max_epochs and trainer.max_epochs > 0:
+            left = seconds * (trainer.max_epochs - trainer.current_epoch - 1)
+            parts.append(
+                f"{format_duration(left)} left"
+                + (f", {format_duration(left + self.after)} in all" if self.after else "")
+            )
+        if trainer.is_global_zero:
+            log.info("  ".join(parts))

@@ -1,0 +1,1 @@
+"""The base of all other packages: errors, files, batches, norms."""

@@ -1,0 +1,182 @@
+"""PDEBench's 1D HDF5 layout.
+
+`tensor` (N, T, X) float32, `x-coordinate` (X,), and `t-coordinate` (T,) or, as published, (T + 1,).
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ups.core.errors import UpsError
+
+
+class TrajectoryFile:
+    """Reads trajectories from one file, which is never written.
+
+    Opening checks names, ranks, lengths, types and coordinates; ``read`` checks that values are
+    finite. Each process opens the file once, so that an instance can be passed to worker processes.
+
+    Args:
+        path: the HDF5 file.
+        time_stride: keep every ``time_stride``-th frame.
+        space_stride: keep every ``space_stride``-th point.
+
+    Raises:
+        UpsError: the file has a fault. The message has the file, the dataset and what is expected.
+    """
+
+    def __init__(self, path: Path, time_stride: int = 1, space_stride: int = 1) -> None:
+        self.path, self.time_stride, self.space_stride = Path(path), time_stride, space_stride
+        self._file: h5py.File | None = None
+        self._process = -1
+        if not self.path.is_file():
+            raise UpsError(f"there is no data file {self.path}")
+        x, t = self._coordinate("x-coordinate"), self._coordinate("t-coordinate")
+        tensor = self._dataset("tensor", 3)
+        trajectories, frames, points = tensor.shape
+        if len(x) != points:
+            raise UpsError(
+                f"{self.path}: 'x-coordinate' has {len(x)} entries, 'tensor' {points} points; "
+                "they must agree"
+            )
+        if len(t) not in (frames, frames + 1):
+            raise UpsError(
+                f"{self.path}: 't-coordinate' has {len(t)} entries, 'tensor' {frames} frames; "
+                f"{frames} or {frames + 1} are allowed"
+            )
+        if points % space_stride or points // space_stride < 2 or (frames - 1) // time_stride < 1:
+            raise UpsError(
+                f"{self.path}: space_stride={space_stride} must divide its {points} points, "
+                "and at least 2 points "
+                f"and 2 of its {frames} frames must be left at time_stride={time_stride}"
+            )
+        self.trajectories = trajectories
+        self.x, self.t = x[::space_stride], t[:frames:time_stride]
+        self.frames, self.points = len(self.t), len(self.x)
+        # periodic: one cell more than the distance of the first and the last center
+        self.length = round(float(x[-1] - x[0]) * points / (points - 1), 6)
+        self.dt = float(self.t[1] - self.t[0])
+
+    def read(
+        self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
+    ) -> np.ndarray:
+        """Read frames of some trajectories.
+
+        Args:
+            trajectories: their indices (B,).
+            start: the first frame, in strides.
+            frames: number of frames, in strides; default: all.
+
+        Returns:
+            Fields (B, frames, X), float32.
+
+        Raises:
+            UpsError: a trajectory can't be read or is not finite.
+        """
+        tensor = self._dataset("tensor", 3)
+        stop = self.frames if frames is None else start + frames
+        out = np.empty((len(trajectories), stop - start, self.points), np.float32)
+        for row, i in enumerate(trajectories):
+            # read whole lines and subsample in memory: strided reads of the last axis are slow
+            try:
+                lines = tensor[
+                    i,
+                    start * self.time_stride : (stop - 1) * self.time_stride + 1 : self.time_stride,
+                ]
+            except (OSError, RuntimeError) as error:  # a damaged chunk
+                raise UpsError(
+                    f"{self.path}: trajectory {i} of 'tensor' can't be read "
+                    f"({str(error).splitlines()[0]})"
+                ) from None
+            out[row] = lines[:, :: self.space_stride]
+            if not np.isfinite(out[row]).all():
+                raise UpsError(
+                    f"{self.path}: 'tensor' has a value that is not finite in trajectory {i}; "
+                    "all must be finite"
+                )
+        return out
+
+    def verify_checksum(self, parts: Sequence[np.ndarray]) -> None:
+        """Compare the content of the file with its recorded hash, if it has one.
+
+        Args:
+            parts: everything that the file holds, in parts along the first axis.
+
+        Raises:
+            UpsError: they differ.
+        """
+        known = self._open().attrs.get("hash")
+        if known is not None and digest(parts) != known:
+            raise UpsError(
+                f"{self.path}: the values of 'tensor' are not those that were written; "
+                "remove the file and it is made again"
+            )
+
+    def _dataset(self, name: str, rank: int) -> h5py.Dataset:
+        try:
+            dataset = self._open().get(name)
+        except (OSError, RuntimeError, KeyError):  # a dangling link
+            dataset = None
+        if not isinstance(dataset, h5py.Dataset):
+            raise UpsError(
+                f"{self.path}: there is no dataset '{name}'; PDEBench's layout has 'tensor', "
+                "'x-coordinate' and 't-coordinate'"
+            )
+        if dataset.ndim != rank or dataset.dtype.kind != "f" or 0 in dataset.shape:
+            raise UpsError(
+                f"{self.path}: '{name}' is {dataset.dtype} {dataset.shape}; "
+                f"a non-empty float array of {rank} dimensions is expected"
+            )
+        return dataset
+
+    def _coordinate(self, name: str) -> np.ndarray:
+        try:
+            with np.errstate(invalid="ignore"):  # damaged values are checked below
+                values = np.asarray(self._dataset(name, 1)[:], np.float64)
+        except (OSError, RuntimeError) as error:
+            raise UpsError(
+                f"{self.path}: '{name}' can't be read ({str(error).splitlines()[0]})"
+            ) from None
+        steps = np.diff(values)
+        if (
+            len(values) < 2
+            or not np.isfinite(values).all()
+            or (steps <= 0).any()
+            or np.ptp(steps) > 1e-3 * steps.mean()
+        ):
+            raise UpsError(
+                f"{self.path}: '{name}' must be finite, increasing and evenly spaced, "
+                "with at least 2 entries"
+            )
+        return values
+
+    def _open(self) -> h5py.File:
+        if self._file is None or self._process != os.getpid():  # HDF5 handles don't survive a fork
+            try:
+                self._file = h5py.File(self.path, "r")
+            except OSError as error:
+                raise UpsError(
+                    f"{self.path} can't be read as HDF5, it is truncated or of another kind "
+                    f"({error})"
+                ) from None
+            self._process = os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_file": None}
+
+
+def digest(parts: Sequence[np.ndarray]) -> str:
+    """A short hash of an array, the first 12 hex digits of the SHA-256 of its shape and bytes.
+
+    Args:
+        parts: the array in parts along its first axis.
+    """
+    content = hashlib.sha256(repr((sum(map(len, parts)), *parts[0].shape[1:])).encode())
+    for part in parts:
+        content.update(np.ascontiguousarray(part).data)
+    return content.hexdigest()[:12]

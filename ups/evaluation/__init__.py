@@ -1,0 +1,1 @@
+"""Metrics, baselines, results, the leaderboard and reports."""

@@ -1,0 +1,291 @@
+"""Reports as one self-contained html file: of one run, and of several runs side by side."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from omegaconf import DictConfig, OmegaConf
+
+from ups.core.errors import UpsError
+from ups.core.io import read_json, write_text
+from ups.core.settings import flatten_config, is_bookkeeping_key
+from ups.evaluation.report import plots
+from ups.evaluation.results import Row, Tested, TestedData
+
+# heading, key, digits
+HEADLINE = (
+    ("rollout nRMSE", "nrmse", 4), ("last frame", "last_frame", 4),
+    ("one step", "one_step_nrmse", 4), ("RMSE", "rmse", 4), ("max error", "max_error", 3),
+    ("mass (cRMSE)", "crmse", 5), ("ms a trajectory", "milliseconds", 2),
+)  # fmt: skip
+CHECKS = (
+    ("mass gap", "mass_gap"), ("energy gap", "energy_gap"), ("boundary gap", "periodic_gap"),
+    ("beyond the initial range", "maximum_violation"), ("growth of variation", "variation_growth"),
+    ("growth of energy", "energy_growth"), ("correlation time", "correlation_time"),
+)  # fmt: skip
+
+
+@dataclass
+class RunResults:
+    """The results of a run, read from its folder.
+
+    Args:
+        folder: the run's folder.
+        dataset: description of the test set.
+        rows: rows of the evaluation by label.
+        config: the run's configuration.
+    """
+
+    folder: Path
+    dataset: dict[str, Any]
+    rows: dict[str, Row]
+    config: DictConfig
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunResults":
+        """Read the newest evaluation in ``folder``, and the one with test-time conditioning.
+
+        Raises:
+            UpsError: ``folder`` is not a run that has been tested.
+        """
+        found = sorted(folder.glob("reports/eval_*.json"), key=lambda path: path.stat().st_mtime)
+        if not found or not (folder / "config.yaml").exists():
+            raise UpsError(
+                f"{folder} holds no reports/eval_*.json and config.yaml: "
+                "it is not a run that has been tested"
+            )
+        results = [read_json(path) for path in found]
+        newest = results[-1]["dataset"]
+        rows = {
+            plots.row_label(row): row
+            for result in results
+            if result["dataset"] == newest
+            for row in result["rows"]
+        }
+        config: Any = OmegaConf.load(folder / "config.yaml")
+        return cls(folder, newest, rows, config)
+
+    def curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+        """Read the series of the csv logger: steps and values by stage and name.
+
+        A resumed run has several files.
+        """
+        found: dict[str, dict[str, dict[float, float]]] = {}
+        for path in sorted(
+            self.folder.glob("logs/version_*/metrics.csv"),
+            key=lambda path: int(path.parent.name[8:]),
+        ):
+            with path.open(newline="") as file:
+                for line in csv.DictReader(file):
+                    for key, value in line.items():
+                        kind, _, name = key.partition("/")
+                        stage, _, name = name.partition("/")
+                        if value and (
+                            kind == "training" or (kind == "validation" and name == "nrmse")
+                        ):
+                            label = name if kind == "training" else "validation nRMSE"
+                            found.setdefault(stage, {}).setdefault(label, {})[
+                                float(line["step"])
+                            ] = float(value)
+        return {
+            stage: {
+                label: (sorted(values), [values[k] for k in sorted(values)])
+                for label, values in series.items()
+            }
+            for stage, series in found.items()
+        }
+
+
+def write_run(
+    cfg: DictConfig, tested: Tested, data: TestedData, folder: Path, origin: Mapping[str, Any]
+) -> Path:
+    """Write ``reports/report.html`` of a run that has just been tested.
+
+    Args:
+        cfg: the run's configuration.
+        tested: results of the test.
+        data: the test data.
+        folder: the run's folder.
+        origin: the run's provenance.
+
+    Returns:
+        The path of the page.
+    """
+    assert tested.spectra is not None
+    dataset = data.dataset
+    run = RunResults(folder, dataset, {plots.row_label(row): row for row in tested.rows}, cfg)
+    curves = [
+        {"title": "error over time", "svg": plots.error_over_time(run.rows, data.dt)},
+        {"title": "error against cost, on this machine", "svg": plots.error_against_cost(run.rows)},
+        {
+            "title": "energy spectrum at the last frame, mean over test trajectories",
+            "svg": plots.spectra(*tested.spectra),
+        },
+        *(
+            {"title": f"learning curves: {stage}", "svg": plots.learning_curves(series)}
+            for stage, series in run.curves().items()
+        ),
+    ]
+    path = folder / "reports/report.html"
+    commit = (
+        f"{origin['commit'][:10]}{' and changes' if origin['dirty'] else ''}"
+        if origin["commit"]
+        else "unknown"
+    )
+    _write(
+        path,
+        title=f"UPS: {cfg.name}",
+        lines=[
+            "{name}: {trajectories} test trajectories (set {hash}), {points} points, "
+            "{n} frames from t = 0.".format(**dataset, n=dataset["frames"] - 1),
+            f"Commit {commit}, seed {origin['seed']}, {origin['hardware']}, {origin['time']}.",
+        ],
+        tables=[_headline(run.rows), _checks(run.rows)],
+        images=plots.rollouts(tested.examples, data.dt, data.length),
+        curves=curves,
+        texts=[
+            {"title": "Settings", "text": OmegaConf.to_yaml(cfg, resolve=True)},
+            {"title": "Provenance", "text": json.dumps(origin, indent=1)},
+        ],
+    )
+    return path
+
+
+def write_comparison(folders: Sequence[Path], path: Path) -> None:
+    """Write the headline tables, curves and settings of several runs side by side.
+
+    Args:
+        folders: the runs' folders.
+        path: the html file to write.
+
+    Raises:
+        UpsError: a folder is not a run that has been tested.
+    """
+    runs = {str(folder): RunResults.read(folder) for folder in folders}
+    hashes = {run.dataset["hash"] for run in runs.values()}
+    rows: dict[str, Row] = {}
+    for label, run in runs.items():
+        # baselines belong to a test set
+        apart = (
+            f" ({run.dataset['name']}, test set {run.dataset['hash']})" if len(hashes) > 1 else ""
+        )
+        rows |= {
+            f"{key}{apart}" if plots.is_baseline(row) else f"{label}: {key}": row
+            for key, row in run.rows.items()
+        }
+    stages: dict[str, dict[str, Any]] = {}
+    for label, run in runs.items():
+        for stage, series in run.curves().items():
+            stages.setdefault(stage, {}).update(
+                {
+                    f"{label}: {name}": values
+                    for name, values in series.items()
+                    if name in ("loss", "validation nRMSE")
+                }
+            )
+    lines = ["Compared: " + ", ".join(runs) + "."]
+    if len(hashes) > 1:
+        lines.append(
+            f"Careful: they were tested on different test sets ({', '.join(sorted(hashes))}); "
+            "their errors are not comparable."
+        )
+    _write(
+        path,
+        title="UPS: " + " beside ".join(runs),
+        lines=lines,
+        tables=[_headline(rows), _checks(rows), _differences(runs)],
+        curves=[
+            {"title": "error over time", "svg": plots.error_over_time(rows, None)},
+            {
+                "title": "error against cost, each on the machine that tested it",
+                "svg": plots.error_against_cost(rows),
+            },
+            *(
+                {"title": f"learning curves: {stage}", "svg": plots.learning_curves(series)}
+                for stage, series in stages.items()
+            ),
+        ],
+    )
+
+
+def _write(path: Path, **content: Any) -> None:
+    template = Environment(
+        loader=PackageLoader("ups.evaluation.report", "."), autoescape=True, trim_blocks=True
+    ).get_template("page.html")
+    write_text(path, template.render(**content))
+
+
+def _headline(rows: Mapping[str, Row]) -> dict[str, Any]:
+    found = []
+    for label, row in rows.items():
+        values = {
+            **row,
+            "last_frame": row["nrmse_over_time"][-1],
+            "milliseconds": 1e3 * row["seconds_per_trajectory"],
+        }
+        found.append(
+            [
+                label,
+                *(
+                    f"{values[key]:.{digits}f}" if values[key] < 1e6 else f"{values[key]:.1e}"
+                    for _, key, digits in HEADLINE
+                ),
+            ]
+        )
+    note = (
+        "In physical space, of rollouts from t = 0; the mean over frames and trajectories. "
+        "Grey: baselines."
+    )
+    return _table("Errors and cost", note, [head for head, _, _ in HEADLINE], rows, found)
+
+
+def _checks(rows: Mapping[str, Row]) -> dict[str, Any]:
+    checks = [(head, key) for head, key in CHECKS if any(key in row for row in rows.values())]
+    found = [
+        [label, *(f"{row[key]:.3g}" if key in row else "-" for _, key in checks)]
+        for label, row in rows.items()
+    ]
+    note = (
+        "What a solution must not do (0 is right), "
+        "and the time for which the correlation with the truth stays above 0.8."
+    )
+    return _table("Physics checks", note, [head for head, _ in checks], rows, found)
+
+
+def _table(
+    title: str, note: str, heads: list[str], rows: Mapping[str, Row], cells: list[list[str]]
+) -> dict[str, Any]:
+    lines = [
+        {"baseline": plots.is_baseline(row), "cells": line}
+        for row, line in zip(rows.values(), cells, strict=True)
+    ]
+    return {
+        "title": title,
+        "note": note,
+        "heads": ["", *heads],
+        "rows": sorted(lines, key=lambda line: line["baseline"]),
+    }
+
+
+def _differences(runs: Mapping[str, RunResults]) -> dict[str, Any]:
+    settings = [
+        {
+            key: str(value)
+            for key, value in flatten_config(run.config).items()
+            if not is_bookkeeping_key(key)
+        }
+        for run in runs.values()
+    ]
+    lines = [
+        [key, *(values.get(key, "-") for values in settings)]
+        for key in sorted({key for values in settings for key in values})
+    ]
+    return {
+        "title": "Settings that differ",
+        "heads": ["", *runs],
+        "rows": [{"cells": line} for line in lines if len(set(line[1:])) > 1],
+    }

@@ -1,0 +1,233 @@
+"""The plots of a report as text within its html: SVG for curves, PNG for fields."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from torch import Tensor
+
+from ups.core.io import atomic_write
+
+Row = Mapping[str, Any]
+# Okabe and Ito's palette, distinguishable with color blindness
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#666666")
+
+
+def row_label(row: Row) -> str:
+    """The label of a row of an evaluation: "upt-small + diffusion + ttc, latent"."""
+    parts = [
+        row["model"],
+        *([row["correct"]] if row["correct"] != "none" else []),
+        *(["ttc"] if row["ttc"] else []),
+    ]
+    return f"{' + '.join(parts)}{'' if is_baseline(row) else ', ' + row['mode']}"
+
+
+def is_baseline(row: Row) -> bool:
+    """Whether a row is of persistence or of the solver."""
+    return row["model"] == "persistence" or row["model"].startswith("solver-")
+
+
+def svg(figure: Figure) -> str:
+    """Render the figure as an <svg> element; its text remains text."""
+    out = StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def png(figure: Figure) -> str:
+    """Render the figure as the source of an <img>."""
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=100)
+    return "data:image/png;base64," + b64encode(out.getvalue()).decode()
+
+
+def axes(width: float = 5.2, height: float = 3.4) -> tuple[Figure, Any]:
+    """Make a figure with one axis."""
+    figure = Figure(figsize=(width, height))
+    axis = figure.add_axes((0.17, 0.15, 0.8, 0.8))
+    axis.grid(alpha=0.3)
+    return figure, axis
+
+
+def rollouts(
+    examples: Mapping[str, tuple[Tensor, Tensor]], dt: float, length: float
+) -> list[dict[str, str]]:
+    """Plot truth, prediction and error (T, X) over space and time, one image each."""
+    found = []
+    for which, (truth, pred) in examples.items():
+        error = pred - truth
+        nrmse = float((error.norm(dim=-1) / truth.norm(dim=-1).clamp_min(1e-30)).mean())
+        top, worst = max(float(truth.abs().max()), 1e-30), max(float(error.abs().max()), 1e-30)
+        for what, field, limit in (
+            ("truth", truth, top),
+            ("prediction", pred, top),
+            ("error", error, worst),
+        ):
+            figure = Figure(figsize=(3.6, 2.6))
+            axis = figure.add_axes((0.15, 0.18, 0.6, 0.78))
+            extent = (0.0, length, dt, dt * len(truth))
+            image = axis.imshow(
+                field,
+                origin="lower",
+                aspect="auto",
+                extent=extent,
+                cmap="RdBu_r",
+                vmin=-limit,
+                vmax=limit,
+            )
+            axis.set(xlabel="x", ylabel="t")
+            bar = figure.colorbar(
+                image, cax=figure.add_axes((0.78, 0.18, 0.03, 0.78)), format="%.2g"
+            )
+            bar.set_ticks([-limit, -limit / 2, 0, limit / 2, limit])
+            bar.ax.tick_params(labelsize=8)
+            words = (
+                f"{which} test trajectory: {what} over space and time, "
+                f"from {-limit:.2g} (blue) to {limit:.2g} (red)"
+            )
+            found.append(
+                {
+                    "title": f"{which} (nRMSE {nrmse:.4f}): {what}",
+                    "source": png(figure),
+                    "words": words,
+                }
+            )
+    return found
+
+
+def error_over_time(rows: Mapping[str, Row], dt: float | None) -> str:
+    """Plot the nRMSE of every frame.
+
+    Args:
+        rows: rows of an evaluation by the label of their line.
+        dt: the time between frames; None to plot against the number of the frame.
+    """
+    figure, axis = axes()
+    lines = {"persistence": ":", "solver-64": "-.", "solver-128": "--"}
+    for i, (label, row) in enumerate(rows.items()):
+        style = (
+            {"color": "0.55", "linestyle": lines.get(row["model"], "-")}
+            if is_baseline(row)
+            else {"color": COLOURS[i % len(COLOURS)]}
+        )
+        errors = row["nrmse_over_time"]
+        axis.semilogy(
+            [(k + 1) * (dt or 1) for k in range(len(errors))], errors, label=label, **style
+        )
+    axis.set(xlabel="t" if dt else "frame", ylabel="nRMSE of a frame")
+    axis.legend(fontsize=7, framealpha=0.5)
+    return svg(figure)
+
+
+def error_against_cost(rows: Mapping[str, Row]) -> str:
+    """Plot rollout nRMSE against time for each trajectory; a line joins the solver's grids."""
+    figure, axis = axes()
+    solvers = [row for row in rows.values() if row["model"].startswith("solver-")]
+    axis.loglog(
+        [1e3 * r["seconds_per_trajectory"] for r in solvers],
+        [r["nrmse"] for r in solvers],
+        "o-",
+        color="0.55",
+    )
+    for row in solvers:
+        place = 1e3 * row["seconds_per_trajectory"], row["nrmse"]
+        axis.annotate(
+            row["model"], place, xytext=(5, 4), textcoords="offset points", fontsize=7, color="0.4"
+        )
+    for i, (label, row) in enumerate(rows.items()):
+        if not is_baseline(row):
+            axis.loglog(
+                1e3 * row["seconds_per_trajectory"],
+                row["nrmse"],
+                "s",
+                color=COLOURS[i % len(COLOURS)],
+                label=label,
+            )
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_minor_locator(LogLocator(subs=(2, 5)))
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter("{x:g}")
+    axis.margins(0.12)
+    axis.set(xlabel="milliseconds a trajectory", ylabel="rollout nRMSE")
+    axis.legend(fontsize=7, framealpha=0.5)
+    return svg(figure)
+
+
+def spectra(truth: Tensor, pred: Tensor) -> str:
+    """Plot energy by wave number at the last frame."""
+    figure, axis = axes()
+    for label, values, style in (
+        ("truth", truth, {"color": "0.3"}),
+        ("prediction", pred, {"color": COLOURS[1], "linestyle": "--"}),
+    ):
+        axis.loglog(range(1, len(values)), values[1:].clamp_min(1e-30), label=label, **style)
+    axis.set(xlabel="wave number", ylabel="energy, last frame")
+    axis.legend(fontsize=7, framealpha=0.5)
+    return svg(figure)
+
+
+def learning_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Plot logged values against steps, by the label of their line."""
+    figure, axis = axes()
+    for i, (label, (steps, values)) in enumerate(curves.items()):
+        style = {"linestyle": "--", "marker": "."} if "validation" in label else {}
+        axis.plot(
+            steps, values, label=label, linewidth=1.2, color=COLOURS[i % len(COLOURS)], **style
+        )
+    if any(value > 0 for _, values in curves.values() for value in values):
+        axis.set_yscale("log")
+    axis.set(xlabel="step", ylabel="loss, nRMSE")
+    axis.legend(fontsize=7, framealpha=0.5)
+    return svg(figure)
+
+
+def draw_rollout(
+    path: Path, truth: Tensor, pred: Tensor, dt: float, length: float, title: str
+) -> None:
+    """Draw truth, prediction and error (T, X) over space and time, and three frames.
+
+    Args:
+        path: the png file to write.
+        truth: fields (T, X).
+        pred: fields (T, X).
+        dt: the time between frames.
+        length: the length of the periodic line.
+        title: title of the figure.
+    """
+    error = pred - truth
+    top, worst = float(truth.abs().max()), float(error.abs().max())
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    axes = figure.subplots(1, 4)
+    extent = (0.0, length, dt, dt * len(truth))
+    for axis, field, name, limit in zip(
+        axes,
+        (truth, pred, error),
+        ("truth", "latent rollout", "error"),
+        (top, top, worst),
+        strict=False,
+    ):
+        image = axis.imshow(
+            field,
+            origin="lower",
+            aspect="auto",
+            extent=extent,
+            cmap="RdBu_r",
+            vmin=-limit,
+            vmax=limit,
+        )
+        axis.set(title=name, xlabel="x", ylabel="t")
+        figure.colorbar(image, ax=axis)
+    x = [(i + 0.5) * length / truth.shape[1] for i in range(truth.shape[1])]
+    for frame, colour in zip((0, len(truth) // 4, len(truth) - 1), ("C0", "C1", "C2"), strict=True):
+        axes[3].plot(x, truth[frame], color=colour, label=f"t = {dt * (frame + 1):.2f}")
+        axes[3].plot(x, pred[frame], color=colour, linestyle="--")
+    axes[3].set(title="truth (line), rollout (- -)", xlabel="x", ylabel="u")
+    axes[3].legend()
+    figure.suptitle(title, fontsize=10)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

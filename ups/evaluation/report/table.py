@@ -1,0 +1,53 @@
+"""The final table of a run, in the terminal."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Row = Mapping[str, Any]
+
+
+def print_table(
+    dataset: Mapping[str, Any], rows: Sequence[Row], console: Console | None = None
+) -> None:
+    """Print errors in physical space and cost, the run's own rows first.
+
+    Args:
+        dataset: description of the test set.
+        rows: rows of the evaluation.
+        console: where to print; default: the terminal.
+    """
+    title = (
+        "{name}: {trajectories} test trajectories, {points} points, {n} frames from t = 0".format(
+            **dataset, n=dataset["frames"] - 1
+        )
+    )
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("model")
+    table.add_column("mode")
+    console = console or Console(width=None if sys.stdout.isatty() else 130)
+    few = console.width < 110
+    for head in (
+        "nRMSE",
+        "at the end",
+        "one step",
+        *(() if few else ("RMSE", "max error", "mass (cRMSE)")),
+        "ms / trajectory",
+    ):
+        table.add_column(head, justify="right")
+    for row in rows:
+        more = () if few else (row["rmse"], row["max_error"], row["crmse"])
+        numbers = [
+            f"{value:.4f}" if value < 1000 else f"{value:.1e}"
+            for value in (row["nrmse"], row["nrmse_over_time"][-1], row["one_step_nrmse"], *more)
+        ]
+        name = (
+            row["model"]
+            + (f" + {row['correct']}" if row["correct"] != "none" else "")
+            + (" + ttc" if row["ttc"] else "")
+        )
+        table.add_row(name, row["mode"], *numbers, f"{1e3 * row['seconds_per_trajectory']:.2f}")
+    console.print(table)

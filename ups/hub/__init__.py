@@ -1,0 +1,1 @@
+"""Models for other tools: the models that come with UPS, model cards, export."""

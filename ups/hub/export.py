@@ -1,0 +1,281 @@
+"""Simulators for other tools: a folder as on Hugging Face, graphs, xarray data sets.
+
+    python -m ups.export RUN FOLDER --to folder     config.json, model.safetensors, README.md:
+                                                    what ups.load reads, and a card
+    python -m ups.export RUN FOLDER --to onnx       encode.onnx, step.onnx, decode.onnx
+    python -m ups.export RUN FOLDER --to torch      encode.pt2, step.pt2, decode.pt2, for
+                                                    torch.export.load
+
+RUN is what ups.load takes. Graphs take batches of any size, at the simulator's own dt and without
+correctors: z = encode(u), z = step(z, nu), u = decode(z).
+"""
+
+import argparse
+import copy
+import hashlib
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import ups
+from ups.core.errors import UpsError
+from ups.core.io import write_bytes
+from ups.hub.model_card import render_model_card
+from ups.models.interpolation import interpolate
+from ups.runs.provenance import git_state, hardware
+from ups.simulation.checkpoint import load
+from ups.simulation.model_folder import to_safetensors
+from ups.simulation.simulator import Simulator
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+
+TOLERANCE = 1e-4  # error of a graph, relative to the simulator's largest value
+
+
+class ExportWrapper(nn.Module):
+    """One of a simulator's three maps, "encode", "step" or "decode", as a module."""
+
+    def __init__(self, simulator: Simulator, name: str) -> None:
+        super().__init__()
+        self.simulator, self.name = simulator, name
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return getattr(self.simulator, self.name)(*inputs)
+
+
+def to_torch(simulator: Simulator, folder: Path) -> None:
+    """Write encode.pt2, step.pt2 and decode.pt2, for ``torch.export.load``.
+
+    Nothing is written if a graph differs from the simulator.
+
+    Raises:
+        UpsError: a graph can't be made, or differs from the simulator.
+    """
+
+    def convert(program: Any, names: tuple[str, ...]) -> tuple[bytes, Callable[..., Tensor]]:
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+    _write_graphs(simulator, folder, "pt2", convert)
+
+
+def to_onnx(simulator: Simulator, folder: Path) -> None:
+    """Write encode.onnx, step.onnx and decode.onnx.
+
+    onnxruntime runs each of them, and nothing is written if one differs from the simulator.
+
+    Raises:
+        UpsError: packages are missing, the model has operations that ONNX lacks, or a graph
+            differs.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError:
+        raise UpsError(
+            "ONNX needs packages that are not installed; pip install 'ups[onnx]'"
+        ) from None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+    def convert(program: Any, names: tuple[str, ...]) -> tuple[bytes, Callable[..., Tensor]]:
+        made: Any = torch.onnx.export(
+            program, (), dynamo=True, input_names=names, output_names=["out"], verbose=False
+        )
+        content = made.model_proto.SerializeToString()
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        return content, lambda *inputs: torch.from_numpy(
+            session.run(None, {k: v.numpy() for k, v in zip(names, inputs, strict=True)})[0]
+        )
+
+    _write_graphs(simulator, folder, "onnx", convert)
+
+
+def _write_graphs(
+    simulator: Simulator,
+    folder: Path,
+    suffix: str,
+    convert: Callable[..., tuple[bytes, Callable[..., Tensor]]],
+) -> None:
+    """Trace the three maps for batches of any size, check them and write them.
+
+    Args:
+        simulator: the simulator.
+        folder: where to write.
+        suffix: suffix of the files.
+        convert: converts a traced program to the content of a file and a function that calls it.
+    """
+    simulator = copy.deepcopy(simulator).cpu().eval().requires_grad_(False)
+    simulator.correctors.clear()  # graphs do not include correctors
+    files = {}
+    for name, inputs in examples(simulator, 2).items():
+        path, sizes = (
+            Path(folder) / f"{name}.{suffix}",
+            tuple({0: torch.export.Dim("batch")} for _ in inputs),
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(
+                    ExportWrapper(simulator, name),
+                    tuple(inputs.values()),
+                    dynamic_shapes={"inputs": sizes},
+                )
+                files[path], call = convert(program, tuple(inputs))
+        except Exception as error:  # any operation of a model that a graph can't hold
+            raise UpsError(
+                f"{path} can't be made: the model does what such a graph can't hold "
+                f"({type(error).__name__})"
+            ) from error
+        for batch in (1, 3):
+            values = examples(simulator, batch)[name].values()
+            expected, found = getattr(simulator, name)(*values), call(*values)
+            gap = float((found - expected).abs().max() / expected.abs().max())
+            if not gap < TOLERANCE:
+                raise UpsError(
+                    f"{path} would differ from the simulator by {gap:.1e} of its largest value; "
+                    f"{TOLERANCE:g} is allowed"
+                )
+    for path, content in files.items():
+        write_bytes(path, content)
+
+
+def examples(simulator: Simulator, batch: int) -> dict[str, dict[str, Tensor]]:
+    """Example inputs of the three maps, by name."""
+    u = simulator.scale * torch.randn(
+        batch, len(simulator.x), generator=torch.Generator().manual_seed(0)
+    )
+    nu = torch.full((batch,), simulator.nus[0] if simulator.nus else 1e-3)
+    z = simulator.encode(u)
+    return {"encode": {"u": u}, "step": {"z": z, "nu": nu}, "decode": {"z": z}}
+
+
+def to_xarray(
+    simulator: Simulator,
+    u0: Tensor,
+    steps: int,
+    *,
+    nu: float | Tensor,
+    x: Tensor | None = None,
+    x_out: Tensor | None = None,
+    **how: Any,
+) -> "Dataset":
+    """Roll out ``u0`` and return the trajectories, t = 0 included, as an xarray data set.
+
+    ``.to_netcdf(path)`` writes it. The attributes describe its origin.
+
+    Args:
+        simulator: the simulator.
+        u0: initial fields (B, X).
+        steps: number of frames after the initial one.
+        nu: the equation's parameter, one number or (B,).
+        x: see ``Simulator.stream``.
+        x_out: see ``Simulator.stream``.
+        how: other arguments of ``Simulator.rollout``.
+
+    Returns:
+        A data set of ``u`` (trajectory, time, x) and ``nu`` (trajectory,).
+
+    Raises:
+        UpsError: xarray is not installed.
+    """
+    try:
+        import xarray
+    except ModuleNotFoundError:
+        raise UpsError(
+            "data sets need a package that is not installed; pip install 'ups[xarray]'"
+        ) from None
+    u = simulator.rollout(u0, steps, nu=nu, x=x, x_out=x_out, **how)
+    place = simulator.x if x_out is None else torch.as_tensor(x_out)
+    first = torch.as_tensor(u0, dtype=u.dtype, device=u.device).reshape(len(u), -1)
+    if x is not None or x_out is not None:
+        first = interpolate(first, simulator.x if x is None else x, place, simulator.length)
+    now, (commit, dirty) = datetime.now(timezone.utc).isoformat(timespec="seconds"), git_state()
+    model = simulator.spec.get("name", "a simulator")
+    code = f"{commit or 'unknown'}{' with changes' if dirty else ''}"
+    about = {
+        "Conventions": "CF-1.11",
+        "title": f"rollouts of {simulator.equation} by {model} of UPS",
+        "source": f"ups {ups.__version__}, commit {code}, torch {torch.__version__}",
+        "history": f"{now} rollout({', '.join(f'{key}={value}' for key, value in how.items())})",
+        "equation": simulator.equation,
+        "dt": simulator.dt,
+        "model": json.dumps(simulator.spec),
+        # as in config.json of an exported folder
+        "weights_sha256": hashlib.sha256(to_safetensors(simulator.state_dict())).hexdigest(),
+        "hardware": hardware(),
+    }
+    one = {"units": "1"}  # everything is dimensionless
+    return xarray.Dataset(
+        {
+            "u": (
+                ("trajectory", "time", "x"),
+                torch.cat((first[:, None], u), 1).cpu().numpy(),
+                {**one, "long_name": "field"},
+            )
+        },
+        {
+            "trajectory": range(len(u)),
+            "time": (
+                "time",
+                [simulator.dt * i for i in range(steps + 1)],
+                {**one, "axis": "T", "long_name": "time"},
+            ),
+            "x": (
+                "x",
+                place.cpu().numpy(),
+                {
+                    **one,
+                    "axis": "X",
+                    "long_name": f"position on a periodic line of length {simulator.length:g}",
+                },
+            ),
+            "nu": (
+                "trajectory",
+                torch.as_tensor(nu).expand(len(u)).cpu().numpy(),
+                {**one, "long_name": "viscosity, as in PDEBench"},
+            ),
+        },
+        about,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ups.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "run", help="a run directory, a checkpoint file, or the name of a model that comes with UPS"
+    )
+    parser.add_argument(
+        "folder", type=Path, help="where to write; what it holds by the same names is replaced"
+    )
+    parser.add_argument("--to", choices=("folder", "onnx", "torch"), default="folder")
+    said = parser.parse_args()
+    try:
+        simulator = load(said.run)
+        if said.to == "folder":  # with a card if it is a run directory
+            simulator.save(
+                said.folder,
+                render_model_card(Path(said.run), said.folder.name)
+                if (Path(said.run) / "config.yaml").is_file()
+                else "",
+            )
+        else:
+            {"onnx": to_onnx, "torch": to_torch}[said.to](simulator, said.folder)
+    except UpsError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    print("written:", *sorted(path.name for path in said.folder.iterdir()), "in", said.folder)

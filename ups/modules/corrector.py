@@ -1,0 +1,89 @@
+"""What the two stages that train correctors share.
+
+That is the residuals of the frozen operator, computed or cached, and the noise.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ups.core.batch import Batch
+from ups.core.errors import UpsError
+from ups.core.io import format_bytes
+from ups.modules.base import BaseModule
+from ups.simulation.correctors import ResidualCorrector
+from ups.simulation.residual_targets import LatentCache, ResidualTargets, residual_targets
+
+log = logging.getLogger(__name__)
+
+
+class CorrectorModule(BaseModule):
+    """Trains a corrector on ``ups.simulation.residual_targets.ResidualTargets``.
+
+    Hyperparameters:
+        gradient_steps: descent steps that move a prediction to its target.
+        latent_cache: "float16" or "float32" for a cache of the targets on disk, which needs the
+            same windows in every epoch, or None.
+        latent_cache_limit: maximum size of the cache in bytes.
+
+    The other hyperparameters are those of ``BaseModule``.
+    """
+
+    corrector: ResidualCorrector
+    cache: LatentCache | None = None
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        dtype = self.hparams["latent_cache"]
+        if dtype is None:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not data.hparams["repeat"]:
+            raise UpsError(
+                f"latent_cache={dtype} needs data.repeat=true, the same windows in every epoch; "
+                "or latent_cache=null"
+            )
+        loader = data.train_dataloader()
+        path = (
+            Path(self.trainer.default_root_dir)
+            / "cache"
+            / f"{self.stage}-{self.trainer.global_rank}.latents"
+        )
+        windows, frames = loader.sampler.windows, data.hparams["window"] + 1
+        batches = (
+            Batch(*(t.to(self.device) for t in vars(batch).values()))
+            for batch in loader.sampler.iter_fixed_batches(loader.dataset)
+        )
+        steps, limit = self.hparams["gradient_steps"], self.hparams["latent_cache_limit"]
+        self.cache = LatentCache(
+            path, self.simulator, batches, windows, frames, dtype, steps, limit
+        )
+        log.info(
+            "%s: latents of %d windows cached in %s, %s",
+            self.stage,
+            windows,
+            path,
+            format_bytes(self.cache.bytes),
+        )
+
+    def on_fit_end(self) -> None:
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        if self.cache is not None:
+            self.cache.remove()
+
+    def steps(self, batch: Batch) -> ResidualTargets:
+        """Read the residual targets of a batch from the cache, or compute them."""
+        return (
+            self.cache.read(batch)
+            if self.cache is not None
+            else residual_targets(self.simulator, batch, self.hparams["gradient_steps"])
+        )
+
+    def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """White noise (B, K, N, free) for the steps of a batch of windows."""
+        shape = len(batch), batch.u.shape[1] - 1, self.simulator.model.tokens, self.corrector.free
+        return torch.randn(shape, generator=generator, device=self.device)

@@ -1,0 +1,55 @@
+"""The operator's losses: forward, inverse encoding and inverse decoding.
+
+Source: Alkin et al., NeurIPS 2024, section 3.
+"""
+
+import torch
+from torch import Tensor
+
+from ups.core.norms import RELATIVE_ERROR_FLOOR, relative_l2_squared
+from ups.simulation.simulator import Simulator
+
+
+def operator_losses(
+    simulator: Simulator, u: Tensor, nu: Tensor, inverse: bool
+) -> dict[str, Tensor]:
+    """Compute the loss terms of one batch of windows u_0, ..., u_K.
+
+    With z_0 = E(u_0) and z_k = A(z_{k-1}):
+
+    - L_forward = mean_k |D(z_k) - u_k|^2 / |u_k|^2;
+    - L_inv_enc = |D(z_0) - u_0|^2 / |u_0|^2;
+    - L_inv_dec = |E(D(z_K)) - z_K|^2 / var(z_K), relative to the variance of each sample's tokens,
+      so that shrinking them does not reduce the loss.
+
+    If the root mean square of u is smaller than ``RELATIVE_ERROR_FLOOR`` times the data's scale,
+    the denominator uses that value instead.
+
+    Args:
+        simulator: the simulator.
+        u: windows (B, K+1, X).
+        nu: the equation's parameter (B,).
+        inverse: whether to compute L_inv_enc and L_inv_dec.
+
+    Returns:
+        The terms by name, means over the batch.
+    """
+    z = [simulator.encode(u[:, 0])]
+    for _ in range(u.shape[1] - 1):
+        z.append(simulator.step(z[-1], nu))
+    decoded = z if inverse else z[1:]  # one call for all frames has larger matrix products
+    u_hat = (
+        simulator.decode(torch.cat(decoded)).unflatten(0, (len(decoded), len(u))).transpose(0, 1)
+    )
+    error = relative_l2_squared(
+        u_hat, u[:, -len(decoded) :], RELATIVE_ERROR_FLOOR * simulator.scale
+    )
+    if not inverse:
+        return {"L_forward": error.mean()}
+    return {
+        "L_forward": error[:, 1:].mean(),
+        "L_inv_enc": error[:, 0].mean(),
+        "L_inv_dec": (
+            (simulator.encode(u_hat[:, -1]) - z[-1]).square().mean((1, 2)) / z[-1].var((1, 2))
+        ).mean(),
+    }

@@ -1,0 +1,188 @@
+"""The pipeline of a run: train the pending stages, test, report.
+
+python -m ups.pipeline SCRATCH STAGE=PARTS ... is the preflight's rehearsal in a separate process.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf
+
+from ups.callbacks.graceful_stop import TimeLimit
+from ups.callbacks.resource_probe import result_path
+from ups.core.errors import is_out_of_memory, to_user_error
+from ups.core.io import write_text
+from ups.datamodules import TrajectoryDataModule
+from ups.evaluation.report.table import print_table
+from ups.modules import EvaluationModule
+from ups.runs.config import validate_config
+from ups.runs.distributed import shutdown_distributed
+from ups.runs.loggers import check_logger_installed, open_loggers
+from ups.runs.preflight import OUT_OF_MEMORY, REFUSED, preflight
+from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
+from ups.runs.reports import finished_results, log_next_steps, report, report_paths
+from ups.runs.run_dir import run_directory
+from ups.runs.stages import (
+    pending_stages,
+    previous_stage,
+    record_stage_start,
+    stage_config,
+    validation_score,
+    weights_path,
+    with_gradient_accumulation,
+)
+from ups.runs.training import Loggers, build_simulator, fit
+from ups.simulation.checkpoint import latest_checkpoint, load
+from ups.simulation.guidance import TTC
+
+log = logging.getLogger("ups")
+
+
+def run(cfg: DictConfig) -> float:
+    """Train the stages that are not finished, test, and report.
+
+    Returns:
+        The validation nRMSE of the last stage, for sweepers; 0 after a preflight.
+    """
+    validate_config(cfg)
+    check_expected_provenance(cfg)
+    check_logger_installed(cfg)
+    limit = TimeLimit(cfg.trainer.max_time)
+    with limit.outside_of_training(), run_directory(cfg) as folder:
+        todo = pending_stages(cfg, folder)
+        if not todo and (results := finished_results(cfg, folder)):
+            log.info("finished already, in %s; overwrite=true or another name begins anew", folder)
+            print_table(results["dataset"], results["rows"])
+            log_next_steps(cfg, folder)
+            return validation_score(folder)
+        if not todo:
+            # raises an error before data are generated if there is nothing to test
+            latest_checkpoint(folder)
+        write_provenance(cfg, folder)
+        parts = preflight(cfg, todo, folder)
+        if cfg.stage.name == "preflight":
+            return 0.0
+        with open_loggers(cfg, folder) as loggers:
+            for stage in todo:
+                train(cfg, stage, folder, loggers, parts.get(stage, 1), limit)
+            if shutdown_distributed():
+                test(cfg, folder, loggers)
+        return validation_score(folder)
+
+
+def make_data(cfg: DictConfig) -> TrajectoryDataModule:
+    """Prepare the data and check the hash of the test set."""
+    data = instantiate(cfg.data, _convert_="all")
+    data.prepare_data()
+    data.setup()
+    check_expected_data(cfg, data.dataset["hash"])
+    return data
+
+
+def train(
+    cfg: DictConfig, stage: str, folder: Path, logger: Loggers, parts: int, limit: TimeLimit
+) -> None:
+    """Train one stage from the weights of the previous one, and write its weights.
+
+    Args:
+        cfg: the configuration.
+        stage: the name of the stage.
+        folder: the run's folder.
+        logger: the run's loggers.
+        parts: number of parts into which batches are split.
+        limit: the time limit on the call.
+
+    Raises:
+        RunIncomplete: the limit or a signal interrupted training.
+    """
+    cfg = stage_config(cfg, stage)
+    record_stage_start(cfg, folder, stage)
+    cfg = with_gradient_accumulation(cfg, parts)
+    data = make_data(cfg)
+    pl.seed_everything(cfg.seed, verbose=False)
+    before = previous_stage(stage)
+    simulator = load(weights_path(folder, before), data) if before else build_simulator(cfg, data)
+    module = instantiate(cfg.stage[stage].module, simulator, _convert_="all")
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    log.info(
+        "%s: %d parameters to train, %d windows a step, data %s",
+        stage,
+        trained,
+        cfg.data.batch_size,
+        data.path,
+    )
+    fit(cfg, stage, module, data, folder, logger, limit)
+
+
+def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
+    """Test the simulator and the baselines on the test split, and write the reports.
+
+    Args:
+        cfg: the configuration.
+        folder: the run's folder.
+        logger: the run's loggers.
+
+    Returns:
+        The seconds that the rollouts took.
+    """
+    data = make_data(cfg)
+    simulator = load(folder, data)
+    options: Any = OmegaConf.to_container(cfg.ttc, resolve=True)
+    with_ttc = options.pop("enabled") and True in report_paths(cfg, folder)
+    simulator.ttc = TTC(**options)
+    module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
+    trainer = pl.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=1,
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    log.info(
+        "testing %s: %d trajectories, test set %s",
+        folder,
+        data.dataset["trajectories"],
+        data.dataset["hash"],
+    )
+    started = time.perf_counter()
+    trainer.test(module, datamodule=data, verbose=False)
+    seconds = time.perf_counter() - started
+    report(cfg, module, data, folder)
+    return seconds
+
+
+def rehearse(scratch: Path, stages: list[str]) -> None:
+    """The preflight's rehearsal in a separate process: trains stages and tests.
+
+    Args:
+        scratch: a folder with the configuration in config.yaml.
+        stages: "STAGE=PARTS" for each stage.
+    """
+    cfg: Any = OmegaConf.load(scratch / "config.yaml")
+    folder, logger = scratch / cfg.name, CSVLogger(scratch)
+    try:
+        for stage, _, parts in (stage.partition("=") for stage in stages):
+            train(cfg, stage, folder, logger, int(parts), TimeLimit())
+        started = time.perf_counter()
+        seconds = test(cfg, folder, logger)
+        write_text(
+            result_path(scratch, "test"),
+            json.dumps({"seconds": seconds, "beside": time.perf_counter() - started - seconds}),
+        )
+    except Exception as error:
+        stop = to_user_error(error)
+        if stop is None:
+            raise
+        print(stop, file=sys.stderr)
+        sys.exit(OUT_OF_MEMORY if is_out_of_memory(error) else REFUSED)
+
+
+if __name__ == "__main__":
+    rehearse(Path(sys.argv[1]), sys.argv[2:])

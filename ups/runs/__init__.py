@@ -1,0 +1,1 @@
+"""A run: its folder, stages, configuration, provenance, loggers, preflight."""

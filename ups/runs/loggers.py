@@ -1,0 +1,139 @@
+"""The run's loggers.
+
+They are opened with the run's previous id, get the configuration, and upload the files at the end.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+from omegaconf import DictConfig, OmegaConf
+
+from ups.core.errors import UpsError
+from ups.core.io import read_json, write_text
+from ups.runs.distributed import is_first_process
+
+# the argument with which each logger continues a run; the CSV logger starts a file in each call
+RUN_ID_ARGUMENT = {"WandbLogger": "id", "MLFlowLogger": "run_id", "TensorBoardLogger": "version"}
+# everything that `ups.load` needs, and the results
+FILES = ("checkpoints/*_ema.ckpt", "reports/*", "config.yaml", "provenance.json")
+
+
+def check_logger_installed(cfg: DictConfig) -> None:
+    """Check early that the package of the logger is installed.
+
+    ``open_loggers`` reports other problems.
+
+    Raises:
+        UpsError: it is not installed.
+    """
+    package = cfg.logger._target_.rpartition(".")[2].removesuffix("Logger").lower()
+    if package in ("wandb", "mlflow", "tensorboard") and find_spec(package) is None:
+        raise UpsError(
+            f"{cfg.logger._target_} needs a package that is not installed; "
+            f"pip install 'ups[{package}]'"
+        )
+
+
+@contextmanager
+def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
+    """Open the configured logger and the CSV logger; close them at the end.
+
+    Every job of a sweep has its own run with the service. ``folder``/logger.json stores the run's
+    id: the same command continues that run, and overwrite=true starts a new one.
+
+    Args:
+        cfg: the configuration.
+        folder: the run's folder.
+
+    Raises:
+        UpsError: the logger's service refuses, for example without a login.
+    """
+    kind = cfg.logger._target_.rpartition(".")[2]
+    ids = folder / "logger.json"
+    known = read_json(ids) if ids.exists() and not cfg.overwrite else {}
+    again = (
+        {RUN_ID_ARGUMENT[kind]: known[kind]}
+        if kind in known and cfg.logger.get(RUN_ID_ARGUMENT[kind]) is None
+        else {}
+    )
+    # without a lock two jobs of a sweep would both create MLflow's tables and experiment
+    lock = (
+        FileLock(Path(cfg.output_dir) / ".mlflow.lock") if kind == "MLFlowLogger" else nullcontext()
+    )
+    try:
+        with lock:
+            logger = instantiate(cfg.logger, **again)
+            if is_first_process() and kind in RUN_ID_ARGUMENT:
+                _ = logger.experiment
+                write_text(ids, json.dumps({**known, kind: logger.version}) + "\n")
+    except Exception as error:
+        cause, package = error.__cause__ or error, kind.removesuffix("Logger").lower()
+        # for example no login, no answer from the server, or a run that was deleted there
+        if type(cause).__module__.partition(".")[0] == package:
+            raise UpsError(f"{kind}: {cause}") from None
+        raise
+    status = "failed"
+    try:
+        loggers = (
+            [logger] if isinstance(logger, CSVLogger) else [logger, CSVLogger(folder, name="logs")]
+        )
+        told: Any = OmegaConf.to_container(cfg, resolve=True)
+        for each in loggers:
+            # MLflow rejects parameters that have changed since, for example max_time
+            if not (isinstance(each, MLFlowLogger) and (again or cfg.logger.run_id)):
+                each.log_hyperparams(told)
+        yield loggers
+        if is_first_process():
+            upload_artifacts(logger, folder)
+        status = "success"
+    finally:
+        logger.finalize(status)
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=int(status == "failed"))
+
+
+def upload_artifacts(logger: Logger, folder: Path) -> None:
+    """Upload the run's images and, if the service stores files, its results.
+
+    The results are weights, evaluations, configuration and provenance.
+    """
+    files = [path for pattern in FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    pictures = [path for path in files if path.suffix == ".png"]
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        for path in pictures:
+            logger.log_image(f"test/{path.stem}", [str(path)])
+        artifact: Any = wandb.Artifact(f"model-{logger.version}", type="model")
+        for path in files:  # immutable avoids a copy in the user's home
+            artifact.add_file(
+                str(path.resolve()),
+                str(path.relative_to(folder)),
+                skip_cache=True,
+                policy="immutable",
+            )
+        logger.experiment.log_artifact(artifact)
+    elif isinstance(logger, MLFlowLogger):
+        for path in files:
+            within = path.relative_to(folder).parent
+            logger.experiment.log_artifact(
+                logger.run_id, str(path), str(within) if within.name else None
+            )
+    elif isinstance(logger, TensorBoardLogger):
+        from matplotlib.image import imread
+
+        for path in pictures:
+            logger.experiment.add_image(f"test/{path.stem}", imread(path), dataformats="HWC")

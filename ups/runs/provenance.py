@@ -1,0 +1,157 @@
+"""The origin of a result: code, configuration, data, versions, hardware."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from ups.core.errors import UpsError
+from ups.core.io import sha256, write_text
+from ups.core.settings import flatten_config, is_bookkeeping_key
+from ups.runs.distributed import is_first_process
+from ups.runs.stages import FILES, weights_path
+
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "h5py", "numpy", "torchmetrics")
+
+
+def write_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None) -> dict[str, Any]:
+    """Write provenance.json, the description of this run in every report.
+
+    Its flat entries are also columns of the leaderboard.
+
+    Args:
+        cfg: the configuration.
+        folder: the run's folder.
+        data_hash: hash of the test set, once it is known.
+
+    Returns:
+        The description.
+    """
+    commit, dirty = git_state()
+    told = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "commit": commit,
+        "dirty": dirty,
+        "config_hash": config_hash(cfg),
+        "data_hash": data_hash,
+        "evaluated": evaluation_fingerprint(cfg, folder),
+        "seed": cfg.seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("ups", *PACKAGES)},
+        },
+        "hardware": hardware(),
+    }
+    if is_first_process():
+        write_text(folder / "provenance.json", json.dumps(told, indent=1) + "\n")
+    return told
+
+
+def check_expected_provenance(cfg: DictConfig) -> None:
+    """Compare the code and the configuration with ``expect.*``.
+
+    Raises:
+        UpsError: one of them differs. The message has both values.
+    """
+    commit, dirty = git_state()
+    _refuse_other(cfg, "commit", commit)
+    _refuse_other(cfg, "config_hash", config_hash(cfg))
+    if cfg.expect.commit is not None and dirty:
+        raise UpsError(
+            f"expect.commit={cfg.expect.commit}, but files of the repository "
+            "have been changed since"
+        )
+
+
+def check_expected_data(cfg: DictConfig, data_hash: str) -> None:
+    """Compare the test set's hash with ``expect.data_hash``.
+
+    Raises:
+        UpsError: they differ.
+    """
+    _refuse_other(cfg, "data_hash", data_hash)
+
+
+def _refuse_other(cfg: DictConfig, name: str, found: str | None) -> None:
+    expected = cfg.expect[name]
+    if expected is not None and not (found or "").startswith(expected):
+        raise UpsError(f"expect.{name}={expected}, but this is {found or 'unknown'}")
+
+
+def evaluation_fingerprint(cfg: DictConfig, folder: Path) -> dict[str, str]:
+    """What decides an evaluation: a hash of each file of weights and one of the settings."""
+    groups = ("data.", "ttc.", "stage.evaluate", "model.name")
+    deciding = {
+        key: value
+        for key, value in flatten_config(cfg).items()
+        if key.startswith(groups) and not is_bookkeeping_key(key)
+    }
+    files = {stage: weights_path(folder, stage) for stage in FILES}
+    hashes = {path.name: sha256(path)[:12] for path in files.values() if path.exists()}
+    return {**hashes, "settings": _hash(deciding)}
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """A hash of all keys that decide a result."""
+    deciding = {
+        key: value for key, value in flatten_config(cfg).items() if not is_bookkeeping_key(key)
+    }
+    return _hash(deciding)
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def hardware() -> str:
+    """Describe the hardware: processor and number of cores, or GPU."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+        )
+    return f"{os.cpu_count()} x {model or platform.machine()}"
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """The commit of this code, and whether the code has been changed since.
+
+    Both are None if it is installed without its repository.
+    """
+    folder = Path(__file__).resolve().parents[1]  # ups
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder.parent:
+            return None, None  # installed inside another repository
+        # untracked files outside ups and conf are no change of the code
+        known = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD"), bool(
+            known or git("status", "--porcelain", "--", ":/ups", ":/conf")
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

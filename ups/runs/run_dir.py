@@ -1,0 +1,104 @@
+"""A run's folder and its log. A folder that holds another run is rejected."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ups.core.errors import UpsError
+from ups.core.io import write_text
+from ups.evaluation import leaderboard
+from ups.runs import stages
+from ups.runs.distributed import is_first_process
+
+OVERRIDES = "overrides.yaml"  # the overrides of the command line
+
+
+@contextmanager
+def run_directory(cfg: DictConfig) -> Iterator[Path]:
+    """Open ``<output_dir>/<name>`` for this run, start its log and write its config.yaml.
+
+    In a sweep it sets ``cfg.name`` to the name of the job.
+
+    Raises:
+        UpsError: another process uses the folder, or the folder holds a stage to train with other
+            settings and ``overwrite`` is off.
+    """
+    job = HydraConfig.get() if HydraConfig.initialized() else None
+    if job is not None and job.mode == RunMode.MULTIRUN:
+        cfg.name = Path(job.runtime.output_dir).name
+    folder = Path(cfg.output_dir) / cfg.name
+    if not is_first_process():  # only the first of several processes writes
+        _log_to(None)
+        yield folder
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_call(folder):
+        if cfg.overwrite:
+            for stage in cfg.stage.train:
+                stages.remove_stage(folder, stage)
+        stages.check_settings_unchanged(cfg, folder)
+        # raises an error early if it is damaged
+        leaderboard.read(folder.parent / "leaderboard.csv")
+        _log_to(folder / "run.log")
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_text(
+            folder / OVERRIDES, OmegaConf.to_yaml(job.overrides.task if job is not None else [])
+        )
+        yield folder
+
+
+@contextmanager
+def _only_call(folder: Path) -> Iterator[None]:
+    """Lock the folder against other processes."""
+    lock = FileLock(folder / ".lock")  # the system releases it when a process dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UpsError(
+            f"another call is at work in {folder}; give another name=..., or wait for its end"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Terminal(logging.StreamHandler):
+    """Writes to the current sys.stdout.
+
+    A progress bar replaces sys.stdout so that lines are printed above the bar.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def _log_to(path: Path | None) -> None:
+    """Log plain lines to the terminal and append them to the run's log file.
+
+    Warnings for developers are suppressed. Without a path only errors are logged, to the terminal.
+    """
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    handlers: list[tuple[logging.Handler, str]] = [(_Terminal(sys.stdout), "%(message)s")]
+    if path is not None:
+        handlers.append((logging.FileHandler(path), "%(asctime)s %(message)s"))
+    for handler, form in handlers:
+        handler.setFormatter(logging.Formatter(form, "%Y-%m-%d %H:%M:%S"))
+        root.addHandler(handler)
+    root.setLevel(logging.ERROR if path is None else logging.INFO)
+    logging.raiseExceptions = False  # a full disk must not fill the terminal with tracebacks
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")

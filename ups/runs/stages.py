@@ -1,0 +1,206 @@
+"""The stages of a run: what decides their results, which are finished, and their parents."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from ups.core.errors import UpsError
+from ups.core.io import read_json, sha256, write_text
+from ups.core.settings import diff_configs, flatten_config, is_bookkeeping_key
+from ups.simulation.checkpoint import latest_checkpoint, read_checkpoint
+
+# the training stages in order, each with the name of its files of weights
+FILES = {"operator": "operator", "diffusion": "diffusion_residual", "consistency": "consistency"}
+log = logging.getLogger(__name__)
+
+
+def stage_config(cfg: DictConfig, stage: str) -> DictConfig:
+    """The configuration of ``stage``.
+
+    Its own ``trainer`` and ``data`` override the general ones, and ``stage.name`` is its name.
+    """
+    own = cfg.stage[stage]
+    merged: Any = OmegaConf.merge(
+        cfg, {"trainer": own.trainer, "data": own.data, "stage": {"name": stage}}
+    )
+    return merged
+
+
+def with_gradient_accumulation(cfg: DictConfig, parts: int) -> DictConfig:
+    """``cfg`` with less memory for the same effective batch.
+
+    Args:
+        cfg: the configuration of a stage.
+        parts: batches become smaller by this factor, and a step accumulates as many times more of
+            them.
+    """
+    changes = {
+        "data": {"batch_size": cfg.data.batch_size // parts},
+        "trainer": {"accumulate_grad_batches": cfg.trainer.accumulate_grad_batches * parts},
+    }
+    merged: Any = OmegaConf.merge(cfg, changes)
+    if merged.callbacks.get("inverse_loss_frequency"):
+        OmegaConf.update(merged, "callbacks.inverse_loss_frequency.parts", parts, force_add=True)
+    return merged
+
+
+def stage_fingerprint(cfg: DictConfig, stage: str) -> dict[str, Any]:
+    """The keys of a stage's own configuration that decide its result, flat.
+
+    The keys of earlier stages have an effect through their weights only.
+    """
+    groups: tuple[str, ...] = (
+        "seed",
+        "compile",
+        "data.",
+        "trainer.",
+        "callbacks.",
+        f"stage.{stage}.module.",
+    )
+    if stage == "operator":
+        groups = (*groups, "model.", "loss.", "lambda_inv")
+    return {
+        key: value
+        for key, value in flatten_config(cfg).items()
+        if key.startswith(groups) and not is_bookkeeping_key(key)
+    }
+
+
+def check_settings_unchanged(cfg: DictConfig, folder: Path) -> None:
+    """Check that no stage to train is already in the folder with other settings.
+
+    This holds for finished stages and for those that have only started.
+
+    Raises:
+        UpsError: a stage has other settings. The message lists them.
+    """
+    anew: list[str] = []
+    for stage in cfg.stage.train:
+        if _stale(folder, stage) or previous_stage(stage) in anew:
+            anew.append(stage)  # its settings may differ, as it is trained again anyway
+            continue
+        changed = diff_configs(
+            _record(folder, stage).get("settings"),
+            stage_fingerprint(stage_config(cfg, stage), stage),
+        )
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UpsError(
+                f"{folder} holds stage {stage} with other settings "
+                f"({'; '.join(changed[:3])}{more}); "
+                "give another name=..., or overwrite=true to train it anew"
+            )
+
+
+def pending_stages(cfg: DictConfig, folder: Path) -> list[str]:
+    """The stages that must still be trained.
+
+    They are not finished, or their parent's weights have changed or will change.
+    """
+    todo: list[str] = []
+    for stage in cfg.stage.train:
+        if previous_stage(stage) in todo or not is_finished(folder, stage) or _stale(folder, stage):
+            todo.append(stage)
+    return todo
+
+
+@rank_zero_only
+def record_stage_start(cfg: DictConfig, folder: Path, stage: str) -> None:
+    """Record the settings and the parent of ``stage``.
+
+    Results of the stage that were made from other weights of the parent are removed.
+    """
+    now = {"settings": stage_fingerprint(cfg, stage), "made_from": parent_hash(folder, stage)}
+    if _stale(folder, stage):
+        log.info("%s: the weights that it was made from have changed; it is trained anew", stage)
+        remove_stage(folder, stage)
+    write_text(_record_path(folder, stage), json.dumps(now, indent=1, default=str) + "\n")
+
+
+def validation_score(folder: Path) -> float:
+    """The validation nRMSE of the last stage of the folder's simulator."""
+    return float(read_checkpoint(latest_checkpoint(folder))["validation_nrmse"])
+
+
+def has_resume_checkpoint(folder: Path, stage: str) -> bool:
+    """Whether there is a checkpoint from which ``stage`` can resume."""
+    return (folder / "checkpoints" / f"{stage}-last.ckpt").exists()
+
+
+def is_finished(folder: Path, stage: str) -> bool:
+    """Whether the training of ``stage`` is complete."""
+    return weights_path(folder, stage, raw=True).exists()
+
+
+def weights_path(folder: Path, stage: str, *, raw: bool = False) -> Path:
+    """The file of a stage's averaged weights, or of its raw ones.
+
+    The raw file is written last.
+    """
+    return folder / "checkpoints" / f"{FILES[stage]}{'' if raw else '_ema'}.ckpt"
+
+
+def previous_stage(stage: str) -> str | None:
+    """The parent of ``stage``, whose weights it starts from; None for the first stage."""
+    before = list(FILES)[: list(FILES).index(stage)]
+    return before[-1] if before else None
+
+
+def parent_hash(folder: Path, stage: str) -> str | None:
+    """The hash of the weights from which ``stage`` starts; None for the first stage.
+
+    Raises:
+        UpsError: the parent has not finished.
+    """
+    before = previous_stage(stage)
+    if before is None:
+        return None
+    if not is_finished(folder, before):
+        raise UpsError(
+            f"stage {stage} goes on from stage {before}, which has not finished in {folder}; "
+            "stage=all trains all in order"
+        )
+    return sha256(weights_path(folder, before))
+
+
+def remove_stage(folder: Path, stage: str) -> None:
+    """Remove the files of ``stage``, its record first.
+
+    Without its record a partly removed stage counts as not started.
+    """
+    for path in (
+        _record_path(folder, stage),
+        weights_path(folder, stage, raw=True),
+        *folder.glob(f"checkpoints/{stage}-*.ckpt"),
+        weights_path(folder, stage),
+    ):
+        path.unlink(missing_ok=True)
+
+
+def _stale(folder: Path, stage: str) -> bool:
+    """Whether the folder's ``stage`` started from other weights than its parent has now."""
+    before, known = previous_stage(stage), _record(folder, stage)
+    return (
+        bool(known)
+        and before is not None
+        and is_finished(folder, before)
+        and known["made_from"] != parent_hash(folder, stage)
+    )
+
+
+def _record_path(folder: Path, stage: str) -> Path:
+    return folder / "checkpoints" / f"{FILES[stage]}.json"
+
+
+def _record(folder: Path, stage: str) -> dict[str, Any]:
+    """What ``record_stage_start`` wrote; empty if the stage has no checkpoint yet."""
+    path = _record_path(folder, stage)
+    return (
+        read_json(path)
+        if path.exists() and (has_resume_checkpoint(folder, stage) or is_finished(folder, stage))
+        else {}
+    )

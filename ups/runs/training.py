@@ -1,0 +1,231 @@
+"""Fit one stage: the trainer, resuming, and the two files of weights that mark it as finished."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from ups.callbacks import AtomicCheckpointIO, CompileCachePruner, EpochProgressBar, GracefulStop
+from ups.callbacks.graceful_stop import TimeLimit
+from ups.core.errors import UpsError
+from ups.datamodules import TrajectoryDataModule
+from ups.models import build
+from ups.modules import BaseModule
+from ups.runs.stages import parent_hash, weights_path
+from ups.simulation.checkpoint import mismatched_keys
+from ups.simulation.simulator import Simulator
+
+Loggers = Logger | list[Logger]
+COMPILE_CACHE = "compile_cache"  # in the run's folder
+log = logging.getLogger(__name__)
+
+
+def fit(
+    cfg: DictConfig,
+    stage: str,
+    module: BaseModule,
+    data: pl.LightningDataModule,
+    folder: Path,
+    logger: Loggers,
+    limit: TimeLimit,
+) -> None:
+    """Train a stage, or resume it from the folder's last checkpoint, and write its weights.
+
+    Args:
+        cfg: the stage's own configuration.
+        stage: the name of the stage.
+        module: the module to train.
+        data: the datamodule.
+        folder: the run's folder.
+        logger: the run's loggers.
+        limit: the time limit on the call.
+
+    Raises:
+        RunIncomplete: the time limit or a signal interrupted training.
+        UpsError: the checkpoint does not fit, or no validation took place.
+    """
+    checkpoints = folder / "checkpoints"
+    trainer = make_trainer(cfg, folder, logger, limit)
+    last = checkpoints / f"{stage}-last.ckpt"
+    if last.exists():
+        check_checkpoint_compatible(last, module)
+        log.info("resuming from %s", last)
+    if cfg.compile:
+        compile_simulator(module.simulator, folder)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    finally:
+        module.clean_up()
+    best = checkpoints / f"{stage}-best.ckpt"
+    monitor: Any = next(
+        (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor),
+        None,
+    )
+    if monitor is None or monitor.best_model_score is None:
+        raise UpsError(
+            f"stage {stage} ended without a validation by which callbacks.best could choose its "
+            f"weights; {last} is kept"
+        )
+    if trainer.is_global_zero:
+        write_stage_weights(best, folder, stage, module.simulator, float(monitor.best_model_score))
+        for path in (best, last):
+            path.unlink(missing_ok=True)
+    trainer.strategy.barrier()
+    stop = next(c for c in trainer.callbacks if isinstance(c, GracefulStop))  # type: ignore[attr-defined]
+    if (reason := stop.reason(f"at the end of stage {stage}")) is not None:
+        raise reason
+
+
+def check_checkpoint_compatible(last: Path, module: BaseModule) -> None:
+    """Check that ``last`` is a checkpoint of this stage and these sizes.
+
+    Raises:
+        UpsError: it is not. The message lists the keys that differ.
+    """
+    checkpoint = AtomicCheckpointIO().load_checkpoint(last)
+    lacking = sorted(
+        {"state_dict", "optimizer_states", "loops", "callbacks"}
+        - set(checkpoint if isinstance(checkpoint, dict) else ())
+    )
+    differ = [] if lacking else mismatched_keys(module.state_dict(), checkpoint["state_dict"])
+    if lacking or differ:
+        why = (
+            f"it lacks {', '.join(lacking)}"
+            if lacking
+            else f"{len(differ)} keys differ: {', '.join(differ[:6])}"
+        )
+        raise UpsError(
+            f"{last} is no checkpoint that this stage can go on from ({why}); "
+            "overwrite=true begins anew"
+        )
+
+
+def build_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
+    """Build an untrained simulator of the configured size."""
+    spec: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    model = build(spec, points=data.points)
+    return Simulator(
+        model,
+        data.x,
+        data.dt,
+        data.length,
+        data.scale,
+        spec=spec,
+        equation=data.equation,
+        nus=[nu for nu, _ in data.parts],
+    )
+
+
+def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimit) -> pl.Trainer:
+    """Make Lightning's Trainer from conf/trainer, with the callbacks of conf/callbacks.
+
+    Args:
+        cfg: the stage's own configuration.
+        folder: the run's folder.
+        logger: the run's loggers.
+        limit: the time limit on the call.
+
+    Raises:
+        UpsError: the Trainer rejects an argument.
+    """
+    options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    precision = options.pop("precision")
+    # Lightning's max_time limits one stage; ``limit`` limits the whole call
+    del options["max_time"]
+    if precision == "auto":
+        precision = (
+            "bf16-mixed"
+            if torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            else "32-true"
+        )
+    callbacks = [
+        instantiate(node, _convert_="all")
+        for node in cfg.callbacks.values()
+        if isinstance(node, DictConfig)
+    ]
+    callbacks.append(GracefulStop(folder / "checkpoints" / f"{cfg.stage.name}-last.ckpt", limit))
+    if cfg.compile:
+        callbacks.append(CompileCachePruner(folder / COMPILE_CACHE, cfg.compile_cache_limit))
+    if sys.stdout.isatty():
+        callbacks.append(EpochProgressBar())
+    try:
+        return pl.Trainer(
+            **options,
+            precision=precision,
+            callbacks=callbacks,
+            logger=logger,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the window sampler distributes the batches itself
+            enable_model_summary=False,
+            enable_progress_bar=sys.stdout.isatty(),
+        )
+    # an argument or a value that Lightning does not have
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UpsError(f"trainer: {error}") from None
+
+
+def write_stage_weights(
+    best: Path, folder: Path, stage: str, simulator: Simulator, score: float
+) -> None:
+    """Write the raw and the averaged weights of the best checkpoint.
+
+    Both files hold the whole simulator so far, and ``ups.load`` reads both.
+
+    Args:
+        best: the best checkpoint.
+        folder: the run's folder.
+        stage: the name of the stage.
+        simulator: the simulator.
+        score: its validation nRMSE.
+    """
+    checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(best)
+    common: dict[str, Any] = {
+        key: checkpoint[key]
+        for key in ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
+        if key in checkpoint
+    }
+    common |= {
+        "simulator": simulator.config(),
+        "made_from": parent_hash(folder, stage),
+        "validation_nrmse": score,
+    }
+    raw = checkpoint.get("current_model_state", checkpoint["state_dict"])
+    # the averaged file comes first, because the raw one marks the stage as finished
+    for path, state in (
+        (weights_path(folder, stage), checkpoint["state_dict"]),
+        (weights_path(folder, stage, raw=True), raw),
+    ):
+        AtomicCheckpointIO().save_checkpoint({**common, "state_dict": state}, path)
+
+
+def compile_simulator(simulator: Simulator, folder: Path) -> None:
+    """Compile the model's three maps and keep the kernels in the run's folder.
+
+    If that fails, they remain eager.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / COMPILE_CACHE)
+    model = simulator.model
+    eager = {name: getattr(model, name) for name in ("encode", "step", "decode")}
+    try:
+        for name, method in eager.items():
+            setattr(model, name, torch.compile(method))
+        u = torch.zeros(2, len(simulator.x))
+        simulator.decode(simulator.step(simulator.encode(u), torch.ones(2))).sum().backward()
+        simulator.zero_grad()
+        # if a later compilation for other sizes fails, that call also runs eagerly
+        torch._dynamo.config.suppress_errors = True
+    except Exception as error:  # training continues without the compiler, whatever its error is
+        log.warning("compile=true: falling back to eager (%s)", str(error).strip().splitlines()[0])
+        for name in eager:
+            model.__dict__.pop(name, None)

@@ -1,0 +1,1 @@
+"""A trained model in physical units: rollouts, correctors, guidance and files."""

@@ -1,0 +1,191 @@
+"""Load simulators from run directories, checkpoints, model folders and the models of UPS itself."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ups.core.errors import UpsError
+from ups.core.io import read_tensors, sha256
+from ups.models import build
+from ups.simulation import model_folder
+from ups.simulation.simulator import Simulator
+
+# the files of a run in order: each stage continues from the simulator in the file before
+CHAIN = ("operator", "diffusion_residual", "consistency")
+log = logging.getLogger(__name__)
+
+
+def load(path: str | Path, data: Any = None) -> Simulator:
+    """Load a trained simulator, in eval mode.
+
+    Only tensors and plain values are unpickled (``weights_only=True``), and only models of
+    ``ups.models`` are built.
+
+    Args:
+        path: a run directory (the EMA weights of all finished stages), a checkpoint file, a folder
+            that ``Simulator.save`` wrote, or the name of a model that comes with UPS:
+            "burgers-small".
+        data: a datamodule to compare with the simulator's training data; default: no check.
+
+    Raises:
+        UpsError: nothing is there, the file is not a checkpoint of UPS, the weights are of another
+            architecture (the message lists the keys that differ), or the data differ.
+    """
+    names = model_folder.list_pretrained()
+    path = (
+        model_folder.SHIPPED / path
+        if str(path) in names and not Path(path).exists()
+        else Path(path)
+    )
+    if model_folder.is_folder(path):
+        simulator = from_config(*model_folder.read(path), path)
+    else:
+        path = latest_checkpoint(path) if path.is_dir() else path
+        if not path.is_file():
+            raise UpsError(
+                f"{path} is neither a run directory nor a checkpoint file, "
+                f"nor a model that comes with UPS: {', '.join(names)}"
+            )
+        checkpoint = read_checkpoint(path)
+        simulator = from_config(checkpoint["simulator"], checkpoint["state_dict"], path)
+    if data is not None and (simulator.equation, len(simulator.x), simulator.dt) != (
+        data.equation,
+        data.points,
+        data.dt,
+    ):
+        raise UpsError(
+            f"{path} was trained for {simulator.equation} at {len(simulator.x)} points "
+            f"and dt {simulator.dt:g}; "
+            f"{data.path} is of {data.equation} and has {data.points} and {data.dt:g}"
+        )
+    return simulator
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The checkpoint of the last stage of a run directory.
+
+    A later stage counts only if it was trained on the current checkpoint of the stage before.
+    """
+    names = [
+        folder / "checkpoints" / f"{stem}{suffix}.ckpt" for stem in CHAIN for suffix in ("_ema", "")
+    ]
+    found = [
+        next((path for path in names[i : i + 2] if path.is_file()), None)
+        for i in range(0, len(names), 2)
+    ]
+    best = found[0]
+    if best is None:
+        wanted = " or ".join(f"checkpoints/{path.name}" for path in names[:2])
+        raise UpsError(f"{folder} holds no {wanted}: its operator stage has not finished")
+    for path in filter(None, found[1:]):
+        if read_checkpoint(path)["made_from"] != sha256(best):
+            log.warning(
+                "%s was trained on another %s than the one beside it, and is left out",
+                path,
+                best.name,
+            )
+            break
+        best = path
+    return best
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the checkpoint file of a finished stage.
+
+    The keys of its weights are the simulator's own.
+
+    Raises:
+        UpsError: the file is not a checkpoint of UPS.
+    """
+    try:
+        checkpoint = read_tensors(path)
+        state = {
+            k.removeprefix("simulator."): v
+            for k, v in checkpoint["state_dict"].items()
+            if k.startswith("simulator.")
+        }
+        return {
+            "made_from": None,
+            **checkpoint,
+            "simulator": dict(checkpoint["simulator"]),
+            "state_dict": state,
+        }
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UpsError(
+            f"{path} is not a checkpoint of UPS, or is damaged ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def mismatched_keys(own: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
+    """The keys in which two sets of weights differ.
+
+    A key differs if one side lacks it, or if the layout, shape or dtype of the tensors differs.
+
+    Args:
+        own: the weights of a model.
+        found: the weights from a file.
+    """
+
+    def fits(a: Tensor | None, b: Any) -> bool:
+        return (
+            a is not None
+            and isinstance(b, Tensor)
+            and (b.layout, b.shape, b.dtype) == (a.layout, a.shape, a.dtype)
+        )
+
+    return sorted(k for k in own.keys() | found.keys() if not fits(own.get(k), found.get(k)))
+
+
+def from_config(
+    about: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path
+) -> Simulator:
+    """Build a simulator from its configuration and weights.
+
+    Args:
+        about: what ``Simulator.config`` returned.
+        state: the weights.
+        where: the source of both, for messages.
+
+    Raises:
+        UpsError: the configuration does not describe a simulator, or the weights do not fit it or
+            are not finite.
+    """
+    try:
+        x = torch.tensor(about["x"])
+        simulator = Simulator(
+            build(about["model"], points=len(x)),
+            x,
+            about["dt"],
+            about["length"],
+            spec=about["model"],
+            equation=about["equation"],
+            nus=about.get("nus", ()),
+        )
+        for name, spec in about.get("correctors", {}).items():
+            simulator.add_corrector(name, spec)
+    except UpsError:
+        raise
+    except Exception as error:  # the file may have been edited by hand
+        raise UpsError(
+            f"{where} does not describe a simulator ({type(error).__name__}: {error})"
+        ) from None
+    own = simulator.state_dict()
+    differ = mismatched_keys(own, state)
+    if differ:
+        raise UpsError(
+            f"{where} holds weights of another architecture; {len(differ)} keys differ: "
+            f"{', '.join(differ[:6])}"
+        )
+    spoilt = [k for k, v in state.items() if not bool(torch.isfinite(v).all())]
+    if spoilt or not (0 < simulator.dt < math.inf and 0 < simulator.length < math.inf):
+        raise UpsError(
+            f"{where} holds values that are not finite: {', '.join(spoilt) or 'dt, length'}"
+        )
+    simulator.load_state_dict(state)
+    return simulator.eval()

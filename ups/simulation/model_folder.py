@@ -1,0 +1,90 @@
+"""A simulator as a folder that other tools read too, as on Hugging Face.
+
+It holds config.json, model.safetensors and README.md, the model card.
+
+The models that come with UPS are such folders in ``ups/hub/shipped``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+import ups
+from ups.core.errors import UpsError
+from ups.core.io import write_bytes, write_text
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+SHIPPED = Path(__file__).parents[1] / "hub/shipped"
+
+
+def list_pretrained() -> list[str]:
+    """The names of the models that come with UPS."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is such a folder, complete or not."""
+    return (path / CONFIG).is_file() or (path / WEIGHTS).is_file()
+
+
+def to_safetensors(state: Mapping[str, Tensor]) -> bytes:
+    """Serialize weights as safetensors: plain numbers, no code."""
+    return save(
+        {
+            name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, t in state.items()
+        },
+        {"format": "pt"},
+    )
+
+
+def write(folder: Path, about: Mapping[str, Any], state: Mapping[str, Tensor], card: str) -> None:
+    """Write the configuration, weights and card of a simulator.
+
+    The configuration is written last and holds the hash of the weights, so that ``read`` notices
+    files of different models.
+
+    Args:
+        folder: where to write.
+        about: what ``Simulator.config`` returned.
+        state: the weights.
+        card: text of the model card; empty for none.
+    """
+    content = to_safetensors(state)
+    told = {
+        "library_name": "ups",
+        "ups_version": ups.__version__,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    # the weights hold x
+    told |= {key: value for key, value in about.items() if key != "x"}
+    write_bytes(folder / WEIGHTS, content)
+    if card:
+        write_text(folder / CARD, card)
+    write_text(folder / CONFIG, json.dumps(told, indent=1) + "\n")
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the configuration and weights that ``write`` wrote.
+
+    Raises:
+        UpsError: the folder is incomplete or damaged.
+    """
+    try:
+        about, content = json.loads((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != about["sha256"]:
+            raise ValueError(f"{WEIGHTS} is not the file that {CONFIG} was written for")
+        state = load(content)
+        return {**about, "x": state["x"].tolist()}, state
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else ""
+        raise UpsError(
+            f"{folder} is not a model folder of UPS, or is damaged "
+            f"({type(error).__name__}: {reason})"
+        ) from None
