@@ -1,8 +1,9 @@
-"""What each part of the default operator is worth: one thing changed at a time, three epochs, three
-seeds.
+"""What each part of the default operator is worth: one thing changed, three epochs, three seeds.
 
-    python benchmarks/ablation.py [epochs]     writes benchmarks/results/ablation.json, a change at
-    a time; what it holds is not repeated
+    python benchmarks/ablation.py [epochs]
+
+It writes benchmarks/results/ablation.json, one change at a time. Results that the file holds are
+not repeated.
 
 Each change is a Hydra sweep over the seeds; two sweeps run side by side, on a core each. A
 difference counts where it is larger than the two standard deviations together.

@@ -1,8 +1,8 @@
-"""Latent rollouts with and without the inverse losses: three seeds each, the default data and
-model, a short training.
+"""Latent rollouts with and without the inverse losses: the default, trained shortly, three seeds.
 
-python benchmarks/lambda_inv.py [epochs]     writes benchmarks/results/lambda_inv.json; runs that
-are finished are not repeated
+    python benchmarks/lambda_inv.py [epochs]
+
+It writes benchmarks/results/lambda_inv.json. Finished runs are not repeated.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Does the physics reward of test-time conditioning rank candidates like the true error does, and
-what does choosing by it gain?
+"""Does the physics reward rank candidates as the true error does, and what does it gain?
 
-    python benchmarks/ranking.py RUN [RUN ...]       writes benchmarks/results/ranking.json; RUN:
-    folders with all stages, one a seed
+    python benchmarks/ranking.py RUN [RUN ...]
+
+It writes benchmarks/results/ranking.json. RUN: folders with all stages, one for each seed.
 
 At every step of rollouts of 16 test trajectories there are 16 candidates of the diffusion
 corrector, its mean and 15 draws, and each term of the reward is set against the candidates' true

@@ -1,8 +1,9 @@
-"""All stages on the default data, three seeds, beside an operator trained for the same total time
-(the control, seeds 1 and 2).
+"""All stages on the default data, three seeds, and a control trained for the same total time.
 
-    python benchmarks/stages.py [OUTPUT_DIR]      writes benchmarks/results/stages.json and prints
-    the table of docs/stages.md
+    python benchmarks/stages.py [OUTPUT_DIR]
+
+It writes benchmarks/results/stages.json and prints the table of docs/stages.md. The control is an
+operator, seeds 1 and 2.
 
 The first seed has the machine for itself and is timed; the others run side by side, each on one
 core. What is finished in OUTPUT_DIR (outputs/stages) is not repeated.

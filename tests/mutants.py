@@ -1,7 +1,7 @@
 """Would the tests notice a wrong number? Put plausible mistakes into the code, one at a time.
 
-    python tests/mutants.py                      all mistakes of mutants.yaml; about half an hour on
-    two cores python tests/mutants.py --area ttc --area data
+    python tests/mutants.py                           all mistakes: about an hour on two idle cores
+    python tests/mutants.py --area ttc --area data    those of two areas
 
 Each mistake is made in a copy of the checkout, and the fast tests of its area run there. A mistake
 that these let pass meets the fast tests of all other areas. The table says how many were noticed,
