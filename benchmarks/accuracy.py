@@ -25,7 +25,7 @@ from ups.run import CONF
 from ups.runs.stages import validation_score
 
 OUT = Path("outputs/accuracy")
-MODELS = ("small", "resnet", "unet", "fno", "upt_absolute")
+MODELS = ("mixer_small", "resnet", "unet", "fno", "upt")
 SEARCH_SECONDS, TRAIN_SECONDS, EPOCHS = 120, 300, 10
 FACTORS = (1 / 3, 1.0, 3.0)
 LR = "stage.operator.module.lr"
@@ -43,7 +43,7 @@ def speed(cfg: Any) -> float:
         cfg = OmegaConf.merge(
             cfg,
             {
-                "data": {"directory": "outputs/data", "windows_per_trajectory": 1000},
+                "data": {"cache_dir": "outputs/data", "samples_per_trajectory": 1000},
                 "output_dir": folder,
             },
         )
@@ -62,15 +62,15 @@ def speed(cfg: Any) -> float:
 
 def length(cfg: Any, steps: float) -> list[str]:
     """Settings of a run of about so many steps, in about ten epochs."""
-    windows = steps * cfg.data.batch_size / cfg.data.train  # a trajectory, in all
+    windows = steps * cfg.data.batch_size / cfg.data.num_train  # a trajectory, in all
     epochs, each = min(
         ((e, max(1, round(windows / e))) for e in range(EPOCHS - 3, EPOCHS + 4)),
         key=lambda p: abs(p[0] * p[1] - windows),
     )
     return [
         f"trainer.max_epochs={epochs}",
-        f"data.windows_per_trajectory={each}",
-        "stage.operator.module.threads=1",
+        f"data.samples_per_trajectory={each}",
+        "stage.operator.module.num_cpu_shards=1",
     ]
 
 
@@ -127,7 +127,7 @@ def main(models: list[str]) -> None:
     ]
     for (model, seed), _ in zip(runs, side_by_side(commands), strict=True):
         folder = OUT / f"{model}-{seed}"
-        rows = {row["mode"]: row for row in own_rows(folder, "eval_operator")}
+        rows = {row.mode: row.to_dict() for row in own_rows(folder, "eval_operator")}
         table[model]["runs"][seed] = {"rows": rows}
         save("accuracy", result)
 

@@ -6,8 +6,9 @@ points, longer times.
 RUN: runs of one model, one a seed, on the default data; the points and times are read off them. For
 the viscosities two models a seed are trained here (in outputs/generality) on nu 0.001, 0.004, 0.01
 and 0.04, 500 trajectories each, for as many steps as the default: one on windows as they are
-(data.stretch=1), one, the default, on windows of every 2nd and 3rd frame too (data.stretch=3). They
-are tested on each of these and on 0.002 and 0.02, whose data they have not seen.
+(data.augmentation.max_time_rescale=1), one, the default, on windows of every 2nd and 3rd frame too
+(data.augmentation.max_time_rescale=3). They are tested on each of these and on 0.002 and 0.02,
+whose data they have not seen.
 """
 
 import sys
@@ -25,7 +26,7 @@ from ups.physics import burgers
 OUT = Path("outputs/generality")
 SEEN, UNSEEN = (0.001, 0.004, 0.01, 0.04), (0.002, 0.02)
 STRETCHES = (1, 3)
-COMMON = ["data.train=500", "data.window=3"]
+COMMON = ["data.num_train=500", "data.unroll_steps=3"]
 
 
 def viscosities(stretch: int) -> dict[str, Any]:
@@ -34,14 +35,14 @@ def viscosities(stretch: int) -> dict[str, Any]:
         f"output_dir={OUT}",
         f"data.nu=[{','.join(map(str, SEEN))}]",
         "trainer.max_epochs=11",
-        f"data.stretch={stretch}",
+        f"data.augmentation.max_time_rescale={stretch}",
     ]
     jobs = [
         [
             *settings,
             f"name=stretch{stretch}-{seed}",
             f"seed={seed}",
-            "stage.operator.module.threads=1",
+            "stage.operator.module.num_cpu_shards=1",
         ]
         for seed in SEEDS
     ]
@@ -67,9 +68,10 @@ def at_viscosity(run: Path, nu: float) -> dict[str, float]:
     relative to itself, and relative to the trajectory, |prediction - truth| / |truth| over x and t,
     which is finite where fields decay to nothing.
     """
-    data = data_of(run, nu=nu, train=8, validation=2)
+    data = data_of(run, nu=nu, num_train=8, num_validation=2)
     u = data.values["test"]
-    pred = ups.load(run, data).rollout(u[:, 0], data.frames - 1, nu=nu)
+    u = u[..., 0]
+    pred = ups.load(run, data).rollout(u[:, 0], data.num_frames - 1, nu=nu)
     relative = (pred - u[:, 1:]).flatten(1).norm(dim=1) / u[:, 1:].flatten(1).norm(dim=1)
     return {
         "trajectory": relative.mean().item(),
@@ -83,28 +85,31 @@ def points_and_times(run: Path) -> dict[str, float]:
     for in other ways.
     """
     data = data_of(run)
-    sim, frames = ups.load(run, data), data.frames - 1
-    fine_x = burgers.cell_centers(data.hparams["solver_points"])
+    sim, frames = ups.load(run, data), data.num_frames - 1
+    ((nu,),) = data.training_parameters
+    (points,) = data.spec.grid.shape
+    (length,) = data.spec.grid.extent
+    fine_x = burgers.cell_centers(data.hparams["reference_num_points"])
     u0 = burgers.initial_conditions(
-        data.hparams["test"], fine_x, 3 * data.hparams["seed"] + 2
+        data.hparams["num_test"], fine_x, 3 * data.hparams["seed"] + 2
     )  # the test set's, at the solver's points
-    t = [data.dt * k for k in range(1, 2 * frames + 1)]
-    fine = torch.cat([burgers.solve(part, t, data.nu) for part in u0.split(16)])
-    every = len(fine_x) // data.points
+    t = [data.spec.dt * k for k in range(1, 2 * frames + 1)]
+    fine = torch.cat([burgers.solve(part, t, nu) for part in u0.split(16)])
+    every = len(fine_x) // points
     coarse0, coarse = u0[:, ::every], fine[:, :, ::every]
 
     def error(pred: torch.Tensor, target: torch.Tensor) -> float:
         return pdebench_metrics(pred, target)["nrmse"]
 
     generator = torch.Generator().manual_seed(0)
-    some = torch.rand(data.points, generator=generator) < 0.8  # a fifth of the points is missing
+    some = torch.rand(points, generator=generator) < 0.8  # a fifth of the points is missing
     anywhere = torch.rand(len(fine_x), generator=generator).argsort()[
-        : data.points
+        :points
     ]  # as many points as the grid has, at random
-    whole = sim.rollout(coarse0, 2 * frames, nu=data.nu)
+    whole = sim.rollout(coarse0, 2 * frames, nu=nu)
     after = pdebench_metrics(whole[:, frames:], coarse[:, frames:])["nrmse"]
-    at_fine = sim.rollout(coarse0, frames, nu=data.nu, x_out=fine_x)
-    read = interpolate(coarse[:, :frames].flatten(0, 1), sim.x, fine_x, data.length).unflatten(
+    at_fine = sim.rollout(coarse0, frames, nu=nu, x_out=fine_x)
+    read = interpolate(coarse[:, :frames].flatten(0, 1), sim.x, fine_x, length).unflatten(
         0, (len(u0), frames)
     )
     return {
@@ -112,10 +117,10 @@ def points_and_times(run: Path) -> dict[str, float]:
         f"asked for at {len(fine_x)} points": error(at_fine, fine[:, :frames]),
         f"the true fields, read at {len(fine_x)} points": error(read, fine[:, :frames]),
         "a fifth of the points missing": error(
-            sim.rollout(coarse0[:, some], frames, nu=data.nu, x=sim.x[some]), coarse[:, :frames]
+            sim.rollout(coarse0[:, some], frames, nu=nu, x=sim.x[some]), coarse[:, :frames]
         ),
         "given at random points": error(
-            sim.rollout(u0[:, anywhere], frames, nu=data.nu, x=fine_x[anywhere]), coarse[:, :frames]
+            sim.rollout(u0[:, anywhere], frames, nu=nu, x=fine_x[anywhere]), coarse[:, :frames]
         ),
         "twice the trained horizon": error(whole, coarse),
         "its second half": after,
@@ -138,7 +143,9 @@ def main(runs: list[Path]) -> None:
     save("generality", result)
     result["viscosities"] = {}
     for stretch in STRETCHES:
-        result["viscosities"][f"data.stretch={stretch}"] = table = viscosities(stretch)
+        result["viscosities"][f"data.augmentation.max_time_rescale={stretch}"] = table = (
+            viscosities(stretch)
+        )
         for nu, found in table.items():
             unseen = (
                 ""

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from runs import save
 
 from ups.core.batch import Batch
+from ups.core.fields import FieldSpec, Grid
 from ups.models import build
 from ups.modules.sharding import sharded_loss
 from ups.physics import burgers
@@ -28,26 +29,29 @@ BLOCKS, STEPS = 15, 20
 def main() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config")
-    x = burgers.cell_centers(cfg.data.points)
-    window = cfg.data.window
+    x = burgers.cell_centers(cfg.data.num_points)
+    window = cfg.data.unroll_steps
     u = burgers.solve(
         burgers.initial_conditions(cfg.data.batch_size, x, 0),
         [cfg.data.dt * k for k in range(window + 1)],
         cfg.data.nu,
     )
-    batch = Batch(u, torch.full((len(u),), cfg.data.nu), torch.arange(len(u)), torch.arange(len(u)))
+    number = torch.arange(len(u))
+    batch = Batch(u[..., None], torch.full((len(u), 1), cfg.data.nu), number, number)
     torch.manual_seed(0)
-    simulator = Simulator(build(cfg.model, len(x)), x, cfg.data.dt)
+    grid = Grid((len(x),), (1.0,))
+    spec = FieldSpec(grid, parameters=("nu",), dt=cfg.data.dt)
+    simulator = Simulator(build(cfg.model, spec), spec)
     module = instantiate(cfg.stage.operator.module, simulator, lr=1e-4, _convert_="all")
     optimizer = module.build_optimizer()
 
     def block(every: int) -> float:
         start = time.perf_counter()
         for i in range(STEPS):
-            module.inverse_now = every > 0 and i % every == 0
+            module.compute_inverse_losses = every > 0 and i % every == 0
             terms = sharded_loss(
                 module.compute_losses,
-                batch.shards(cfg.stage.operator.module.threads),
+                batch.chunk(cfg.stage.operator.module.num_cpu_shards),
                 list(module.parameters()),
             )
             optimizer.zero_grad()

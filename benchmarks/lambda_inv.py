@@ -23,13 +23,13 @@ def main(epochs: int) -> None:
         f"output_dir={OUT}",
         f"name=e{epochs}",
         "seed=0,1,2",
-        "data.early=1",
+        "data.start_time_bias=1",
         f"trainer.max_epochs={epochs}",
     ]
     list(
         side_by_side(
             [
-                [*common, "stage.operator.module.threads=1", f"lambda_inv={weight}"]
+                [*common, "stage.operator.module.num_cpu_shards=1", f"lambda_inv={weight}"]
                 for weight in WEIGHTS
             ]
         )

@@ -10,8 +10,9 @@ median over blocks, in each of which every row is timed in turn, so that the mac
 all alike; with one thread or all of them, whichever is faster for the row.
 The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of
 the smallest. Break-even is the number of trajectories after which training has paid, against the
-solver at equal error; training takes what a run's log says, and of benchmarks/accuracy.py's runs,
-which have one core, the time on two that gave them their number of steps.
+solver at equal error; training takes what the times of a run's files say, and of
+benchmarks/accuracy.py's runs, which have one core, the time on two that gave them their number of
+steps.
 """
 
 import math
@@ -30,10 +31,11 @@ from throughput import in_turn
 from torch import Tensor
 
 import ups
-from ups.datamodules import BurgersDataModule
-from ups.evaluation.baselines import limited_linear_reconstruction
+from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.metrics import pdebench_metrics
+from ups.evaluation.results import Row
 from ups.physics import burgers
+from ups.physics.periodic_1d import cell_averages, limited_linear_reconstruction
 
 POINTS = (32, 64, 128, 256, 512, 1024)
 CFLS = (0.4, 0.6, 0.8, 1.0)
@@ -41,24 +43,26 @@ BATCHES = (1, 64)
 Rollout = Callable[[Tensor], Tensor]
 
 
-def solver(points: int, cfl: float, data: BurgersDataModule, frames: int) -> Rollout:
+def solver(points: int, cfl: float, data: TrajectoryDataModule, frames: int) -> Rollout:
     """The solver on a grid coarser or finer than the data's, which gives and takes fields on the
     data's.
     """
-    t = [data.dt * k for k in range(1, frames + 1)]
+    ((nu,),) = data.training_parameters
+    (length,) = data.spec.grid.extent
+    t = [data.spec.dt * k for k in range(1, frames + 1)]
 
     def rollout(u0: Tensor) -> Tensor:
         own = u0.shape[-1]
         start = (
-            u0.unflatten(-1, (points, -1)).mean(-1)
+            cell_averages(u0, own // points)
             if points <= own
             else limited_linear_reconstruction(u0, points // own)
         )
-        u = burgers.solve(start, t, data.nu, data.length, dtype=torch.float32, cfl=cfl)
+        u = burgers.solve(start, t, nu, length, dtype=torch.float32, cfl=cfl)
         return (
             limited_linear_reconstruction(u, own // points)
             if points <= own
-            else u.unflatten(-1, (own, -1)).mean(-1)
+            else cell_averages(u, points // own)
         )
 
     return rollout
@@ -100,7 +104,9 @@ def add_seconds(rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor)
     torch.set_num_threads(every_thread)
 
 
-def solver_rows(data: BurgersDataModule, u: Tensor) -> tuple[list[dict[str, Any]], list[Rollout]]:
+def solver_rows(
+    data: TrajectoryDataModule, u: Tensor
+) -> tuple[list[dict[str, Any]], list[Rollout]]:
     rows, rollouts = [], []
     for points in POINTS:
         errors = {cfl: error(solver(points, cfl, data, u.shape[1] - 1), u) for cfl in CFLS}
@@ -112,21 +118,19 @@ def solver_rows(data: BurgersDataModule, u: Tensor) -> tuple[list[dict[str, Any]
 
 
 def model_rows(
-    run: Path, data: BurgersDataModule, u: Tensor
+    run: Path, data: TrajectoryDataModule, u: Tensor
 ) -> tuple[list[dict[str, Any]], list[Rollout]]:
     sim, frames = ups.load(run, data), u.shape[1] - 1
     ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *sim.correctors)]
     ways += [{"correct": name, "ttc": True} for name in ("none", *sim.correctors) if sim.correctors]
     rows, rollouts = [], []
     for way in ways:
-        label = " + ".join(
-            [sim.spec["name"]]
-            + [way["correct"]] * (way["correct"] != "none")
-            + ["ttc"] * way.get("ttc", False)
-        )
+        label = Row(
+            sim.model_config["name"], "latent", way["correct"], way.get("ttc", False), {}
+        ).label
 
         def rollout(u0: Tensor, way: dict[str, Any] = way) -> Tensor:
-            return sim.rollout(u0, frames, nu=data.nu, **way)
+            return sim.rollout(u0, frames, nu=data.training_parameters[0][0], **way)
 
         rollouts.append(rollout)
         rows.append({"name": label, "run": str(run), **way, "nrmse": error(rollout, u)})
@@ -148,7 +152,7 @@ def at_equal_error(nrmse: float, solvers: list[dict[str, Any]], batch: str) -> f
 
 def main(runs: list[Path]) -> None:
     data = data_of(runs[0])
-    u = data.values["test"]
+    u = data.values["test"][..., 0]
     with torch.no_grad():
         solvers, rollouts = solver_rows(data, u)
         models = []

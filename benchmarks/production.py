@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from pareto import add_seconds, at_equal_error, model_rows, solver_rows
 from runs import data_of, save, training_seconds, ups_run
-from stages import by_correction
+from stages import by_series
 
 OUT = Path("outputs/production")
-DATA = ["data.train=8900", "data.test=1000"]
+DATA = ["data.num_train=8900", "data.num_test=1000"]
 LATER = [
-    "stage.diffusion.data.windows_per_trajectory=1",
-    "stage.consistency.data.windows_per_trajectory=1",
+    "stage.diffusion.data.samples_per_trajectory=1",
+    "stage.consistency.data.samples_per_trajectory=1",
 ]
 RUNS = {
     "burgers_upt": ["stage=all", "experiment=burgers_upt", "data=burgers", *DATA, *LATER],
-    "default": ["stage=operator", *DATA, "data.windows_per_trajectory=1", "trainer.max_epochs=25"],
+    "default": ["stage=operator", *DATA, "data.samples_per_trajectory=1", "trainer.max_epochs=25"],
 }
 REPORTS = {"burgers_upt": ("eval_baseline", "eval_ttc"), "default": ("eval_operator",)}
 KEYS = ("nrmse", "one_step_nrmse", "seconds_per_trajectory")
@@ -54,12 +54,15 @@ def main() -> None:
     result: dict[str, Any] = {"runs": {}}
     for name, settings in RUNS.items():
         ups_run([f"output_dir={OUT}", f"name={name}", *settings])
-        rows = by_correction(OUT / name, *REPORTS[name])
+        rows = by_series(OUT / name, *REPORTS[name])
         minutes = training_seconds(OUT / name) / 60
         result["runs"][name] = {
             "settings": settings,
             "training_minutes": minutes,
-            "rows": {label: {key: row[key] for key in KEYS} for label, row in rows.items()},
+            "rows": {
+                series: {"label": row.label, **{key: row[key] for key in KEYS}}
+                for series, row in rows.items()
+            },
         }
         save("production", result)
     result["beside the solver"] = beside_the_solver(OUT / "default")

@@ -5,8 +5,8 @@
 It writes benchmarks/results/ranking.json. RUN: folders with all stages, one for each seed.
 
 At every step of rollouts of 16 test trajectories there are 16 candidates of the diffusion
-corrector, its mean and 15 draws, and each term of the reward is set against the candidates' true
-error by Spearman's rank correlation, averaged over steps and trajectories. Then the same rollouts
+corrector, its mean and 15 draws, and the reward is compared with the candidates' true error by
+Spearman's rank correlation, averaged over steps and trajectories. Then the same rollouts
 are made with the best candidate by the reward, with a random one (the control), and with guidance;
 and, beside a draw, with the corrector's mean at every step and as the mean of eight drawn rollouts.
 """
@@ -24,7 +24,8 @@ from torch import Tensor
 import ups
 from ups.core.norms import relative_l2_squared
 from ups.evaluation.metrics import pdebench_metrics
-from ups.simulation.guidance import TERMS, TTC, GuidedStepper, score
+from ups.simulation.corrected import Corrected
+from ups.simulation.guidance import TTC, Guided
 from ups.simulation.simulator import Simulator
 
 CANDIDATES, ENSEMBLE, TRAJECTORIES = 16, 8, 16
@@ -40,42 +41,43 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).mean(-1) / a.square().mean(-1)
 
 
+def proposals(sim: Simulator) -> Guided:
+    """The guided stepper that proposes candidates, without guiding them."""
+    settings = TTC(num_candidates=CANDIDATES, guidance_steps=0)
+    assert sim.equation is not None
+    corrected = Corrected(sim, sim.correctors["diffusion"])
+    return Guided(corrected, sim.equation, settings)
+
+
 @torch.no_grad()
-def correlations(sim: Simulator, u: Tensor, nu: Tensor) -> dict[str, float]:
-    """Along rollouts with the diffusion corrector: the mean rank correlation of each term with
-    the true error.
-    """
-    sim.ttc = TTC(candidates=CANDIDATES, guidance_steps=0)
-    found: dict[str, list[Tensor]] = {term: [] for term in (*TERMS, "residual without certainty")}
+def correlations(sim: Simulator, u: Tensor, parameters: Tensor) -> dict[str, float]:
+    """Mean rank correlation of the reward with the true error, along rollouts with draws."""
+    guided = proposals(sim)
+    found: dict[str, list[Tensor]] = {"residual": [], "residual without certainty": []}
     z = sim.encode(u[:, 0])
     for k in range(1, u.shape[1]):
-        conditioner = GuidedStepper(sim, nu, "diffusion")
-        candidates, _, expected = conditioner.propose(z)
+        candidates = guided.stepper.propose(z, parameters, CANDIDATES)
+        expected, confidence = guided.predict(z, parameters)
         fields = sim.decode(candidates.flatten(0, 1)).unflatten(0, candidates.shape[:2])
-        error = relative_l2_squared(fields, u[:, k, None])
-        certainty = conditioner.physics.shock_weight(expected, sim.ttc.jump, sim.ttc.reach)
-        halves = sim.decode(conditioner.two_half_steps(z))
-        for name in found:
-            weight, term = (
-                (torch.ones_like(certainty), "residual") if name not in TERMS else (certainty, name)
-            )
-            rewards = score(
-                conditioner.physics, sim.decode(z), fields, expected, weight, {term: 1.0}, halves
-            )
+        error = relative_l2_squared(fields, u[:, k, None], sim.spec.space_axes)
+        for name, weight in zip(found, (confidence, torch.ones_like(confidence)), strict=True):
+            rewards = guided.score(candidates, expected, weight)
             found[name].append(spearman(rewards, -error))
         z = candidates[:, 1]  # a draw
     return {term: torch.cat(values).mean().item() for term, values in found.items()}
 
 
 @torch.no_grad()
-def chosen(sim: Simulator, u: Tensor, nu: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
-    """Rollouts (B, T, X) in which ``choose`` tells, from the candidates' rewards (B, M), which
-    one is taken at each step.
-    """
-    sim.ttc = TTC(candidates=CANDIDATES, guidance_steps=0)
-    conditioner, z, frames = GuidedStepper(sim, nu, "diffusion"), sim.encode(u[:, 0]), []
+def chosen(
+    sim: Simulator, u: Tensor, parameters: Tensor, choose: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Rollouts (B, T, X, 1) that take the candidates that ``choose`` picks by rewards (B, M)."""
+    guided = proposals(sim)
+    z = sim.encode(u[:, 0])
+    frames = []
     for _ in range(u.shape[1] - 1):
-        candidates, scores, _ = conditioner.propose(z)
+        candidates = guided.stepper.propose(z, parameters, CANDIDATES)
+        scores = guided.score(candidates, *guided.predict(z, parameters))
         z = candidates[torch.arange(len(z)), choose(scores)]
         frames.append(sim.decode(z))
     return torch.stack(frames, 1)
@@ -91,11 +93,12 @@ def main(runs: list[str]) -> None:
         data = data_of(Path(run))
         sim = ups.load(run, data)
         u = data.values["test"][:TRAJECTORIES]
-        nu = torch.full((len(u),), data.nu)
+        parameters = data.parameters["test"][:TRAJECTORIES]
+        nu = data.training_parameters[0][0]
         torch.manual_seed(0)
-        row: dict = {"spearman": correlations(sim, u, nu)}
+        row: dict = {"spearman": correlations(sim, u, parameters)}
 
-        def rolled(sim: Simulator = sim, u: Tensor = u, nu: float = data.nu, **how: Any) -> Tensor:
+        def rolled(sim: Simulator = sim, u: Tensor = u, nu: float = nu, **how: Any) -> Tensor:
             return sim.rollout(u[:, 0], u.shape[1] - 1, nu=nu, **{"correct": "diffusion", **how})
 
         preds = {"the operator alone": rolled(correct="none")}
@@ -114,16 +117,16 @@ def main(runs: list[str]) -> None:
             "the best of 16": partial(torch.argmax, dim=1),
         }.items():
             torch.manual_seed(1)
-            preds[name] = chosen(sim, u, nu, choose)
+            preds[name] = chosen(sim, u, parameters, choose)
         for name, candidates in {
             "the mean, guided": 1,
             "the best of 16, guided": CANDIDATES,
         }.items():
             torch.manual_seed(1)
-            sim.ttc = TTC(candidates=candidates)
+            sim.ttc = TTC(num_candidates=candidates)
             preds[name] = rolled(ttc=True)
         for name, pred in preds.items():
-            row[name] = pdebench_metrics(pred, u[:, 1:])["nrmse"]
+            row[name] = pdebench_metrics(pred[..., 0], u[:, 1:, :, 0])["nrmse"]
             print(run, name, row[name], flush=True)
         result["runs"][run] = row
     for key in next(iter(result["runs"].values())):

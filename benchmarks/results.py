@@ -11,8 +11,8 @@ from runs import read
 
 HEAD = """Made by `python benchmarks/results.py` from the JSON files that the other benchmarks \
 write: not to be edited. Errors are rollout
-nRMSE on the test set, mean and standard deviation over seeds. `small` and `upt-small` are
-this project's token mixer by default, `upt_absolute` the plain UPT.
+nRMSE on the test set, mean and standard deviation over seeds. `mixer_small` and `mixer-small`
+are this project's token mixer by default, `upt` the UPT of the paper.
 
 **What these tables do not show**, found by checks from outside this repository and still to be \
 measured here:
@@ -20,8 +20,8 @@ measured here:
 - The solver's times are those of eager PyTorch. Compiled with numba the same scheme takes 0.05, \
 0.08 and 0.17 ms a trajectory at 64, 128
   and 256 points: at equal error some fifty times faster than the model, not slower.
-- The peers were trained with AdamW, `small` with Muon. The ResNet with Muon reached 0.033 instead \
-of 0.047, and a plain stepper on
+- The peers were trained with AdamW, `mixer_small` with Muon. The ResNet with Muon reached 0.033 \
+instead of 0.047, and a plain stepper on
   patches, without latent tokens, 0.019 in 195 CPU seconds: part of the lead is the optimizer's \
 and the patches'.
 - PDEBench's published initial conditions keep the constants of absent wave numbers, so most of \
@@ -93,9 +93,7 @@ def accuracy(result: dict[str, Any]) -> str:
     axis.set(xlabel="frame", ylabel="nRMSE of a frame")
     axis.legend()
     figure.savefig(PICTURES / "accuracy.png", dpi=110)
-    about = (
-        "How the models are compared, and why the plain UPT's row says little: [models](models.md)."
-    )
+    about = "How the models are compared, and why the UPT's row says little: [models](models.md)."
     return "\n\n".join((table(head, rows), about, "![error over time](pictures/accuracy.png)"))
 
 
@@ -147,7 +145,7 @@ def pareto(result: dict[str, Any]) -> str:
             axis.loglog(
                 row["seconds"][batch],
                 row["nrmse"],
-                "*" if "upt-small" in row["name"] else "s",
+                "*" if "mixer-small" in row["name"] else "s",
                 color=f"C{i}",
                 ms=9,
                 label=row["name"],
@@ -233,7 +231,7 @@ def throughput(result: dict[str, Any]) -> str:
     floor = result["floor"]
     shares = ", ".join(f"`{name}` {share:.0%}" for name, share in floor["share"].items())
     parts.append(
-        "A training step of `small` on one thread: "
+        "A training step of `mixer_small` on one thread: "
         f"{floor['milliseconds']:.1f} ms for {floor['gigaflops']:.2f} GFLOP of matrix products, "
         f"which one large product does in {floor['milliseconds_of_a_large_product_as_long']:.1f} "
         f"ms here. By operation: {shares}."
@@ -280,14 +278,14 @@ def generality(result: dict[str, Any]) -> str:
 def production(result: dict[str, Any]) -> str:
     rows = [
         [
-            name if label == "latent" else "",
-            f"{run['training_minutes']:.0f}" if label == "latent" else "",
-            label,
+            name if series == "latent" else "",
+            f"{run['training_minutes']:.0f}" if series == "latent" else "",
+            row.get("label", series),
             f"{row['nrmse']:.4f}",
             f"{row['one_step_nrmse']:.4f}",
         ]
         for name, run in result["runs"].items()
-        for label, row in run["rows"].items()
+        for series, row in run["rows"].items()
     ]
     settings = [
         f"`{name}` is `{' '.join(run['settings'])}`" for name, run in result["runs"].items()

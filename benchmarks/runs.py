@@ -4,27 +4,37 @@ over seeds, a JSON that is always whole.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from ups.core.io import write_text
-from ups.datamodules import BurgersDataModule
+from ups.core.renamed_keys import load_config
+from ups.datamodules import TrajectoryDataModule
+from ups.evaluation.results import Evaluation, Row
 from ups.runs.provenance import git_state, hardware
 
 SEEDS = (0, 1, 2)
 RESULTS = Path(__file__).parent / "results"
+# models in results that were recorded under earlier names
+EARLIER_NAMES = {
+    "small": "mixer_small",
+    "upt-small": "mixer-small",
+    "upt_absolute": "upt",
+    "upt-absolute": "upt",
+}
 
 
 def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
@@ -35,7 +45,7 @@ def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if one_core else None
     code = subprocess.run(
-        [sys.executable, "-m", "ups.run", *settings, "data.directory=outputs/data"], env=environment
+        [sys.executable, "-m", "ups.run", *settings, "data.cache_dir=outputs/data"], env=environment
     ).returncode
     if code:
         raise SystemExit(
@@ -80,34 +90,32 @@ class Speed(pl.Callback):
             raise Measured((batch_idx - self.first) / (passed - self.warm_up))
 
 
-def data_of(run: Path, **changes: Any) -> BurgersDataModule:
+def data_of(run: Path, **changes: Any) -> TrajectoryDataModule:
     """The data that a run was trained on, with ``changes``, at hand."""
-    settings = yaml.safe_load((run / "config.yaml").read_text())["data"]
-    data = BurgersDataModule(
-        **{**{key: value for key, value in settings.items() if key != "_target_"}, **changes}
-    )
+    settings: Any = OmegaConf.to_container(load_config(run / "config.yaml").data)
+    data = instantiate({**settings, **changes}, _convert_="all")
     data.prepare_data()
     data.setup()
     return data
 
 
-def own_rows(folder: Path, report: str) -> list[dict[str, Any]]:
-    """The rows of a run's own model in one of its reports, without the baselines."""
-    rows = json.loads((folder / f"reports/{report}.json").read_text())["rows"]
-    return [row for row in rows if row["model"] == rows[0]["model"]]
+def own_rows(folder: Path, *reports: str) -> list[Row]:
+    """The rows of a run's own model in some of its reports, without the baselines."""
+    evaluations = [Evaluation.read(folder / f"reports/{report}.json") for report in reports]
+    return [row for result in evaluations for row in result.rows if not row.is_baseline]
 
 
 def training_seconds(folder: Path) -> float:
-    """From the first stage's beginning to the test, by the clock of a run's log.
+    """The time that a run's stages took, by the times of their files.
 
-    The run must not have been interrupted.
+    A stage begins with its record, or when its data have been made, and ends with its raw weights.
+    The run must not have been interrupted, nor its folder copied without the files' times.
     """
-
-    def when(words: str) -> datetime:
-        line = next(line for line in (folder / "run.log").read_text().splitlines() if words in line)
-        return datetime.fromisoformat(line[:19])
-
-    return (when("testing") - when("parameters to train")).total_seconds()
+    made = max(path.stat().st_mtime for _, path in data_of(folder).parts)
+    return sum(
+        record.with_suffix(".ckpt").stat().st_mtime - max(made, record.stat().st_mtime)
+        for record in (folder / "checkpoints").glob("*.json")
+    )
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -119,9 +127,13 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """What ``results/<name>.json`` holds so far."""
+    """What ``results/<name>.json`` holds so far, with the current names of the models."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    pattern = rf'"(of_)?({"|".join(EARLIER_NAMES)})(?=[", ])'
+    text = re.sub(pattern, lambda m: f'"{m[1] or ""}{EARLIER_NAMES[m[2]]}', path.read_text())
+    return json.loads(text)
 
 
 def save(name: str, result: dict[str, Any]) -> None:

@@ -35,9 +35,8 @@ error is 0.034, twice the figure above.
 
 def main(run: Path) -> None:
     sim = ups.load(run)
-    sim.nus = (
-        load_test_results(run)["dataset"]["nu"],
-    )  # the run is older than the simulator's memory of it
+    # the run is older than the simulator's memory of its data
+    sim.training_parameters = [[load_test_results(run).dataset["nu"]]]
     sim.save(SHIPPED / NAME, render_model_card(run, NAME, licence="MIT", notes=NOTES))
     print("written:", SHIPPED / NAME)
 

@@ -16,32 +16,30 @@ from typing import Any
 
 from runs import SEEDS, own_rows, save, side_by_side, spread, ups_run
 
+from ups.evaluation.results import Row
+
 STAGES = ("operator", "diffusion", "consistency")
 OF_DRAWS = (
     "ensemble_nrmse",
-    "spread_over_error",
-    "one_step_spread_over_error",
-    "spread_over_error_rms",
-    "one_step_spread_over_error_rms",
+    "spread_skill_ratio",
+    "one_step_spread_skill_ratio",
+    "spread_skill_ratio_rms",
+    "one_step_spread_skill_ratio_rms",
 )
 CONTROL_SEEDS = (1, 2)
 # of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
 CONTROL_EPOCHS = 38
 
 
-def by_correction(folder: Path, *reports: str) -> dict[str, dict[str, Any]]:
-    """A run's own rows, by what corrects them."""
-    rows = [row for report in reports for row in own_rows(folder, report)]
-    return {
-        " + ".join([r["mode"]] + [r["correct"]] * (r["correct"] != "none") + ["ttc"] * r["ttc"]): r
-        for r in rows
-    }
+def by_series(folder: Path, *reports: str) -> dict[str, Row]:
+    """A run's own rows by the name of their series: "latent", "ttc_diffusion_latent", ..."""
+    return {row.series: row for row in own_rows(folder, *reports)}
 
 
 def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: str) -> None:
     """Those of ``seeds`` that are not finished yet."""
     stages = STAGES if "stage=all" in settings else STAGES[:1]
-    one_core = [f"stage.{stage}.module.threads=1" for stage in stages]
+    one_core = [f"stage.{stage}.module.num_cpu_shards=1" for stage in stages]
     left = [seed for seed in seeds if not (out / f"{kind}-{seed}/reports/{report}.json").exists()]
     jobs = [
         [f"output_dir={out}", f"name={kind}-{seed}", f"seed={seed}", *settings] for seed in left
@@ -64,17 +62,20 @@ def main(out: Path) -> None:
         "stage=evaluate",
         f"trainer.max_epochs={CONTROL_EPOCHS}",
     )
-    runs = {seed: by_correction(out / f"all-{seed}", "eval_baseline", "eval_ttc") for seed in SEEDS}
-    table = {label: {seed: run[label] for seed, run in runs.items()} for label in runs[SEEDS[0]]}
+    runs = {seed: by_series(out / f"all-{seed}", "eval_baseline", "eval_ttc") for seed in SEEDS}
+    table = {
+        row.label: {seed: run[series] for seed, run in runs.items()}
+        for series, row in runs[SEEDS[0]].items()
+    }
     controls = {
-        seed: by_correction(out / f"control-{seed}", "eval_baseline", "eval_ttc")
+        seed: by_series(out / f"control-{seed}", "eval_baseline", "eval_ttc")
         for seed in CONTROL_SEEDS
     }
-    for label in ("latent", "latent + ttc"):
-        about = (
-            f"control: {label}, {CONTROL_EPOCHS} epochs, seeds {', '.join(map(str, CONTROL_SEEDS))}"
-        )
-        table[about] = {seed: control[label] for seed, control in controls.items()}
+    for series in ("latent", "ttc_latent"):
+        label = controls[CONTROL_SEEDS[0]][series].label
+        seeds = ", ".join(map(str, CONTROL_SEEDS))
+        about = f"control: {label}, {CONTROL_EPOCHS} epochs, seeds {seeds}"
+        table[about] = {seed: control[series] for seed, control in controls.items()}
     result: dict[str, Any] = {
         "stage_all_seconds": int((out / "all-0/wall_seconds").read_text()),
         "rows": {},
@@ -108,13 +109,13 @@ def main(out: Path) -> None:
             cell("ratio", 2),
             cell("one_step_nrmse", 4),
             cell("ensemble_nrmse", 4),
-            cell("spread_over_error", 2),
+            cell("spread_skill_ratio", 2),
         ]
         seconds = min(
             entry["seconds_per_trajectory"]["seeds"]
         )  # seeds that ran side by side are slower
         print(
-            f"| {label} | {' | '.join(cells)} | {cell('one_step_spread_over_error', 2)} "
+            f"| {label} | {' | '.join(cells)} | {cell('one_step_spread_skill_ratio', 2)} "
             f"| {1e3 * seconds:.0f} |"
         )
     save("stages", result)

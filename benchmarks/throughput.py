@@ -24,6 +24,7 @@ from runs import save
 from torch.utils.flop_counter import FlopCounterMode
 
 from ups.core.batch import Batch
+from ups.core.fields import FieldSpec, Grid
 from ups.models import build
 from ups.modules.sharding import sharded_loss
 from ups.physics import burgers
@@ -39,16 +40,15 @@ def configuration(*settings: str) -> Any:
 
 
 def simulator(cfg: Any, points: int | None = None) -> Simulator:
-    x = burgers.cell_centers(points or cfg.data.points)
-    return Simulator(build(cfg.model, len(x)), x, cfg.data.dt, spec=dict(cfg.model)).eval()
+    grid = Grid((points or cfg.data.num_points,), (1.0,))
+    spec = FieldSpec(grid, parameters=("nu",), dt=cfg.data.dt)
+    return Simulator(build(cfg.model, spec), spec, "burgers", dict(cfg.model)).eval()
 
 
 def fields(batch: int, points: int, frames: int = 1) -> torch.Tensor:
-    """Smooth fields (B, frames, X)."""
-    x = burgers.cell_centers(points)
-    return (
-        burgers.initial_conditions(batch, x, 0)[:, None] * torch.linspace(1, 0.9, frames)[:, None]
-    )
+    """Smooth fields (B, frames, X, 1)."""
+    u0 = burgers.initial_conditions(batch, burgers.cell_centers(points), 0)
+    return (u0[:, None] * torch.linspace(1, 0.9, frames)[:, None])[..., None]
 
 
 def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
@@ -59,13 +59,13 @@ def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
     module = instantiate(options, sim, _convert_="all")
     optimizer = module.build_optimizer()
     batch = Batch(
-        fields(size, len(sim.x), cfg.data.window + 1),
-        torch.full((size,), 1e-3),
+        fields(size, len(sim.x), cfg.data.unroll_steps + 1),
+        torch.full((size, 1), 1e-3),
         *(torch.arange(size) for _ in range(2)),
     )
 
     def step() -> None:
-        shards = batch.shards(options.threads)
+        shards = batch.chunk(options.num_cpu_shards)
         terms = (
             sharded_loss(module.compute_losses, shards, list(module.parameters()))
             if len(shards) > 1
@@ -116,7 +116,7 @@ def floor(cfg: Any) -> dict[str, Any]:
     they would take at the speed of a large product on this machine, and the share of each PyTorch
     operation.
     """
-    step = trainer(OmegaConf.merge(cfg, {"stage": {"operator": {"module": {"threads": 1}}}}))
+    step = trainer(OmegaConf.merge(cfg, {"stage": {"operator": {"module": {"num_cpu_shards": 1}}}}))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     square = torch.randn(1024, 1024)
@@ -180,30 +180,35 @@ def rollout(sim: Simulator, batch: int, frames: int = 40, **way: Any) -> Callabl
 
 @torch.no_grad()
 def last_frame(sim: Simulator, u0: torch.Tensor, frames: int = 40) -> torch.Tensor:
-    nu = torch.full((len(u0),), 1e-3)
+    parameters = torch.full((len(u0), 1), 1e-3)
     z = sim.encode(u0)
     for _ in range(frames):
-        z = sim.step(z, nu)
+        z = sim.step(z, parameters)
     return sim.decode(z)
 
 
 def main() -> None:
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "blocks": BLOCKS}
-    same = configuration("model=small")
+    same = configuration("model=mixer_small")
     # equal tokens, width, depth, batch, window and losses; and each by its own recipe
-    alike = [f"data.batch_size={same.data.batch_size}", f"data.window={same.data.window}"]
+    alike = [
+        f"data.batch_size={same.data.batch_size}",
+        f"data.unroll_steps={same.data.unroll_steps}",
+    ]
     inverse = [f"lambda_inv={same.lambda_inv}"]
     print("training steps, the same batch and window")
-    models = {"small": same, "upt_absolute": configuration("model=upt_absolute", *alike, *inverse)}
+    models = {"mixer_small": same, "upt": configuration("model=upt", *alike, *inverse)}
     models |= {name: configuration(f"model={name}", *alike) for name in ("fno", "resnet", "unet")}
     result["training_step"] = compared(
-        {name: trainer(cfg) for name, cfg in models.items()}, 5, "small"
+        {name: trainer(cfg) for name, cfg in models.items()}, 5, "mixer_small"
     )
     result["floor"] = floor(same)
     print(result["floor"], flush=True)
     print("peak memory of training, MB")
     result["training_memory"] = {
-        name: peak_megabytes(f"model={name}", *alike, *(inverse if "upt" in name else []))
+        name: peak_megabytes(
+            f"model={name}", *alike, *(inverse if name in ("mixer_small", "upt") else [])
+        )
         for name in models
     }
     result["training_memory"]["burgers_upt, one batch of 12"] = peak_megabytes(
@@ -214,8 +219,8 @@ def main() -> None:
         print(f"rollouts of 40 frames, batch {batch}")
         sims = {name: simulator(cfg) for name, cfg in models.items()}
         calls = {name: rollout(sim, batch) for name, sim in sims.items()}
-        calls["small, physical"] = rollout(sims["small"], batch, mode="physical")
-        result[f"rollout, batch {batch}"] = compared(calls, 1, "small")
+        calls["mixer_small, physical"] = rollout(sims["mixer_small"], batch, mode="physical")
+        result[f"rollout, batch {batch}"] = compared(calls, 1, "mixer_small")
     print(
         "with points: training step, latent rollout that decodes the last frame alone, "
         "and all frames; batch 16"
@@ -230,7 +235,9 @@ def main() -> None:
     )
     print("with tokens, at 256 points: training step")
     result["tokens, training step"] = compared(
-        {str(n): trainer(configuration(f"model.tokens={n}")) for n in (16, 32, 64, 128)}, 3, "64"
+        {str(n): trainer(configuration(f"model.num_tokens={n}")) for n in (16, 32, 64, 128)},
+        3,
+        "64",
     )
     print("with the batch: training step")
     result["batch, training step"] = compared(

@@ -6,31 +6,38 @@ import sys
 import pytest
 import torch
 
+from ups.core.fields import FieldSpec, Grid
 from ups.models import build
 from ups.simulation.simulator import Simulator
 
 SPEC = {
-    "architecture": "upt",
-    "tokens": 8,
-    "width": 16,
-    "distances": [1, 2],
-    "encoder": 1,
-    "approximator": 2,
-    "decoder": 1,
+    "architecture": "mixer",
+    "num_tokens": 8,
+    "hidden_dim": 16,
+    "dilations": [1, 2],
+    "encoder_depth": 1,
+    "approximator_depth": 2,
+    "decoder_depth": 1,
 }
 # a run of seconds: the same code, small sizes
 TINY = [
-    "model=tiny", "model.tokens=8", "model.width=16", "data.points=32", "data.solver_points=64",
-    "data.frames=11", "data.train=24", "data.validation=4", "data.test=6",
-    "data.windows_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3", "preflight=false",
+    "model=mixer_tiny", "model.num_tokens=8", "model.hidden_dim=16", "data.num_points=32",
+    "data.reference_num_points=64", "data.num_frames=11",
+    "data.num_train=24", "data.num_validation=4", "data.num_test=6",
+    "data.samples_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3", "preflight=false",
 ]  # fmt: skip
 
 
-def make_simulator(points=32, seed=0, **changes):
+def line_spec(points=32, **changes):
+    """A scalar with one parameter on a periodic line of ``points`` points."""
+    return FieldSpec(Grid((points,), (1.0,)), **{"parameters": ("nu",), "dt": 0.05, **changes})
+
+
+def make_simulator(points=32, seed=0, equation="burgers", **changes):
     torch.manual_seed(seed)
-    spec = {**SPEC, **changes}
-    x = (torch.arange(points) + 0.5) / points
-    return Simulator(build(spec, points), x, dt=0.05, scale=0.6, spec=spec)
+    config = {**SPEC, **changes}
+    spec = line_spec(points, std=(0.6,))
+    return Simulator(build(config, spec), spec, equation, config)
 
 
 def damaged(content, rng):

@@ -3,8 +3,8 @@
 import csv
 import json
 import math
-import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import hydra
@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SPEC
+from conftest import line_spec, make_simulator
+from helpers.pages import write_files
 from test_pipeline import SMALL
 
 import ups
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.metrics import PhysicsChecks
-from ups.models import build
 from ups.physics import advection, periodic_1d
-from ups.simulation.guidance import score
-from ups.simulation.simulator import Simulator
+from ups.simulation.guidance import TTC, Guided
 
+EQUATION = advection.EQUATION
 TIMES = [0.1, 0.5, 2.0]
 
 
@@ -30,7 +30,7 @@ def fields(n=8, points=256):
     return advection.initial_conditions(n, periodic_1d.cell_centers(points), seed=1).double()
 
 
-def test_exact_is_the_initial_condition_moved():
+def test_exact_moves_the_initial_condition():
     x = periodic_1d.cell_centers(64).double()
     u0 = torch.stack([torch.sin(2 * math.pi * k * x) for k in (1, 5)])
     moved = torch.stack(
@@ -51,7 +51,7 @@ def test_solve_converges_at_second_order_on_smooth_data():
     assert errors[0] / errors[2] > 4**1.8, errors
 
 
-def test_solve_is_exact_to_a_part_in_a_thousand_on_the_grid_that_makes_the_data():
+def test_solve_error_is_below_a_thousandth_on_1024_points():
     u0 = fields(20, 1024)
     gap, truth = (
         advection.solve(u0, TIMES, 0.4) - advection.exact(u0, TIMES, 0.4),
@@ -61,7 +61,7 @@ def test_solve_is_exact_to_a_part_in_a_thousand_on_the_grid_that_makes_the_data(
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.4, 7.0])
-def test_solve_keeps_mass_the_maximum_principle_and_the_variation(beta):
+def test_solve_keeps_mass_maximum_principle_and_variation(beta):
     u0 = fields()
     u = advection.solve(u0, [0.0, 0.05, 0.5, 2.0], beta)
     assert torch.equal(u[:, 0], u0)
@@ -71,7 +71,7 @@ def test_solve_keeps_mass_the_maximum_principle_and_the_variation(beta):
     assert (advection.total_variation(u).diff(dim=1) <= 1e-12).all()
 
 
-def test_the_mirror_is_a_symmetry():
+def test_reflection_maps_solutions_to_solutions():
     u0 = fields()
     assert torch.allclose(
         advection.solve(advection.reflect(u0), TIMES, 0.4),
@@ -80,57 +80,58 @@ def test_the_mirror_is_a_symmetry():
     )
 
 
-def test_checks_see_what_is_lost_too():
+def test_physics_checks_see_losses_of_energy():
     u0, t = fields(), torch.arange(1, 11) * 0.05
     truth = advection.exact(u0, t, 0.4)
     found = []
     for pred in (truth, truth * torch.exp(-t)[:, None]):
-        checks = PhysicsChecks(advection, dt=0.05)
-        checks.update(u0, pred, truth)
+        checks = PhysicsChecks(EQUATION, line_spec(256))
+        checks.update(u0[..., None], pred[..., None], truth[..., None])
         found.append(checks.compute())
     kept, damped = found
-    assert kept.keys() == {*PhysicsChecks.NAMES, "mass_gap", "energy_gap"}
-    assert kept["mass_gap"] < 1e-12
-    assert kept["energy_gap"] < 1e-6
-    assert damped["energy_gap"] > 100 * kept["energy_gap"]
-    assert damped["energy_growth"] == 0
+    assert kept.keys() == {
+        *("mass_drift", "energy_drift", "tv_growth"),
+        *("boundary_jump_error", "maximum_principle_violation", "correlation_time"),
+    }
+    assert kept["mass_drift"] < 1e-12
+    assert kept["energy_drift"] < 1e-6
+    assert damped["energy_drift"] > 100 * kept["energy_drift"]
+    assert damped["tv_growth"] == 0
 
 
-def test_the_reward_knows_the_speed():
-    u, nu = fields(points=64).float(), torch.full((8,), 0.4)
+def test_guided_score_knows_the_speed():
+    """Of a stepper whose states are the fields."""
+    u, nu = fields(points=64).float(), torch.full((8, 1), 0.4)
+    stepper = SimpleNamespace(spec=line_spec(64), decode=lambda state: state)
+    guided = Guided(stepper, EQUATION, TTC())
     candidates = torch.stack(
         [advection.exact(u, [0.05], speed)[:, 0] for speed in (0.4, 0.5, 0.1)], 1
     )
-    expected = advection.solver_step(u, 0.05, nu)
-    scores = score(
-        advection, u, candidates, expected, advection.shock_weight(expected), {"residual": 1.0}
-    )
+    expected, confidence = guided.predict(u[..., None], nu)
+    assert torch.equal(confidence, torch.ones(8, 64, 1))
+    scores = guided.score(candidates[..., None], expected, confidence)
+    assert scores.shape == (8, 3)
     assert (scores[:, 0] > -1e-9).all()
     assert (scores[:, 0] > scores[:, 1]).all()
     assert (scores[:, 1] > scores[:, 2]).all()
+
+
+def test_solver_step_takes_a_speed_for_each_field():
+    u = fields(points=64).float()
     several = advection.solver_step(u, 0.05, torch.linspace(0.1, 0.8, 8))
     assert torch.allclose(several[3:4], advection.exact(u[3:4], [0.05], 0.4)[:, 0], atol=1e-5)
 
 
 def test_conditioning_leads_an_untrained_model_closer_to_the_equation():
-    torch.manual_seed(0)
-    simulator = Simulator(
-        build(SPEC, 32),
-        periodic_1d.cell_centers(32),
-        dt=0.05,
-        scale=0.6,
-        spec=SPEC,
-        equation="advection",
-    ).eval()
+    simulator = make_simulator(equation="advection").eval()
     u0 = fields(points=32).float()
-    expected = advection.solver_step(
-        simulator.decode(simulator.encode(u0)).detach(), 0.05, torch.full((8,), 0.4)
-    )
+    start = simulator.decode(simulator.encode(u0[..., None])).detach()[..., 0]
+    expected = advection.solver_step(start, 0.05, torch.full((8,), 0.4))
     plain, guided = (simulator.rollout(u0, 1, nu=0.4, ttc=ttc)[:, 0] for ttc in (False, True))
     assert ((guided - expected).square().sum(-1) < (plain - expected).square().sum(-1)).all()
 
 
-def test_a_pdebench_file(tmp_path):
+def test_data_module_reads_a_published_advection_file(tmp_path):
     """As published: tensor (N, 201, 1024), one time more than frames, beta in the name alone."""
     path = tmp_path / "1D_Advection_Sols_beta0.1.hdf5"
     x, t = (
@@ -143,57 +144,63 @@ def test_a_pdebench_file(tmp_path):
     with h5py.File(path, "w") as file:
         file["tensor"], file["x-coordinate"], file["t-coordinate"] = u, x, t
     sizes = {
-        "train": 3,
-        "validation": 1,
-        "test": 2,
-        "time_stride": 5,
-        "space_stride": 4,
-        "window": 3,
+        "num_train": 3,
+        "num_validation": 1,
+        "num_test": 2,
+        "temporal_downsampling": 5,
+        "spatial_downsampling": 4,
+        "unroll_steps": 3,
     }
     data = TrajectoryDataModule(equation="advection", path=str(path), nu=None, **sizes)
     data.setup()
-    assert (data.nu, data.frames, data.points, data.dataset["name"]) == (
-        0.1,
+    spec = data.spec
+    assert (data.training_parameters, data.num_frames, spec.shape, data.dataset["name"]) == (
+        [[0.1]],
         41,
-        256,
+        (256, 1),
         "advection-beta0.1",
     )
-    assert (data.dt, data.length) == (pytest.approx(0.05), pytest.approx(1.0))
-    assert np.array_equal(data.values["test"].numpy(), u[4:, ::5, ::4])
+    assert (spec.channels, spec.parameters) == (("u",), ("beta",))
+    assert (spec.dt, spec.grid.extent) == (pytest.approx(0.05), (pytest.approx(1.0),))
+    assert np.array_equal(data.values["test"].numpy(), u[4:, ::5, ::4, None])
     batch = next(iter(data.train_dataloader()))
     for k in range(3):  # mirrored or not, windows solve the equation
-        assert torch.allclose(
-            advection.solver_step(batch.u[:, k], data.dt, batch.nu), batch.u[:, k + 1], atol=1e-4
-        )
+        step = EQUATION.solver_step(batch.u[:, k], spec.dt, batch.parameters, spec.grid, 1)
+        assert torch.allclose(step, batch.u[:, k + 1], atol=1e-4)
     with pytest.raises(ups.core.errors.UpsError, match=r"says beta 0\.1, data\.nu 0\.4"):
         TrajectoryDataModule(equation="advection", path=str(path), nu=0.4)
 
 
 @pytest.mark.integration
-def test_an_equation_of_ones_own_as_the_docs_say(ups_run, tmp_path, monkeypatch):
-    text = (Path(__file__).parents[1] / "docs/equations.md").read_text()
-    block = text[text.index("    # @package") :].split("\n\n")[0]
-    (tmp_path / "conf/data").mkdir(parents=True)
-    (tmp_path / "conf/data/mine.yaml").write_text(textwrap.dedent(block))
-    (tmp_path / "mine.py").write_text("from ups.physics.advection import *\nPARAMETER = 'c'\n")
-    composed = yaml.safe_load(ups_run("--config-dir", "conf", "data=mine", "--cfg", "job").stdout)
-    assert composed["name"] == "mine"
+def test_own_equation_of_the_docs_makes_its_data(ups_run, tmp_path, monkeypatch):
+    write_files((Path(__file__).parents[1] / "docs/extending.md").read_text(), tmp_path)
+    composed = yaml.safe_load(ups_run("--config-dir", "conf", "data=heat", "--cfg", "job").stdout)
+    assert composed["name"] == "heat"
     monkeypatch.syspath_prepend(tmp_path)
     sizes = {
-        "points": 32,
-        "solver_points": 64,
-        "frames": 6,
-        "train": 4,
-        "validation": 2,
-        "test": 2,
-        "directory": str(tmp_path),
+        "num_points": 32,
+        "reference_num_points": 64,
+        "num_frames": 6,
+        "num_train": 4,
+        "num_validation": 2,
+        "num_test": 2,
+        "cache_dir": str(tmp_path),
     }
-    data = hydra.utils.instantiate({**composed["data"], **sizes, "order_seed": 0})
+    data = hydra.utils.instantiate({**composed["data"], **sizes, "sampler_seed": 0})
     data.prepare_data()
     data.setup()
-    assert data.dataset["name"] == "mine-c0.5"
+    assert data.dataset["name"] == "heat-nu0.01"
+
+
+@pytest.mark.integration
+def test_pdebench_advection_config_selects_the_equation_and_its_downsampling(ups_run):
     files = yaml.safe_load(ups_run("data=pdebench_advection", "--cfg", "job").stdout)["data"]
-    assert (files["equation"], files["nu"], files["time_stride"], files["space_stride"]) == (
+    assert (
+        files["equation"],
+        files["nu"],
+        files["temporal_downsampling"],
+        files["spatial_downsampling"],
+    ) == (
         "advection",
         None,
         5,
@@ -202,7 +209,7 @@ def test_an_equation_of_ones_own_as_the_docs_say(ups_run, tmp_path, monkeypatch)
 
 
 @pytest.mark.integration
-def test_every_stage(ups_run, tmp_path):
+def test_run_of_every_stage_succeeds_on_advection(ups_run, tmp_path):
     done = ups_run("data=advection", *SMALL, "name=wave", "stage.evaluate=[none,diffusion]")
     assert "preflight: every stage has taken real steps" in done.stdout
     report = tmp_path / "outputs/wave/reports"
@@ -211,14 +218,14 @@ def test_every_stage(ups_run, tmp_path):
     )
     assert plain["dataset"]["name"] == "advection-beta0.4"
     models = {row["model"]: row for row in plain["rows"]}
-    assert {"upt-tiny", "persistence"} <= models.keys()
-    assert all(row["energy_gap"] >= 0 for row in plain["rows"] + conditioned["rows"])
+    assert {"mixer-tiny", "persistence"} <= models.keys()
+    assert all(row["energy_drift"] >= 0 for row in plain["rows"] + conditioned["rows"])
     best = min(row["nrmse"] for row in conditioned["rows"] if row["ttc"])
     assert best < min(
-        row["nrmse"] for row in plain["rows"] if row["model"] == "upt-tiny"
+        row["nrmse"] for row in plain["rows"] if row["model"] == "mixer-tiny"
     )  # what the equation says is so
     with (tmp_path / "outputs/leaderboard.csv").open() as file:
         assert {row["dataset.name"] for row in csv.DictReader(file)} == {"advection-beta0.4"}
     sim = ups.load(tmp_path / "outputs/wave")
-    assert sim.equation == "advection"
+    assert sim.equation is EQUATION
     assert sim.rollout(fields(2, 32).float(), 3, nu=0.4, correct="diffusion").shape == (2, 3, 32)

@@ -8,15 +8,18 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import SPEC, make_simulator
+from conftest import SPEC, line_spec, make_simulator
 from torch.utils.data import DataLoader
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
-from ups.evaluation.baselines import Persistence, Solver, limited_linear_reconstruction
+from ups.core.fields import FieldSpec, Grid
+from ups.core.stepper import predict
+from ups.evaluation.baselines import Persistence, SolverStepper
 from ups.models import build
 from ups.modules import EvaluationModule
 from ups.physics import advection, burgers, periodic_1d
+from ups.physics.periodic_1d import limited_linear_reconstruction
 from ups.simulation.simulator import Simulator
 
 
@@ -57,22 +60,38 @@ def solver_by_hand(physics, u0, points, times, nu, length=1.0):
     return out
 
 
+def rolled_out(stepper, u0, steps, nu):
+    """The frames (B, T, X) of a baseline from fields (B, X) at nu (B,)."""
+    return predict(stepper, u0[..., None], steps, nu[:, None])[..., 0]
+
+
+def solver_of(module, num_points, points, dt, length=1.0):
+    spec = FieldSpec(Grid((points,), (length,)), parameters=("nu",), dt=dt)
+    return SolverStepper(module.EQUATION, spec, num_points)
+
+
 # ---------------------------------------------------------------- persistence
 
 
 def test_persistence_repeats_the_first_field():
     u0 = torch.arange(6.0).reshape(2, 3)
-    rolled = Persistence().rollout(u0, 4, nu=torch.ones(2))
+    rolled = rolled_out(Persistence(), u0, 4, torch.ones(2))
     assert rolled.shape == (2, 4, 3)
     for k in range(4):
         assert torch.equal(rolled[:, k], u0)
     assert Persistence().name == "persistence"
 
 
+def test_persistence_keeps_fields_of_any_shape():
+    u0 = torch.randn(2, 3, 4, 2)
+    rolled = predict(Persistence(), u0, 3, torch.ones(2, 0))
+    assert torch.equal(rolled, u0[:, None].expand(-1, 3, -1, -1, -1))
+
+
 # ---------------------------------------------------------------- up from the coarse grid
 
 
-def test_limited_lines_equal_a_worked_example():
+def test_limited_linear_reconstruction_equals_a_worked_example():
     # cell 1 has differences 1 and 2, and so the slope 2 * 1 * 2 / 3; the others are extrema or flat
     u = torch.tensor([0.0, 1.0, 3.0, 3.0])
     found = limited_linear_reconstruction(u, 2).tolist()
@@ -86,7 +105,7 @@ def test_limited_lines_equal_a_worked_example():
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_limited_lines_equal_the_written_out_lines(factor):
+def test_limited_linear_reconstruction_equals_written_out_lines(factor):
     rng = np.random.default_rng(factor)
     u = rng.normal(size=(2, 3, 10)).astype(np.float32)
     found = limited_linear_reconstruction(torch.from_numpy(u), factor)
@@ -99,7 +118,7 @@ def test_limited_lines_equal_the_written_out_lines(factor):
     assert torch.allclose(averages, torch.from_numpy(u), atol=1e-6)
 
 
-def test_limited_lines_are_exact_on_a_line_and_leave_flat_fields():
+def test_limited_linear_reconstruction_is_exact_on_lines_and_flat_fields():
     u = torch.arange(8.0)
     inner = limited_linear_reconstruction(u, 4)[4:-4]  # the ends meet in a jump
     assert inner.tolist() == pytest.approx([1 + (i + 0.5) / 4 - 0.5 for i in range(24)])
@@ -112,30 +131,36 @@ def test_limited_lines_are_exact_on_a_line_and_leave_flat_fields():
 # ---------------------------------------------------------------- the solver's rollout
 
 
-def test_solver_asks_for_cell_averages_all_times_one_nu_and_float32():
-    asked = {}
+def test_solver_stepper_asks_for_cell_averages_one_step_one_nu_and_float32():
+    asked = []
 
-    def solve(u0, t, nu, length, *, dtype):
-        asked.update(u0=u0, t=t, nu=nu, length=length, dtype=dtype)
-        return torch.stack([u0 * (k + 1) for k in range(len(t))], 1)
+    def solve(u0, t, parameters, grid, dtype):
+        asked.append((u0[..., 0].tolist(), t, parameters, grid, dtype))
+        return torch.stack([u0 + k + 1 for k in range(len(t))], 1)
 
+    lines = burgers.EQUATION
+    equation = SimpleNamespace(solve=solve, restrict=lines.restrict, prolong=lines.prolong)
     u0 = torch.tensor([[1.0, 3.0, 5.0, 9.0], [0.0, 2.0, -4.0, 8.0]])
-    solver = Solver(SimpleNamespace(solve=solve), 2, dt=0.25, length=3.0)
-    rolled = solver.rollout(u0, 3, nu=torch.tensor([0.5, 0.5]))
-    assert asked["u0"].tolist() == [[2.0, 7.0], [1.0, 2.0]]
-    assert asked["t"] == [0.25, 0.5, 0.75]
-    assert (asked["nu"], asked["length"], asked["dtype"]) == (0.5, 3.0, torch.float32)
+    spec = FieldSpec(Grid((4,), (3.0,)), parameters=("nu",), dt=0.25)
+    solver = SolverStepper(equation, spec, 2)
+    rolled = rolled_out(solver, u0, 3, torch.tensor([0.5, 0.5]))
+    averages = [[2.0, 7.0], [1.0, 2.0]]
+    for k, call in enumerate(asked):
+        state = [[v + k for v in row] for row in averages]
+        assert call == (state, [0.25], [0.5], Grid((2,), (3.0,)), torch.float32)
+    assert len(asked) == 3
     # two cells: both differences are of one size and opposite sign, so lines are flat
     expected = [[2.0, 2.0, 7.0, 7.0], [1.0, 1.0, 2.0, 2.0]]
     for k in range(3):
-        assert rolled[:, k].tolist() == [[(k + 1) * v for v in row] for row in expected]
+        assert rolled[:, k].tolist() == [[v + k + 1 for v in row] for row in expected]
     assert solver.name == "solver-2"
 
 
-def test_solver_moves_averages_by_whole_cells_where_the_solution_is_a_shift():
+def test_solver_stepper_moves_averages_by_whole_cells_when_the_solution_is_a_shift():
     # at speed 2 and dt 1/16 a field moves by one of eight cells a frame: exactly, in this scheme
     u0 = periodic_1d.initial_conditions(3, periodic_1d.cell_centers(32), seed=4)
-    rolled = Solver(advection, 8, dt=1 / 16).rollout(u0, 5, nu=torch.full((3,), 2.0))
+    solver = solver_of(advection, 8, 32, dt=1 / 16)
+    rolled = rolled_out(solver, u0, 5, torch.full((3,), 2.0))
     averages = averages_of_cells(u0.numpy(), 8)
     assert rolled.shape == (3, 5, 32)
     for row in range(3):
@@ -145,9 +170,10 @@ def test_solver_moves_averages_by_whole_cells_where_the_solution_is_a_shift():
 
 
 @pytest.mark.parametrize("points", [16, 32, 64])
-def test_solver_rollout_equals_restriction_solution_and_limited_lines(points):
+def test_solver_stepper_equals_restriction_solution_and_limited_lines(points):
     u0 = periodic_1d.initial_conditions(3, periodic_1d.cell_centers(64), seed=5)
-    rolled = Solver(burgers, points, dt=0.03).rollout(u0, 4, nu=torch.full((3,), 0.02))
+    solver = solver_of(burgers, points, 64, dt=0.03)
+    rolled = rolled_out(solver, u0, 4, torch.full((3,), 0.02))
     expected = solver_by_hand(burgers, u0, points, [0.03, 0.06, 0.09, 0.12], 0.02)
     assert rolled.dtype == torch.float32
     assert rolled.numpy() == pytest.approx(expected, abs=2e-5)
@@ -156,15 +182,18 @@ def test_solver_rollout_equals_restriction_solution_and_limited_lines(points):
     )
 
 
-def test_solver_refuses_several_parameters_and_fields_that_are_no_multiple():
-    solver = Solver(burgers, 16, dt=0.03)
+def test_solver_stepper_refuses_several_parameters():
+    solver = solver_of(burgers, 16, 32, dt=0.03)
     u0 = torch.zeros(2, 32)
-    assert solver.rollout(u0, 1, nu=torch.tensor([0.1, 0.1])).shape == (2, 1, 32)
-    with pytest.raises(UpsError, match="a multiple of 16 points, at one nu"):
-        solver.rollout(u0, 1, nu=torch.tensor([0.1, 0.2]))
-    for points in (24, 8, 40):
-        with pytest.raises(UpsError, match="a multiple of 16 points, at one nu"):
-            solver.rollout(torch.zeros(2, points), 1, nu=torch.tensor([0.1, 0.1]))
+    assert rolled_out(solver, u0, 1, torch.tensor([0.1, 0.1])).shape == (2, 1, 32)
+    with pytest.raises(UpsError, match="solver-16 needs equal parameters for all fields"):
+        rolled_out(solver, u0, 1, torch.tensor([0.1, 0.2]))
+
+
+@pytest.mark.parametrize("points", [24, 8, 40])
+def test_solver_stepper_refuses_grids_that_are_no_multiple(points):
+    with pytest.raises(UpsError, match=f"`num_points` must be a divisor of {points}, got 16"):
+        solver_of(burgers, 16, points, dt=0.03)
 
 
 # ---------------------------------------------------------------- the rows of an evaluation
@@ -185,7 +214,7 @@ def make_batches():
         )
         u = burgers.solve(fine, [DT * k for k in range(FRAMES)], nu)[..., ::2]
         number = torch.arange(size)
-        batches.append(Batch(u, torch.full((size,), nu), number, number))
+        batches.append(Batch(u[..., None], torch.full((size, 1), nu), number, number))
     return batches
 
 
@@ -205,8 +234,8 @@ def evaluated(module, batches):
 def evaluation():
     """A finished evaluation on 128 points, by a clock that moves on by a second at each look."""
     torch.manual_seed(0)
-    x = (torch.arange(POINTS) + 0.5) / POINTS
-    simulator = Simulator(build(SPEC, POINTS), x, dt=DT, scale=0.6, spec=SPEC).eval()
+    spec = line_spec(POINTS, dt=DT, std=(0.6,))
+    simulator = Simulator(build(SPEC, spec), spec, "burgers").eval()
     seconds = iter(range(10**6))
     with pytest.MonkeyPatch.context() as patch:
         clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
@@ -230,14 +259,14 @@ def metrics_by_hand(name):
     checks = {
         key: []
         for key in (
-            *("mass_gap", "periodic_gap", "maximum_violation"),
-            *("variation_growth", "energy_growth", "correlation_time"),
+            *("mass_drift", "boundary_jump_error", "maximum_principle_violation"),
+            *("tv_growth", "energy_growth", "correlation_time"),
         )
     }
     one_step = []
     for batch, nu in zip(make_batches(), NUS, strict=True):
-        pred = rolled_by_hand(name, batch.u[:, 0], FRAMES - 1, nu)
-        u = batch.u.double().numpy()
+        pred = rolled_by_hand(name, batch.u[:, 0, :, 0], FRAMES - 1, nu)
+        u = batch.u[..., 0].double().numpy()
         for row in range(len(u)):
             errors = pred[row] - u[row, 1:]
             for k in range(FRAMES - 1):
@@ -256,12 +285,12 @@ def metrics_by_hand(name):
             variation = [sum(abs(np.roll(frame, -1) - frame)) for frame in frames]
             energy = [sum(frame**2) / POINTS / 2 for frame in frames]
             mean = {
-                "mass_gap": [abs(sum(p) - sum(frames[0])) / POINTS for p in pred[row]],
-                "periodic_gap": [abs(error[0] - error[-1]) for error in errors],
-                "maximum_violation": [
+                "mass_drift": [abs(sum(p) - sum(frames[0])) / POINTS for p in pred[row]],
+                "boundary_jump_error": [abs(error[0] - error[-1]) for error in errors],
+                "maximum_principle_violation": [
                     max(0, max(p) - high) + max(0, low - min(p)) for p in pred[row]
                 ],
-                "variation_growth": [max(0, b / a - 1) for a, b in pairwise(variation)],
+                "tv_growth": [max(0, b / a - 1) for a, b in pairwise(variation)],
                 "energy_growth": [max(0, b / a - 1) for a, b in pairwise(energy)],
             }
             together = 0
@@ -273,7 +302,7 @@ def metrics_by_hand(name):
                 checks[key].append(sum(values) / (FRAMES - 1))
             checks["correlation_time"].append(together * DT)
         # single steps from every true frame of a batch, whose fastest field sets the solver's step
-        starts, ends = batch.u[:, :-1].flatten(0, 1), u[:, 1:].reshape(-1, POINTS)
+        starts, ends = batch.u[:, :-1, :, 0].flatten(0, 1), u[:, 1:].reshape(-1, POINTS)
         steps = rolled_by_hand(name, starts, 1, nu)[:, 0]
         for step, truth in zip(steps, ends, strict=True):
             one_step.append(sum((step - truth) ** 2) / sum(truth**2))
@@ -315,7 +344,7 @@ def test_evaluation_rows_of_finer_solvers_have_smaller_errors(evaluation):
     assert error["solver-128"] < error["solver-64"] < error["persistence"]
 
 
-def test_evaluation_rows_stand_in_order_of_the_own_ones_persistence_and_solvers(evaluation):
+def test_evaluation_rows_are_in_order_of_model_persistence_and_solvers(evaluation):
     names = [(row["model"], row["mode"]) for row in evaluation.rows]
     assert names == [
         ("mine", "latent"),
@@ -330,21 +359,19 @@ def test_evaluation_rows_stand_in_order_of_the_own_ones_persistence_and_solvers(
     ("points", "expected"),
     [(32, []), (64, [64]), (96, []), (128, [64, 128]), (192, [64]), (256, [64, 128, 256])],
 )
-def test_evaluation_has_the_solvers_whose_points_divide_those_of_the_simulator(points, expected):
+def test_evaluation_has_solvers_whose_points_divide_those_of_the_simulator(points, expected):
     module = EvaluationModule(make_simulator(points=points), "mine", ["none"])
-    names = [settings["model"] for settings, _ in module.predictors]
+    names = [measurement.settings.model for measurement in module.measurements]
     assert names[2:] == ["persistence", *(f"solver-{n}" for n in expected)]
 
 
-def test_evaluation_solvers_are_of_the_simulators_equation_step_and_length():
-    x = (torch.arange(64) + 0.5) / 32
-    simulator = Simulator(
-        build(SPEC, 64), x, dt=0.125, length=2.0, scale=0.6, spec=SPEC, equation="advection"
-    )
+def test_evaluation_solvers_have_the_simulators_equation_step_and_length():
+    spec = FieldSpec(Grid((64,), (2.0,)), parameters=("beta",), dt=0.125, std=(0.6,))
+    simulator = Simulator(build(SPEC, spec), spec, "advection")
     # at speed 0.5 a field moves by a sixteenth: two of the 64 cells of length 1/32 a frame
-    u0 = periodic_1d.initial_conditions(2, x, seed=6, length=2.0)
-    u = torch.stack([u0.roll(2 * k, -1) for k in range(4)], 1)
-    batch = Batch(u, torch.full((2,), 0.5), torch.arange(2), torch.arange(2))
+    u0 = periodic_1d.initial_conditions(2, simulator.x, seed=6, length=2.0)
+    u = torch.stack([u0.roll(2 * k, -1) for k in range(4)], 1)[..., None]
+    batch = Batch(u, torch.full((2, 1), 0.5), torch.arange(2), torch.arange(2))
     module = evaluated(EvaluationModule(simulator, "mine", ["none"]), [batch])
     (row,) = [row for row in module.rows if row["model"] == "solver-64"]
     assert row["nrmse"] == pytest.approx(0.0, abs=1e-6)

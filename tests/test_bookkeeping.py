@@ -7,9 +7,12 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
-from datetime import datetime, timedelta, timezone
+import threading
+import time
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,12 +35,14 @@ from ups import pipeline
 from ups.callbacks import AtomicCheckpointIO, resource_probe
 from ups.core.errors import UpsError
 from ups.core.io import format_bytes
-from ups.core.settings import diff_configs, flatten_config, is_bookkeeping_key
+from ups.core.settings import diff_configs, flatten_config
 from ups.evaluation import leaderboard
+from ups.evaluation.results import Evaluation, Row
 from ups.pipeline import run
 from ups.run import CONF, folder_name
 from ups.runs import hydra_callbacks, preflight, provenance, run_dir, stages
 from ups.runs.config import validate_config
+from ups.runs.settings import BOOKKEEPING_KEYS, is_bookkeeping_key
 from ups.simulation.residual_targets import LatentCache
 
 STAGES = ("operator", "diffusion", "consistency")
@@ -49,7 +54,7 @@ def composed():
     """Composed configurations by stage=; not to be changed."""
     with initialize_config_dir(CONF, version_base="1.3"):
         found = {
-            name: compose("config", ["model=tiny", f"stage={name}", "name=one"])
+            name: compose("config", ["model=mixer_tiny", f"stage={name}", "name=one"])
             for name in (*STAGES, "all", "evaluate", "preflight")
         }
     hydra.core.global_hydra.GlobalHydra.instance().clear()
@@ -72,36 +77,36 @@ def sha(content):
 
 # a key, another value, the stages that it belongs to, and whether it decides an evaluation
 TABLE = [
-    ("seed", 1, STAGES, None),  # and data.order_seed with it
+    ("seed", 1, STAGES, None),  # and data.sampler_seed with it
     ("lambda_inv", 0.5, ("operator",), False),
     ("loss.lambda_inv_enc", 0.5, ("operator",), False),
     ("loss.lambda_inv_dec", 0.5, ("operator",), False),
     ("compile", True, STAGES, False),
-    ("model.width", 32, ("operator",), False),
-    ("model.limit", 2.0, ("operator",), False),
+    ("model.hidden_dim", 32, ("operator",), False),
+    ("model.latent_rms_limit", 2.0, ("operator",), False),
     ("model.name", "other", ("operator",), True),
     ("data.nu", 0.002, STAGES, True),
     ("data.nu", [0.001, 0.01], STAGES, True),
     ("data.path", "a.hdf5", STAGES, True),
-    ("data.points", 128, STAGES, True),
-    ("data.solver_points", 512, STAGES, True),
+    ("data.num_points", 128, STAGES, True),
+    ("data.reference_num_points", 512, STAGES, True),
     ("data.dt", 0.1, STAGES, True),
-    ("data.frames", 21, STAGES, True),
-    ("data.train", 500, STAGES, True),
-    ("data.test", 64, STAGES, True),
+    ("data.num_frames", 21, STAGES, True),
+    ("data.num_train", 500, STAGES, True),
+    ("data.num_test", 64, STAGES, True),
     ("data.seed", 1, STAGES, True),
-    ("data.order_seed", 1, STAGES, True),
-    ("data.time_stride", 2, STAGES, True),
-    ("data.space_stride", 2, STAGES, True),
-    ("data.early", 1.0, STAGES, True),
-    ("data.stretch", 1, STAGES, True),
-    ("data.shift", False, STAGES, True),
-    ("data.mirror", False, STAGES, True),
+    ("data.sampler_seed", 1, STAGES, True),
+    ("data.temporal_downsampling", 2, STAGES, True),
+    ("data.spatial_downsampling", 2, STAGES, True),
+    ("data.start_time_bias", 1.0, STAGES, True),
+    ("data.augmentation.max_time_rescale", 1, STAGES, True),
+    ("data.augmentation.translate", False, STAGES, True),
+    ("data.augmentation.reflect", False, STAGES, True),
     # later stages have their own of these
-    ("data.window", 2, ("operator",), True),
+    ("data.unroll_steps", 2, ("operator",), True),
     ("data.batch_size", 32, ("operator",), True),
-    ("data.windows_per_trajectory", 5, ("operator",), True),
-    ("data.repeat", True, ("operator", "consistency"), True),
+    ("data.samples_per_trajectory", 5, ("operator",), True),
+    ("data.fixed_windows", True, ("operator", "consistency"), True),
     ("trainer.max_epochs", 3, ("operator",), False),
     ("trainer.accumulate_grad_batches", 2, STAGES, False),
     ("trainer.gradient_clip_val", 0.5, STAGES, False),
@@ -116,14 +121,14 @@ TABLE = [
     ("stage.operator.trainer.max_epochs", 2, ("operator",), False),
     ("stage.operator.data.batch_size", 2, ("operator",), False),
     ("stage.diffusion.module.lr", 0.1, ("diffusion",), False),
-    ("stage.diffusion.module.corrector.steps", 4, ("diffusion",), False),
+    ("stage.diffusion.module.corrector.num_steps", 4, ("diffusion",), False),
     ("stage.diffusion.trainer.max_epochs", 2, ("diffusion",), False),
-    ("stage.diffusion.data.window", 2, ("diffusion",), False),
-    ("stage.consistency.module.gradient_steps", 4, ("consistency",), False),
+    ("stage.diffusion.data.unroll_steps", 2, ("diffusion",), False),
+    ("stage.consistency.module.projection_steps", 4, ("consistency",), False),
     ("stage.consistency.data.batch_size", 4, ("consistency",), False),
     ("ttc.enabled", False, (), True),
-    ("ttc.candidates", 7, (), True),
-    ("ttc.weights.mass", 1.0, (), True),
+    ("ttc.num_candidates", 7, (), True),
+    ("ttc.shock_threshold", 0.1, (), True),
     ("stage.evaluate", ["none"], (), True),
 ]
 FREE = [
@@ -133,7 +138,7 @@ FREE = [
     ("preflight", False),
     ("expect.commit", "0123456"),
     ("expect.data_hash", "0123456"),
-    ("compile_cache_limit", 1.0),
+    ("compile_cache_max_bytes", 1.0),
     ("logger.name", "other"),
     ("logger", None),
     ("callbacks.on_finish", "true"),
@@ -141,12 +146,12 @@ FREE = [
     ("callbacks.best.dirpath", "elsewhere"),
     ("trainer.max_time", "00:00:30:00"),
     ("trainer.log_every_n_steps", 5),
-    ("data.directory", "elsewhere"),
+    ("data.cache_dir", "elsewhere"),
     ("data.num_workers", 2),
     ("data.in_memory", False),
     ("data.eval_batch_size", 8),
-    ("stage.operator.module.threads", 1),
-    ("stage.diffusion.module.threads", 1),
+    ("stage.operator.module.num_cpu_shards", 1),
+    ("stage.diffusion.module.num_cpu_shards", 1),
 ]
 
 
@@ -184,10 +189,34 @@ def test_key_decides_nothing_when_it_may_differ_between_calls(
 
 
 def test_free_keys_free_only_themselves_and_what_stands_below_them():
-    for key in ("name", "expect", "expect.commit", "logger.a.b", "a.save_dir", "a.b.threads"):
+    for key in (
+        "name",
+        "expect",
+        "expect.commit",
+        "logger.a.b",
+        "a.save_dir",
+        "a.b.num_cpu_shards",
+    ):
         assert is_bookkeeping_key(key), key
     for key in ("names", "model.name", "stage.name", "expectation", "a.name", "threads", "data"):
         assert not is_bookkeeping_key(key), key
+
+
+# the table of version 0.1, key prefixes and ends
+PREFIXES = {
+    *("name", "output_dir", "overwrite", "preflight", "expect", "compile_cache_max_bytes"),
+    *("logger", "callbacks.on_finish", "callbacks.epoch_log", "callbacks.leaderboard"),
+    *("trainer.max_time", "trainer.log_every_n_steps", "data.cache_dir", "data.num_workers"),
+    *("data.in_memory", "data.eval_batch_size"),
+}
+ENDS = (".dirpath", ".save_dir", ".num_cpu_shards")
+
+
+def test_bookkeeping_keys_follow_from_the_annotations(composed):
+    assert BOOKKEEPING_KEYS == PREFIXES
+    for key in flatten_config(composed["all"]):
+        is_below = any(key == prefix or key.startswith(f"{prefix}.") for prefix in PREFIXES)
+        assert is_bookkeeping_key(key) == (is_below or key.endswith(ENDS)), key
 
 
 def written_out(cfg):
@@ -210,17 +239,23 @@ def short_hash(values):
 def test_flat_configuration_is_resolved_and_keeps_lists(composed):
     found = flatten_config(composed["all"])
     assert found == written_out(composed["all"])
-    assert found["data.order_seed"] == 0
-    assert found["model.distances"] == [1, 2, 1]
+    assert found["data.sampler_seed"] == 0
+    assert found["model.dilations"] == [1, 2, 1]
     assert found["callbacks.best.filename"] == "all-best"
 
 
 def test_config_hash_equals_that_of_all_other_keys(composed):
-    free = {key for key, _ in FREE} | {"callbacks.last.dirpath", "stage.consistency.module.threads"}
+    free = {key for key, _ in FREE} | {
+        "callbacks.last.dirpath",
+        "stage.consistency.module.num_cpu_shards",
+    }
     deciding = {
         key: value
         for key, value in written_out(composed["all"]).items()
-        if key not in free and not key.startswith(("expect.", "logger.", "callbacks.epoch_log."))
+        if key not in free
+        and not key.startswith(
+            ("expect.", "logger.", "callbacks.epoch_log.", "callbacks.leaderboard.")
+        )
     }
     assert provenance.config_hash(composed["all"]) == short_hash(deciding)
 
@@ -257,15 +292,15 @@ def test_stage_config_lays_the_stages_own_trainer_and_data_over_the_general_ones
         assert own.callbacks.best.monitor == f"validation/{stage}/nrmse"
         found = (
             own.trainer.max_epochs,
-            data.window,
+            data.unroll_steps,
             data.batch_size,
-            data.windows_per_trajectory,
-            data.repeat,
+            data.samples_per_trajectory,
+            data.fixed_windows,
         )
         assert found == values
-        assert own.data.train == 1000
+        assert own.data.num_train == 1000
         assert own.trainer.gradient_clip_val == 1.0
-    assert (cfg.stage.name, cfg.trainer.max_epochs, cfg.data.window) == ("all", 22, 3)
+    assert (cfg.stage.name, cfg.trainer.max_epochs, cfg.data.unroll_steps) == ("all", 22, 3)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -429,8 +464,8 @@ def test_other_settings_of_a_finished_or_begun_stage_are_refused_by_name(compose
     stages.check_settings_unchanged(
         changed(composed["operator"], "stage.diffusion.module.lr", 0.1), tmp_path
     )
-    many = changed(cfg, seed=1, lambda_inv=0.5, **{"model.width": 32, "data.dt": 0.1})
-    # lambda_inv, seed, data.dt, data.order_seed, loss.lambda_inv_enc and _dec, model.width,
+    many = changed(cfg, seed=1, lambda_inv=0.5, **{"model.hidden_dim": 32, "data.dt": 0.1})
+    # lambda_inv, seed, data.dt, data.sampler_seed, loss.lambda_inv_enc and _dec, model.hidden_dim,
     # and the two of the module that follow from the losses
     words = re.escape("(lambda_inv: 1.0 -> 0.5; seed: 0 -> 1; data.dt: 0.05 -> 0.1 and 6 more)")
     with pytest.raises(UpsError, match=words):
@@ -485,7 +520,7 @@ def test_begin_notes_settings_and_parent_and_removes_what_is_stale(composed, tmp
     )
     record = json.loads((folder / "operator.json").read_text())
     assert record["made_from"] is None
-    assert record["settings"]["model.width"] == 16
+    assert record["settings"]["model.hidden_dim"] == 16
 
 
 def test_remove_takes_a_stages_own_files_and_no_others(composed, tmp_path):
@@ -534,13 +569,13 @@ def test_evaluated_holds_the_hash_of_each_averaged_file_and_of_the_settings(comp
         name: sha((tmp_path / "checkpoints" / name).read_bytes())[:12]
         for name in ("operator_ema.ckpt", "diffusion_residual_ema.ckpt")
     }
-    free = {"data.directory", "data.num_workers", "data.in_memory", "data.eval_batch_size"}
+    free = {"data.cache_dir", "data.num_workers", "data.in_memory", "data.eval_batch_size"}
     deciding = {
         key: value
         for key, value in written_out(cfg).items()
         if key.startswith(("data.", "ttc.")) and key not in free
     }
-    deciding |= {"stage.evaluate": ["none", "diffusion", "consistency"], "model.name": "upt-tiny"}
+    deciding |= {"stage.evaluate": ["none", "diffusion", "consistency"], "model.name": "mixer-tiny"}
     assert found == {**hashes, "settings": short_hash(deciding)}
     change(tmp_path, "operator")  # raw weights are not what is tested
     assert provenance.evaluation_fingerprint(cfg, tmp_path) == found
@@ -651,7 +686,7 @@ def test_provenance_tells_and_writes_what_the_run_is_made_by(composed, monkeypat
     assert told["evaluated"] == provenance.evaluation_fingerprint(cfg, tmp_path)
     assert "operator_ema.ckpt" in told["evaluated"]
     noted = datetime.fromisoformat(told["time"])
-    assert abs(noted - datetime.now(timezone.utc)) < timedelta(minutes=10)
+    assert abs(noted - datetime.now(UTC)) < timedelta(minutes=10)
     assert told["versions"]["torch"] == version("torch")
     assert told["versions"]["hydra-core"] == version("hydra-core")
     assert told["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -662,23 +697,23 @@ def test_provenance_tells_and_writes_what_the_run_is_made_by(composed, monkeypat
 # ---------------------------------------------------------------- allowed values
 
 VALUES = [
-    ("seed", [0, 1], [-1, 0.5, True]),
+    ("seed", [0, 1, 2**32 - 1], [-1, 0.5, True, 2**32]),
     ("lambda_inv", [0, 0.0, 0.5], [-0.1, math.inf, math.nan, "1", True]),
     ("compile", [True, False], [0, 1, "true"]),
     ("name", ["a", "a.b", ".a"], ["", ".", "..", "a/b", 3]),
     ("expect.commit", [None, "0123456"], ["012345", "012345G", 1234567]),
-    ("data.nu", [0.001, 1, None, [0.1, 0.2]], [0, -1, [], [0.1, 0], "x", True]),
+    ("data.nu", [0.001, 1, [0.1, 0.2]], [0, -1, [], [0.1, 0], "x", True]),
     ("data.dt", [0.01, 1000], [0, 1000.5]),
-    ("data.points", [2], [1]),
-    ("data.solver_points", [4], [3]),
-    ("data.frames", [2], [1]),
-    ("data.train", [1, 2**40], [0, 2**40 + 1, 1.0]),
-    ("data.validation", [1], [0]),
-    ("data.test", [1], [0]),
-    ("data.window", [1], [0]),
+    ("data.num_points", [2], [1]),
+    ("data.reference_num_points", [256], [3]),
+    ("data.num_frames", [6], [1]),
+    ("data.num_train", [1, 2**40], [0, 2**40 + 1, 1.0]),
+    ("data.num_validation", [1], [0]),
+    ("data.num_test", [1], [0]),
+    ("data.unroll_steps", [1], [0]),
     ("data.batch_size", [1], [0]),
-    ("data.stretch", [1], [0]),
-    ("data.early", [0.1], [0, None]),
+    ("data.augmentation.max_time_rescale", [1], [0]),
+    ("data.start_time_bias", [0.1], [0, None]),
     ("data.num_workers", [0], [-1]),
     ("trainer.max_epochs", [1], [0]),
     ("trainer.max_time", [None, "00:01:00:00"], ["01:00:00", "1 h"]),
@@ -686,20 +721,30 @@ VALUES = [
     ("trainer.gradient_clip_val", [None, 0, 0.5], [-1]),
     ("trainer.precision", ["auto", "32-true"], ["64-true", 32]),
     ("callbacks.ema.decay", [0, 1, 0.5], [-0.1, 1.1]),
-    ("model.width", [2], [1]),
-    ("model.encoder", [0, 1000], [-1, 1001]),
-    ("model.distances", [[0, 1], 3], [[], [-1]]),
+    ("model.hidden_dim", [2], [1]),
+    ("model.encoder_depth", [0, 1000], [-1, 1001]),
+    ("model.dilations", [[0, 1]], [[], [-1], 3]),
     ("stage.operator.module.lr", [1e-9], [0]),
     ("stage.diffusion.module.lr", [1e-9], [0]),
-    ("stage.consistency.module.warmup", [0, 1], [-0.1, 1.1]),
-    ("stage.diffusion.module.latent_cache", [None, "float16", "float32"], ["float64"]),
-    ("stage.diffusion.module.gradient_steps", [1, 1000], [0, 1001]),
+    ("stage.consistency.module.warmup_fraction", [0, 1], [-0.1, 1.1]),
+    ("stage.diffusion.module.latent_cache_dtype", [None, "float16", "float32"], ["float64"]),
+    ("stage.diffusion.module.projection_steps", [1, 1000], [0, 1001]),
     ("stage.diffusion.module.corrector.temperature", [0], [-1]),
-    ("stage.diffusion.module.corrector.steps", [1], [0]),
-    ("stage.diffusion.data.window", [1], [0]),
+    ("stage.diffusion.module.corrector.num_steps", [1], [0]),
+    ("stage.diffusion.data.unroll_steps", [1], [0, None]),
     ("ttc.guidance_strength", [0, 1], [1.1]),
-    ("ttc.tolerance", [0], [-1]),
-    ("ttc.weights.halving", [0], [-1]),
+    ("ttc.score_threshold", [0], [-1]),
+    ("ttc.shock_threshold", [1e-9], [0]),
+    ("stage.operator.module.optimizer", ["muon", "adamw"], ["sgd", None]),
+    ("stage.operator.module.betas", [[0, 0.99]], [[0.9, 1], [0.9], 0.9]),
+    ("stage.diffusion.module.corrector.sampler", ["heun", "consistency"], ["euler"]),
+    ("stage.diffusion.module.corrector.denoiser.dilations", [[1]], [[], 1]),
+    ("data.augmentation.translate", [False], [0, "no"]),
+    ("trainer.devices", [2, "auto", [0, 1]], [True, 0.5]),
+    ("trainer.strategy", ["ddp"], [3]),
+    ("callbacks.on_finish", [None, "true"], ["", 3]),
+    ("callbacks.last.every_n_train_steps", [1], [0]),
+    ("callbacks.inverse_loss_frequency.every", [1], [0]),
 ]
 
 
@@ -708,26 +753,54 @@ def test_configuration_check_allows_up_to_the_edge_and_refuses_beyond(
     composed, key, allowed, refused
 ):
     cfg = copy.deepcopy(composed["all"])
-    before = OmegaConf.select(cfg, key)
     for value in allowed:
-        OmegaConf.update(cfg, key, value)
+        OmegaConf.update(cfg, key, value, force_add=True)
         validate_config(cfg)
     for value in refused:
-        OmegaConf.update(cfg, key, before)
-        OmegaConf.update(cfg, key, value)
-        with pytest.raises(UpsError, match=re.escape(f"{key}=")):
+        OmegaConf.update(cfg, key, value, force_add=True)
+        with pytest.raises(UpsError, match=f"^`{re.escape(key)}` must be [^\n]+, got [^\n]+\\.$"):
             validate_config(cfg)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("unknown", 1, "unknown is not a key of the configuration"),
-        ("callbacks.best", 3, "callbacks.best=3 is not allowed"),
-        ("stage.diffusion.module", None, "stage.diffusion.module must be a mapping"),
-        ("stage.diffusion.data", None, "stage.diffusion.trainer and stage.diffusion.data must be"),
-        ("trainer.check_val_every_n_epoch", 2, "at most stage consistency's max_epochs=1 is"),
-        ("data.nu", "???", "data.nu"),
+        ("unknown", 1, "`unknown` is not a key of the configuration; the keys are: stage, "),
+        ("callbacks.best", 3, "`callbacks.best` must be a mapping"),
+        ("stage.diffusion.module", None, "`stage.diffusion.module` must be a mapping"),
+        (
+            "stage.diffusion.data",
+            None,
+            "`stage.diffusion.data` must be a mapping of what differs from `data`",
+        ),
+        (
+            "trainer.check_val_every_n_epoch",
+            2,
+            "must be at most stage consistency's max_epochs=1, got 2.",
+        ),
+        ("data.nu", "???", "`data.nu` must be given."),
+        (
+            "data.batchsize",
+            3,
+            "`data.batchsize` is not a key of ups.datamodules.BurgersDataModule; "
+            "did you mean `batch_size`?",
+        ),
+        ("data.equation", "advection", "`data.equation` is not a key of ups.datamodules."),
+        ("data.nu", None, "`data.path` must be a PDEBench file"),
+        ("data.num_points", 100, "`data.num_points` must be a divisor of"),
+        ("data.unroll_steps", 41, "`data.unroll_steps` must be less than data.num_frames=41"),
+        ("data._target_", "no.such.Class", "`data._target_` must be the path of a Lightning"),
+        ("data._target_", "torch.nn.Linear", "`data._target_` must be the path of a Lightning"),
+        ("model.depth", 3, "`model.depth` is not a key of ups.models.mixer.MixerUPT"),
+        ("stage.diffusion.data.fixed_windows", False, "must be true, got false: latent_cache"),
+        ("stage.diffusion.data.batchsize", 3, "`stage.diffusion.data.batchsize` is not a key"),
+        ("stage.operator.optimizer", 3, "`stage.operator.optimizer` is not a key of"),
+        ("stage.operator.trainer.max_time", "00:00:01:00", "must be null, got '00:00:01:00'"),
+        ("trainer.max_epoch", 3, "`trainer.max_epoch` is not a key of lightning.pytorch.Trainer"),
+        ("trainer.callbacks", [], "`trainer.callbacks` is not a key of lightning.pytorch.Trainer"),
+        ("callbacks.best.patience", 3, "`callbacks.best.patience` is not a key of lightning."),
+        ("logger", None, "`logger` must be a mapping, got null."),
+        ("data.seed", "${nowhere}", "`data.seed` can't be read: Interpolation key 'nowhere'"),
     ],
 )
 def test_configuration_check_refuses_what_can_not_work_together(composed, key, value, words):
@@ -735,12 +808,25 @@ def test_configuration_check_refuses_what_can_not_work_together(composed, key, v
         validate_config(changed(composed["all"], key, value))
 
 
+def test_configuration_check_refuses_ttc_only_when_it_is_used_without_an_equation(composed):
+    for name in ("all", "operator"):
+        cfg = copy.deepcopy(composed[name])
+        OmegaConf.update(cfg, "data.equation", None, force_add=True)
+        cfg.data._target_ = "ups.datamodules.TrajectoryDataModule"
+        cfg.data.path = "waves_Nu0.1.hdf5"
+        if name == "all":
+            with pytest.raises(UpsError, match=r"`ttc\.enabled` must be false, got true"):
+                validate_config(cfg)
+            cfg.ttc.enabled = False
+        validate_config(cfg)
+
+
 def test_configuration_check_looks_at_validation_epochs_of_the_trained_stages_alone(composed):
     validate_config(changed(composed["operator"], "trainer.check_val_every_n_epoch", 22))
-    with pytest.raises(UpsError, match="at most stage operator's max_epochs=22"):
+    with pytest.raises(UpsError, match="at most stage operator's max_epochs=22,"):
         validate_config(changed(composed["operator"], "trainer.check_val_every_n_epoch", 23))
     validate_config(changed(composed["diffusion"], "trainer.check_val_every_n_epoch", 5))
-    with pytest.raises(UpsError, match="at most stage diffusion's max_epochs=5"):
+    with pytest.raises(UpsError, match="at most stage diffusion's max_epochs=5,"):
         validate_config(changed(composed["diffusion"], "trainer.check_val_every_n_epoch", 6))
 
 
@@ -757,10 +843,12 @@ SEEN = {
 
 def test_needs_of_a_stage_equal_the_written_out_arithmetic(composed):
     cfg = changed(
-        composed["all"], **{"data.train": 100, "data.validation": 12, "trainer.max_epochs": 6}
+        composed["all"],
+        **{"data.num_train": 100, "data.num_validation": 12, "trainer.max_epochs": 6},
     )
     found = preflight.estimate_requirements(cfg, "operator", 1, SEEN)
     assert found == {
+        "parts": 1,
         "memory": 1e9,
         "checkpoints": 5 * 1000,
         "cache": 100 * 10 * 64.0,
@@ -777,13 +865,13 @@ def test_needs_count_parts_accumulation_files_and_rarer_validation(composed):
     cfg = changed(
         composed["all"],
         **{
-            "data.train": 100,
-            "data.validation": 12,
+            "data.num_train": 100,
+            "data.num_validation": 12,
             "trainer.max_epochs": 6,
             "trainer.accumulate_grad_batches": 3,
             "trainer.check_val_every_n_epoch": 2,
             "data.nu": [0.1, 0.2, 0.3, 0.4],
-            "stage.operator.data.windows_per_trajectory": 7,
+            "stage.operator.data.samples_per_trajectory": 7,
         },
     )
     found = preflight.estimate_requirements(cfg, "operator", 2, SEEN)
@@ -824,17 +912,17 @@ def test_rehearsal_in_small_has_few_trajectories_and_enough_windows(
     assert cfg == before
     # at least three batches, and two steps; of 32 trajectories
     own = stages.stage_config(small, "operator")
-    assert own.data.windows_per_trajectory == math.ceil(batches * 64 / parts / 32)
+    assert own.data.samples_per_trajectory == math.ceil(batches * 64 / parts / 32)
     other = stages.stage_config(small, "diffusion")
-    assert other.data.windows_per_trajectory == math.ceil(max(3, 2 * accumulate) * 8 / 32)
+    assert other.data.samples_per_trajectory == math.ceil(max(3, 2 * accumulate) * 8 / 32)
     for stage in (own, other):
-        assert (stage.data.train, stage.data.validation, stage.data.test) == (32, 64, 8)
-        assert stage.data.directory == str(tmp_path / "data")
+        assert (stage.data.num_train, stage.data.num_validation, stage.data.num_test) == (32, 64, 8)
+        assert stage.data.cache_dir == str(tmp_path / "data")
         assert stage.trainer.max_epochs == 1
         assert (stage.trainer.max_time, stage.trainer.devices) == (None, 1)
         assert stage.trainer.check_val_every_n_epoch == 1
     assert own.data.batch_size == 64
-    assert (small.data.train, small.data.validation, small.data.test) == (32, 64, 8)
+    assert (small.data.num_train, small.data.num_validation, small.data.num_test) == (32, 64, 8)
     assert small.expect == {"commit": None, "config_hash": None, "data_hash": None}
     assert (small.output_dir, small.stage.name) == (str(tmp_path), "all")
     # the training data of the whole run, beside what is kept free
@@ -846,17 +934,17 @@ def test_rehearsal_in_small_takes_no_more_than_there_is(composed, tmp_path):
     cfg = changed(
         composed["operator"],
         **{
-            "data.train": 20,
-            "data.validation": 5,
-            "data.test": 3,
+            "data.num_train": 20,
+            "data.num_validation": 5,
+            "data.num_test": 3,
             "data.nu": [0.1, 0.2],
             "trainer.check_val_every_n_epoch": 7,
         },
     )
     small = preflight.make_dry_run_config(cfg, {"operator": 1}, tmp_path)
-    assert (small.data.train, small.data.validation, small.data.test) == (20, 5, 3)
+    assert (small.data.num_train, small.data.num_validation, small.data.num_test) == (20, 5, 3)
     own = stages.stage_config(small, "operator")
-    assert own.data.windows_per_trajectory == math.ceil(3 * 16 / 20)
+    assert own.data.samples_per_trajectory == math.ceil(3 * 16 / 20)
     assert own.trainer.check_val_every_n_epoch == 1
     assert small.stage.name == "operator"
     assert small.callbacks.watch.reserve == 2**28 + 2 * 20 * 41 * 256 * 4
@@ -873,20 +961,25 @@ class Process:
 
     def __init__(self, monkeypatch, ends, seen=None):
         self.ends, self.calls, self.seen = list(ends), [], seen or {}
-        fake = SimpleNamespace(run=self, SubprocessError=Exception)
-        monkeypatch.setattr(preflight, "subprocess", fake)
+        monkeypatch.setattr(preflight, "run_rehearsal", self)
 
-    def __call__(self, command, **options):
-        scratch, asked = Path(command[3]), command[4:]
-        assert command[:3] == [sys.executable, "-m", "ups.pipeline"]
-        config = OmegaConf.load(scratch / "config.yaml")
-        self.calls.append((asked, config))
+    def __call__(self, rehearse, config, parts, scratch):
+        assert rehearse is pipeline.rehearse
+        self.calls.append((dict(parts), config))
         self.files = {path.name for path in scratch.rglob("*.ckpt")}
         code, done, words = self.ends.pop(0)
         for stage in done:
             content = self.seen.get(stage, SEEN)
             (scratch / f"{stage}.json").write_text(json.dumps(content))
-        return SimpleNamespace(returncode=code, stderr=words)
+        return code, words
+
+
+def profile_stages(cfg, todo, folder, scratch):
+    return preflight.profile_stages(cfg, todo, folder, scratch, pipeline.rehearse)
+
+
+def run_preflight(cfg, todo, folder):
+    return preflight.preflight(cfg, todo, folder, pipeline.rehearse)
 
 
 TEST_SEEN = {"seconds": 3.0, "beside": 1.5}
@@ -904,11 +997,11 @@ def test_rehearsal_halves_batches_until_they_fit_and_keeps_what_it_has_seen(
     process = Process(monkeypatch, ends, {"test": TEST_SEEN})
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    needs, test_seconds = preflight.profile_stages(cfg, list(STAGES), tmp_path, scratch)
+    needs, test_seconds = profile_stages(cfg, list(STAGES), tmp_path, scratch)
     assert [asked for asked, _ in process.calls] == [
-        ["operator=1", "diffusion=1", "consistency=1"],
-        ["diffusion=2", "consistency=1"],
-        ["diffusion=4", "consistency=1"],
+        {"operator": 1, "diffusion": 1, "consistency": 1},
+        {"diffusion": 2, "consistency": 1},
+        {"diffusion": 4, "consistency": 1},
     ]
     assert {stage: need["parts"] for stage, need in needs.items()} == {
         "operator": 1,
@@ -916,19 +1009,19 @@ def test_rehearsal_halves_batches_until_they_fit_and_keeps_what_it_has_seen(
         "consistency": 1,
     }
     # as many windows as four parts of a batch need, of batches of 8
-    windows = [c.stage.diffusion.data.windows_per_trajectory for _, c in process.calls]
+    windows = [c.stage.diffusion.data.samples_per_trajectory for _, c in process.calls]
     assert windows == [math.ceil(3 * 8 / 32), math.ceil(4 * 4 / 32), math.ceil(8 * 2 / 32)]
     for stage in STAGES:
         expected = preflight.estimate_requirements(cfg, stage, needs[stage]["parts"], SEEN)
-        assert needs[stage] == {"parts": needs[stage]["parts"], **expected}
+        assert needs[stage] == expected
     # eight trajectories took three seconds, the run tests 128
     assert test_seconds == pytest.approx(3.0 * 128 / 8 + 1.5)
 
 
 def test_rehearsal_of_the_whole_test_set_is_not_extrapolated(composed, monkeypatch, tmp_path):
     Process(monkeypatch, [(0, ["operator", "test"], "")], {"test": TEST_SEEN})
-    cfg = changed(composed["operator"], "data.test", 5)
-    _, test_seconds = preflight.profile_stages(cfg, ["operator"], tmp_path, tmp_path)
+    cfg = changed(composed["operator"], "data.num_test", 5)
+    _, test_seconds = profile_stages(cfg, ["operator"], tmp_path, tmp_path)
     assert test_seconds == pytest.approx(4.5)
 
 
@@ -939,8 +1032,8 @@ def test_rehearsal_of_a_later_stage_takes_the_weights_before_it_along(
     scratch = tmp_path / "scratch"
     process = Process(monkeypatch, [(0, ["consistency", "test"], "")], {"test": TEST_SEEN})
     with pytest.raises(UpsError, match="which has not finished"):
-        preflight.profile_stages(composed["consistency"], ["consistency"], tmp_path / "no", scratch)
-    preflight.profile_stages(composed["consistency"], ["consistency"], tmp_path / "run", scratch)
+        profile_stages(composed["consistency"], ["consistency"], tmp_path / "no", scratch)
+    profile_stages(composed["consistency"], ["consistency"], tmp_path / "run", scratch)
     assert process.files == {"diffusion_residual.ckpt", "diffusion_residual_ema.ckpt"}
     for name in process.files:
         copied = scratch / "one/checkpoints" / name
@@ -965,7 +1058,7 @@ def test_rehearsal_that_fails_is_refused_with_the_stage_and_what_may_fit(
 ):
     Process(monkeypatch, ends)
     with pytest.raises(UpsError, match=re.escape(words)):
-        preflight.profile_stages(composed["all"], list(STAGES), tmp_path, tmp_path)
+        profile_stages(composed["all"], list(STAGES), tmp_path, tmp_path)
 
 
 def test_rehearsal_refuses_an_odd_batch_that_does_not_fit_and_says_what_may(
@@ -975,7 +1068,62 @@ def test_rehearsal_refuses_an_odd_batch_that_does_not_fit_and_says_what_may(
     words = "operator: batches of 7 windows don't fit into memory and can't be halved; 3 may"
     with pytest.raises(UpsError, match=words):
         cfg = changed(composed["all"], "data.batch_size", 14)
-        preflight.profile_stages(cfg, list(STAGES), tmp_path, tmp_path)
+        profile_stages(cfg, list(STAGES), tmp_path, tmp_path)
+
+
+def end_as_asked(cfg, parts, scratch):
+    """A rehearsal for ``run_rehearsal``, in a process of its own."""
+    print("this goes nowhere")
+    end = cfg.end
+    if end == "refused":
+        raise UpsError("not allowed")
+    if end == "memory":
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+    if end == "fault":
+        raise KeyError("lost")
+    if end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    (scratch / "operator.json").write_text(json.dumps({**parts, "seed": cfg.seed}))
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        ("done", 0, ""),
+        ("refused", preflight.REFUSED, "not allowed"),
+        ("memory", preflight.OUT_OF_MEMORY, "out of memory"),
+        ("fault", 1, "KeyError: 'lost'"),
+        ("kill", -signal.SIGKILL, ""),
+    ],
+)
+def test_rehearsal_process_ends_with_what_happened(tmp_path, capfd, end, code, words):
+    cfg = OmegaConf.create({"end": end, "seed": 3, "same": "${seed}"})
+    found, said = preflight.run_rehearsal(end_as_asked, cfg, {"operator": 2}, tmp_path)
+    assert found == code
+    assert words in said
+    assert ("Traceback" in said) == (end == "fault")
+    assert (tmp_path / "operator.json").exists() == (end == "done")
+    assert capfd.readouterr() == ("", "")
+
+
+def wait_for_ever(cfg, parts, scratch):
+    (scratch / "pid").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_rehearsal_process_is_killed_when_the_call_is_interrupted(tmp_path):
+    def interrupt():
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        preflight.run_rehearsal(wait_for_ever, OmegaConf.create({}), {}, tmp_path)
+    thread.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.fixture
@@ -983,11 +1131,11 @@ def rehearsed(monkeypatch):
     """Rehearsals that say what is put here; the calls, and what the disk was asked for."""
     told = SimpleNamespace(calls=[], asked=[], needs={}, seconds=7.0)
 
-    def rehearse(cfg, todo, folder, scratch):
+    def profile(cfg, todo, folder, scratch, rehearse):
         told.calls.append(list(todo))
         return {stage: told.needs[stage] for stage in todo}, told.seconds
 
-    monkeypatch.setattr(preflight, "profile_stages", rehearse)
+    monkeypatch.setattr(preflight, "profile_stages", profile)
     monkeypatch.setattr(preflight, "hardware", lambda: "2 x Abacus")
     monkeypatch.setattr(preflight, "check_disk_space", lambda *asked: told.asked.append(asked))
     common = {"memory": 1e6, "step_seconds": 0.1, "seconds": 60.0}
@@ -1001,8 +1149,8 @@ def test_preflight_asks_for_all_checkpoints_the_largest_cache_and_the_data(
     composed, rehearsed, tmp_path
 ):
     folder = tmp_path / "run"
-    cfg = changed(composed["all"], "data.directory", str(tmp_path / "data"))
-    parts = preflight.preflight(cfg, list(STAGES), folder)
+    cfg = changed(composed["all"], "data.cache_dir", str(tmp_path / "data"))
+    parts = run_preflight(cfg, list(STAGES), folder)
     assert parts == {"operator": 1, "diffusion": 2, "consistency": 3}
     generated = (1000 + 100 + 128) * 41 * 256 * 4
     ((where, planned, what),) = rehearsed.asked
@@ -1019,44 +1167,44 @@ def test_preflight_asks_for_all_checkpoints_the_largest_cache_and_the_data(
 def test_preflight_remembers_stages_by_settings_and_hardware(
     composed, rehearsed, monkeypatch, tmp_path
 ):
-    cfg = changed(composed["all"], "data.directory", str(tmp_path / "data"))
+    cfg = changed(composed["all"], "data.cache_dir", str(tmp_path / "data"))
     folder = tmp_path / "run"
-    preflight.preflight(cfg, ["operator", "diffusion"], folder)
-    assert preflight.preflight(cfg, ["operator", "diffusion"], folder) == {
+    run_preflight(cfg, ["operator", "diffusion"], folder)
+    assert run_preflight(cfg, ["operator", "diffusion"], folder) == {
         "operator": 1,
         "diffusion": 2,
     }
     assert len(rehearsed.calls) == 1
-    preflight.preflight(cfg, list(STAGES), folder)  # one of them is not known
+    run_preflight(cfg, list(STAGES), folder)  # one of them is not known
     assert rehearsed.calls[1:] == [list(STAGES)]
-    preflight.preflight(changed(cfg, seed=1), ["diffusion"], folder)
+    run_preflight(changed(cfg, seed=1), ["diffusion"], folder)
     assert rehearsed.calls[2:] == [["diffusion"]]
     known = json.loads((folder / "preflight.json").read_text())
     assert set(known) == {*STAGES, "test"}  # the others stay known
-    preflight.preflight(cfg, ["operator"], folder)
+    run_preflight(cfg, ["operator"], folder)
     assert len(rehearsed.calls) == 3
     monkeypatch.setattr(preflight, "hardware", lambda: "9 x Abacus")
-    preflight.preflight(cfg, ["operator"], folder)
+    run_preflight(cfg, ["operator"], folder)
     assert len(rehearsed.calls) == 4
 
 
 def test_preflight_does_not_rehearse_a_stage_that_has_begun(composed, rehearsed, tmp_path):
-    cfg = changed(composed["all"], "data.directory", str(tmp_path / "data"))
+    cfg = changed(composed["all"], "data.cache_dir", str(tmp_path / "data"))
     folder = tmp_path / "run"
-    preflight.preflight(cfg, ["diffusion"], folder)
+    run_preflight(cfg, ["diffusion"], folder)
     save(folder / "checkpoints/diffusion-last.ckpt", 1.0)
-    assert preflight.preflight(changed(cfg, seed=1), ["diffusion"], folder) == {"diffusion": 2}
+    assert run_preflight(changed(cfg, seed=1), ["diffusion"], folder) == {"diffusion": 2}
     assert len(rehearsed.calls) == 1
 
 
 def test_preflight_runs_when_it_is_asked_for(composed, rehearsed, tmp_path):
-    directory = {"data.directory": str(tmp_path / "data")}
+    directory = {"data.cache_dir": str(tmp_path / "data")}
     off = changed(composed["operator"], preflight=False, **directory)
-    assert preflight.preflight(off, ["operator"], tmp_path / "off") == {}
+    assert run_preflight(off, ["operator"], tmp_path / "off") == {}
     assert rehearsed.calls == []
     alone = changed(composed["preflight"], preflight=False, **directory)
     for _ in range(2):  # alone it does nothing else, and so does it again
-        preflight.preflight(alone, ["operator"], tmp_path / "alone")
+        run_preflight(alone, ["operator"], tmp_path / "alone")
     assert len(rehearsed.calls) == 2
 
 
@@ -1085,7 +1233,7 @@ def test_watch_notes_the_fastest_later_step_and_the_cost_of_each_trajectory(monk
     watch = resource_probe.ResourceProbe(str(tmp_path), reserve)
     clock = iter([0.0, 0.125, 10.0, 14.0, 20.0, 22.0, 30.0, 33.0, 50.0, 56.0])
     monkeypatch.setattr(resource_probe, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    loader = SimpleNamespace(sampler=SimpleNamespace(windows=40))
+    loader = SimpleNamespace(sampler=SimpleNamespace(num_windows=40))
     trainer = SimpleNamespace(
         datamodule=SimpleNamespace(
             values={"validation": torch.zeros(12, 2, 2), "test": torch.zeros(5, 2, 2)},
@@ -1154,12 +1302,12 @@ def test_estimates_of_a_rehearsal_equal_the_sizes_of_the_runs_files(
     monkeypatch, tmp_path, quiet_logging
 ):
     networks = [
-        f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}"
-        for part in ("mean", "noise")
+        f"stage.diffusion.module.corrector.{part}={{hidden_dim:16,depth:2,mlp_ratio:1.0,dilations:[1]}}"
+        for part in ("mean_network", "denoiser")
     ]
-    short = ["data.train=12", "trainer.max_epochs=1", "stage.diffusion.trainer.max_epochs=1"]
-    short += ["stage.diffusion.data.windows_per_trajectory=7", "ttc.enabled=false"]
-    short += ["stage.diffusion.module.corrector.steps=1"]
+    short = ["data.num_train=12", "trainer.max_epochs=1", "stage.diffusion.trainer.max_epochs=1"]
+    short += ["stage.diffusion.data.samples_per_trajectory=7", "ttc.enabled=false"]
+    short += ["stage.diffusion.module.corrector.num_steps=1"]
     every = ["stage=all", "name=one", "callbacks.last.every_n_train_steps=1"]
     every.append(f"output_dir={tmp_path}/outputs")
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -1184,8 +1332,7 @@ def test_estimates_of_a_rehearsal_equal_the_sizes_of_the_runs_files(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     small = preflight.make_dry_run_config(cfg, {"operator": 1, "diffusion": 1}, scratch)
-    (scratch / "config.yaml").write_text(OmegaConf.to_yaml(small))
-    pipeline.rehearse(scratch, ["operator=1", "diffusion=1"])
+    pipeline.rehearse(small, {"operator": 1, "diffusion": 1}, scratch)
     seen = {
         stage: json.loads((scratch / f"{stage}.json").read_text())
         for stage in ("operator", "diffusion", "test")
@@ -1281,7 +1428,7 @@ def test_only_the_first_of_several_processes_writes(
     with run_dir.run_directory(cfg) as folder:
         assert folder == tmp_path / "one"
         provenance.write_provenance(cfg, folder)
-        assert preflight.preflight(cfg, ["operator"], folder) == {}
+        assert run_preflight(cfg, ["operator"], folder) == {}
         stages.record_stage_start(stages.stage_config(cfg, "operator"), folder, "operator")
     assert rehearsed.calls == []
     assert not folder.exists()
@@ -1296,112 +1443,180 @@ def test_folder_name_of_a_job_is_cut_with_a_hash_when_it_is_long():
 
 # ---------------------------------------------------------------- the leaderboard
 
-ROW = {
-    "name": "one",
-    "model": "upt",
-    "mode": "latent",
-    "correct": "none",
-    "ttc": False,
-    "dataset.hash": "0123",
-}
-OTHER = {
-    "name": "two",
-    "model": "fno",
-    "mode": "physical",
-    "correct": "diffusion",
-    "ttc": True,
-    "dataset.hash": "4567",
-}
+ROW = {"model": "upt", "mode": "latent", "correct": "none", "ttc": False}
+OTHER = {"model": "fno", "mode": "physical", "correct": "diffusion", "ttc": True}
 
 
-@pytest.mark.parametrize("key", list(ROW))
+def write_evaluation(folder, *rows, name="operator", time="2026-01-01", weights="a", **dataset):
+    """An evaluation file of a run."""
+    path = folder / f"reports/eval_{name}.json"
+    origin = {"time": time, "evaluated": {"operator_ema.ckpt": weights, "settings": "s"}}
+    evaluation = Evaluation(
+        {"hash": "0123", **dataset}, [Row.from_dict(row) for row in rows], origin
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    evaluation.write(path)
+    return path
+
+
+def written_table(output_dir):
+    leaderboard.write(output_dir)
+    return leaderboard.read(output_dir / "leaderboard.csv")
+
+
+@pytest.mark.parametrize("key", ["name", *ROW, "dataset.hash"])
 def test_leaderboard_row_is_another_when_one_key_of_its_identity_is(tmp_path, key):
-    path = tmp_path / "leaderboard.csv"
-    leaderboard.upsert_rows(path, [{**ROW, "nrmse": 0.5}])
-    leaderboard.upsert_rows(path, [{**ROW, key: OTHER[key], "nrmse": 0.25}])
-    assert [row["nrmse"] for row in leaderboard.read(path)] == ["0.5", "0.25"]
-    leaderboard.upsert_rows(path, [{**ROW, "nrmse": 0.125}])
-    rows = leaderboard.read(path)
-    assert [row["nrmse"] for row in rows] == ["0.125", "0.25"]
-    assert rows[1][key] == str(OTHER[key])
+    assert set(leaderboard.ROW_KEY) == {"name", *ROW, "dataset.hash"}
+    name = "two" if key == "name" else "one"
+    row = {**ROW, key: OTHER[key], "nrmse": 0.25} if key in ROW else {**ROW, "nrmse": 0.25}
+    other = {"hash": "4567"} if key == "dataset.hash" else {}
+    write_evaluation(tmp_path / "one", {**ROW, "nrmse": 0.5})
+    write_evaluation(tmp_path / name, row, name="baseline", time="2026-01-02", **other)
+    rows = written_table(tmp_path)
+    assert [row["nrmse"] for row in rows] == ["0.5", "0.25"]
+    if key in ROW:
+        assert rows[1][key] == str(OTHER[key])
 
 
-@pytest.mark.parametrize("key", ["stage", "seed", "commit", "time", "nrmse", "dataset.name"])
+@pytest.mark.parametrize("key", ["seed", "commit", "nrmse", "dataset.name"])
 def test_leaderboard_row_is_the_same_when_anything_else_differs(tmp_path, key):
-    path = tmp_path / "leaderboard.csv"
-    leaderboard.upsert_rows(path, [{**ROW, key: "1"}])
-    leaderboard.upsert_rows(path, [{**ROW, key: "2"}])
-    assert [row[key] for row in leaderboard.read(path)] == ["2"]
+    write_evaluation(tmp_path / "one", {**ROW, key: "1"}, name="z", time="2026-01-01")
+    write_evaluation(tmp_path / "one", {**ROW, key: "2"}, name="a", time="2026-01-02")
+    assert [row[key] for row in written_table(tmp_path)] == ["2"]
 
 
 def test_leaderboard_keeps_numbers_exactly(tmp_path):
-    path = tmp_path / "leaderboard.csv"
     values = {"a": 0.1 + 0.2, "b": 1e-17, "c": 1 / 3, "d": 5e300, "e": -0.0, "f": float("nan")}
-    leaderboard.upsert_rows(
-        path, [{**ROW, **values, "g": None, "h": 3, "i": 'a,"b"\nc', "j": True}]
-    )
-    (row,) = leaderboard.read(path)
+    more = {"g": None, "h": 3, "i": 'a,"b"\nc', "j": True}
+    write_evaluation(tmp_path / "one", {**ROW, **values, **more})
+    (row,) = written_table(tmp_path)
     for key in "abcde":
         assert float(row[key]) == values[key], key
         assert row[key] == repr(values[key])
     assert (row["f"], row["g"], row["h"]) == ("nan", "", "3")
     assert (row["i"], row["j"], row["ttc"]) == ('a,"b"\nc', "True", "False")
-    leaderboard.upsert_rows(path, [{**ROW, "name": "two"}])  # written again, nothing is lost
-    assert leaderboard.read(path)[0] == row
-    assert leaderboard.read(path)[1]["a"] == ""
+    write_evaluation(tmp_path / "two", ROW)
+    assert written_table(tmp_path)[0] == row
+    assert leaderboard.read(tmp_path / "leaderboard.csv")[1]["a"] == ""
 
 
 def test_leaderboard_columns_stand_in_the_order_of_their_first_appearance(tmp_path):
-    path = tmp_path / "leaderboard.csv"
-    leaderboard.upsert_rows(path, [{"name": "a", "z": 1}, {"name": "b", "y": 2}])
-    leaderboard.upsert_rows(path, [{"x": 3, "name": "c", "z": 4}])
-    assert path.read_text() == "name,z,y,x\na,1,,\nb,,2,\nc,4,,3\n"
-    page = path.with_suffix(".html").read_text()
-    rows = page.split('<script id="rows" type="application/json">')[1].split("</script>")[0]
-    found = [{key: value for key, value in row.items() if value != ""} for row in json.loads(rows)]
-    assert found == [
-        {"name": "a", "z": "1"},
-        {"name": "b", "y": "2"},
-        {"x": "3", "name": "c", "z": "4"},
+    write_evaluation(tmp_path / "a", {**ROW, "z": 1}, time="1")
+    write_evaluation(tmp_path / "b", {**ROW, "y": 2}, time="2")
+    write_evaluation(tmp_path / "c", {"x": 3, **ROW, "z": 4}, time="3")
+    rows = written_table(tmp_path)
+    heads = (tmp_path / "leaderboard.csv").read_text().splitlines()[0].split(",")
+    settings = ["name", "stage", "label", "model", "mode", "correct", "ttc"]
+    assert heads == [*settings, "z", "dataset.hash", "time", "y", "x"]
+    assert [[row[key] for key in ("name", "z", "y", "x")] for row in rows] == [
+        ["a", "1", "", ""],
+        ["b", "", "2", ""],
+        ["c", "4", "", "3"],
     ]
 
 
-def test_leaderboard_that_is_no_text_is_refused(tmp_path):
+def test_leaderboard_baselines_stand_once_for_each_test_set(tmp_path):
+    own, baseline = {**ROW, "nrmse": 0.5}, {**ROW, "model": "solver-64", "mode": "physical"}
+    write_evaluation(tmp_path / "b", own, {**baseline, "nrmse": 0.1}, time="1")
+    write_evaluation(tmp_path / "a", own, {**baseline, "nrmse": 0.2}, time="2")
+    write_evaluation(tmp_path / "c", own, {**baseline, "nrmse": 0.3}, time="3", hash="4567")
+    found = [(row["name"], row["label"], row["nrmse"]) for row in written_table(tmp_path)]
+    assert found == [
+        ("b", "upt, latent", "0.5"),
+        ("baseline", "solver-64", "0.2"),  # at its first place, with its newest value
+        ("a", "upt, latent", "0.5"),
+        ("c", "upt, latent", "0.5"),
+        ("baseline", "solver-64", "0.3"),
+    ]
+
+
+def test_leaderboard_shows_no_results_of_replaced_weights(tmp_path):
+    corrected = {**ROW, "correct": "diffusion", "nrmse": 0.1}
+    write_evaluation(tmp_path / "one", {**ROW, "nrmse": 0.2}, corrected, name="baseline", time="1")
+    write_evaluation(tmp_path / "one", {**ROW, "nrmse": 0.3}, time="2", weights="b")
+    assert [row["nrmse"] for row in written_table(tmp_path)] == ["0.3"]
+
+
+def test_leaderboard_follows_the_runs_that_are_there(tmp_path):
+    table = tmp_path / "leaderboard.csv"
+    table.write_text("name,nrmse\nof an earlier version,0.5\n")
+    for name in ("one", "two"):
+        write_evaluation(tmp_path / name, ROW)
+    assert [row["name"] for row in written_table(tmp_path)] == ["one", "two"]
+    shutil.rmtree(tmp_path / "one")
+    assert [row["name"] for row in written_table(tmp_path)] == ["two"]
+    assert '"name": "one"' not in table.with_suffix(".html").read_text()
+    shutil.rmtree(tmp_path / "two")
+    assert written_table(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"dataset": {}, "rows": [{}]}',
+        b'{"dataset": 1, "rows": []}',
+        b"\xff",
+    ],
+)
+def test_leaderboard_leaves_a_damaged_evaluation_out_and_names_its_file(tmp_path, caplog, content):
+    write_evaluation(tmp_path / "one", ROW)
+    damaged = write_evaluation(tmp_path / "two", ROW)
+    damaged.write_bytes(content)
+    assert [row["name"] for row in written_table(tmp_path)] == ["one"]
+    assert f"{damaged} is damaged" in caplog.text
+
+
+def test_leaderboard_that_is_no_text_is_refused_and_written_again(tmp_path):
     path = tmp_path / "leaderboard.csv"
     path.write_bytes(b"name\n\xff\xfe\n")
     with pytest.raises(UpsError, match="is damaged"):
-        leaderboard.upsert_rows(path, [ROW])
-    assert path.read_bytes() == b"name\n\xff\xfe\n"
+        leaderboard.read(path)
+    write_evaluation(tmp_path / "one", ROW)
+    assert len(written_table(tmp_path)) == 1
+
+
+def test_leaderboard_of_hundreds_of_runs_takes_seconds(tmp_path):
+    rows = [{**ROW, "correct": f"c{k}", "nrmse_over_time": [0.1] * 40} for k in range(8)]
+    for place in range(400):
+        write_evaluation(tmp_path / f"{place}", *rows)
+    started = time.monotonic()
+    leaderboard.write(tmp_path)
+    assert time.monotonic() - started < 10  # half a second on an idle core
+    assert len(leaderboard.read(tmp_path / "leaderboard.csv")) == 3200
 
 
 # ---------------------------------------------------------------- the sweep's table
 
 JOBS = {
-    "s-a": (["lambda_inv=0", "data.train=8", "seed=0", "name=s", "stage=operator"], 0.10),
-    "s-b": (["lambda_inv=0", "data.train=8", "seed=1", "name=s", "stage=operator"], 0.16),
-    "s-c": (["lambda_inv=0", "data.train=8", "seed=2", "name=s", "stage=operator"], 0.19),
-    "s-d": (["lambda_inv=1", "data.train=8", "seed=0", "name=s", "stage=operator"], 0.70),
+    "s-a": (["lambda_inv=0", "data.num_train=8", "seed=0", "name=s", "stage=operator"], 0.10),
+    "s-b": (["lambda_inv=0", "data.num_train=8", "seed=1", "name=s", "stage=operator"], 0.16),
+    "s-c": (["lambda_inv=0", "data.num_train=8", "seed=2", "name=s", "stage=operator"], 0.19),
+    "s-d": (["lambda_inv=1", "data.num_train=8", "seed=0", "name=s", "stage=operator"], 0.70),
 }
 
 
 @pytest.fixture
 def swept(tmp_path):
-    """The folders and the leaderboard of a sweep over two settings."""
-    rows = []
+    """The runs of a sweep over two settings; the leaderboard is not needed."""
     for name, (overrides, nrmse) in JOBS.items():
-        (tmp_path / name).mkdir()
+        rows = [{**ROW, "nrmse": nrmse}, {**ROW, "mode": "physical", "nrmse": 2 * nrmse}]
+        rows.append({**ROW, "model": "persistence", "mode": "physical", "nrmse": 5.0})
+        if name == "s-d":
+            rows += [
+                {**ROW, "correct": "diffusion", "nrmse": 0.6},
+                {**ROW, "correct": "diffusion", "ttc": True, "nrmse": 0.5},
+                {**ROW, "ttc": True, "nrmse": 0.4},
+            ]
+        write_evaluation(tmp_path / name, *rows)
         (tmp_path / name / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-        rows.append({**ROW, "name": name, "nrmse": nrmse})
-        rows.append({**ROW, "name": name, "mode": "physical", "nrmse": 2 * nrmse})
-    rows += [
-        {**ROW, "name": "s-d", "correct": "diffusion", "nrmse": 0.6},
-        {**ROW, "name": "s-d", "correct": "diffusion", "ttc": True, "nrmse": 0.5},
-        {**ROW, "name": "s-d", "ttc": True, "nrmse": 0.4},
-        {**ROW, "name": "s-a", "dataset.hash": "other", "nrmse": 0.9},
-        {**ROW, "name": "baseline", "model": "persistence", "nrmse": 5.0},
-        {**ROW, "name": "t-a", "nrmse": 6.0},  # of another sweep
-    ]
-    leaderboard.upsert_rows(tmp_path / "leaderboard.csv", rows)
+    write_evaluation(tmp_path / "s-a", {**ROW, "nrmse": 0.9}, name="baseline", hash="other")
+    # tested twice, the newer result counts
+    write_evaluation(tmp_path / "s-b", {**ROW, "nrmse": 0.7}, name="diffusion", time="2025-01-01")
+    write_evaluation(tmp_path / "t-a", {**ROW, "nrmse": 6.0})  # of another sweep
     return tmp_path
 
 
@@ -1415,14 +1630,14 @@ def test_sweep_table_has_mean_and_spread_over_seeds_of_each_setting(swept):
     hydra_callbacks.print_sweep(swept, "s", console)
     # of 0.10, 0.16, 0.19: the mean 0.15, and the root of (0.05^2 + 0.01^2 + 0.04^2) / (3 - 1)
     assert table_of(console) == [
-        ["lambda_inv=0", "latent", "", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
-        ["lambda_inv=0", "latent", "", "1", "0.9000", "-", "0.9000", "0.9000"],
-        ["lambda_inv=0", "physical", "", "3", "0.3000", "0.0917", "0.2000", "0.3800"],
-        ["lambda_inv=1", "latent", "", "1", "0.7000", "-", "0.7000", "0.7000"],
-        ["lambda_inv=1", "latent", "diffusion", "1", "0.6000", "-", "0.6000", "0.6000"],
-        ["lambda_inv=1", "latent", "diffusion + ttc", "1", "0.5000", "-", "0.5000", "0.5000"],
-        ["lambda_inv=1", "latent", "ttc", "1", "0.4000", "-", "0.4000", "0.4000"],
-        ["lambda_inv=1", "physical", "", "1", "1.4000", "-", "1.4000", "1.4000"],
+        ["lambda_inv=0", "upt, latent", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
+        ["lambda_inv=0", "upt, latent", "1", "0.9000", "-", "0.9000", "0.9000"],
+        ["lambda_inv=0", "upt, physical", "3", "0.3000", "0.0917", "0.2000", "0.3800"],
+        ["lambda_inv=1", "upt + diffusion + ttc, latent", "1", "0.5000", "-", "0.5000", "0.5000"],
+        ["lambda_inv=1", "upt + diffusion, latent", "1", "0.6000", "-", "0.6000", "0.6000"],
+        ["lambda_inv=1", "upt + ttc, latent", "1", "0.4000", "-", "0.4000", "0.4000"],
+        ["lambda_inv=1", "upt, latent", "1", "0.7000", "-", "0.7000", "0.7000"],
+        ["lambda_inv=1", "upt, physical", "1", "1.4000", "-", "1.4000", "1.4000"],
     ]
 
 
@@ -1432,21 +1647,18 @@ def test_sweep_table_of_seeds_alone_says_that_settings_are_the_same(swept):
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
     hydra_callbacks.print_sweep(swept, "s", console)
     assert table_of(console) == [
-        ["(the same)", "latent", "", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
-        ["(the same)", "latent", "", "1", "0.9000", "-", "0.9000", "0.9000"],
-        ["(the same)", "physical", "", "3", "0.3000", "0.0917", "0.2000", "0.3800"],
+        ["(the same)", "upt, latent", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
+        ["(the same)", "upt, latent", "1", "0.9000", "-", "0.9000", "0.9000"],
+        ["(the same)", "upt, physical", "3", "0.3000", "0.0917", "0.2000", "0.3800"],
     ]
 
 
 def test_sweep_ends_with_code_two_and_names_the_jobs_that_have_not_finished(swept, caplog):
     config = OmegaConf.create({"output_dir": str(swept), "name": "s"})
-    for name in JOBS:
-        (swept / name / "reports").mkdir()
-        (swept / name / "reports/eval_operator.json").write_text("{}")
-    (swept / "t-a").mkdir()  # another sweep's doesn't count
+    (swept / "t-b").mkdir()  # another sweep's doesn't count
     hydra_callbacks.SweepTable().on_multirun_end(config)
-    for name in ("s-b", "s-d"):
-        (swept / name / "reports/eval_operator.json").unlink()
+    shutil.rmtree(swept / "s-b/reports")
+    (swept / "s-d/reports/eval_operator.json").write_text("{")  # damaged is not finished
     with pytest.raises(SystemExit) as end:
         hydra_callbacks.SweepTable().on_multirun_end(config)
     assert end.value.code == 2

@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers.pages import blocks, write_files
 from test_data import pdebench_file
 
 import ups
@@ -22,28 +24,19 @@ pytestmark = pytest.mark.integration  # starts processes, or whole runs
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SIZES = [
-    "data.train=8", "data.validation=2", "data.test=4", "data.windows_per_trajectory=4",
+    "data.num_train=8", "data.num_validation=2", "data.num_test=4", "data.samples_per_trajectory=4",
     "data.batch_size=8", "preflight=false", "trainer.max_epochs=1",
     "stage.diffusion.trainer.max_epochs=1", "stage.consistency.trainer.max_epochs=1",
-    "ttc.candidates=2",
+    "ttc.num_candidates=2",
 ]  # fmt: skip
-GENERATED = ["data.points=32", "data.solver_points=64", "data.frames=7"]
-FIRST = ["model=tiny", "model.tokens=8", "model.width=16"]
-
-
-def blocks(page):
-    """The indented blocks of a page.
-
-    What stands in a fence (```console) needs a cluster, or a machine of its own.
-    """
-    found = re.findall(r"(?:^    .*\n(?:\n+(?=    ))?)+", page.read_text() + "\n", flags=re.M)
-    return [re.sub("^    ", "", block, flags=re.M) for block in found]
+GENERATED = ["data.num_points=32", "data.reference_num_points=64", "data.num_frames=7"]
+FIRST = ["model=mixer_tiny", "model.num_tokens=8", "model.hidden_dim=16"]
 
 
 def commands():
     found = {}
     for page in PAGES:
-        lines = [line for block in blocks(page) for line in block.splitlines()]
+        lines = [line for block in blocks(page.read_text()) for line in block.splitlines()]
         inline = [
             line
             for line in re.findall(r"`(python -m ups[^`]*)`", page.read_text())
@@ -60,7 +53,7 @@ def pieces():
     texts = [
         (page.name, block)
         for page in PAGES
-        for block in blocks(page)
+        for block in blocks(page.read_text())
         if re.search(r"^(import|from) ups", block, flags=re.M)
     ]
     return [pytest.param(text, id=f"{name} {i}") for i, (name, text) in enumerate(texts)]
@@ -89,7 +82,7 @@ def small(words):
 def run_of_all_stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("all")
     run(folder, shlex.split("python -m ups.run stage=all"))
-    return folder / "outputs/burgers_upt"
+    return folder / "outputs/burgers"
 
 
 def prepare(folder, words, trained):
@@ -100,21 +93,9 @@ def prepare(folder, words, trained):
         pdebench_file(folder / name, trajectories=16, frames=31, points=128)
     for name in {match[1] for word in words if (match := re.match(r"outputs/(\w+)", word))}:
         shutil.copytree(trained, folder / "outputs" / name)
-    if "--config-dir" in words:
-        for kind, name, page in (("model", "shallow", "models"), ("data", "mine", "equations")):
-            yaml = next(
-                block
-                for block in blocks(ROOT / f"docs/{page}.md")
-                if block.startswith("# @package")
-            )
-            path = folder / f"conf/{kind}/{name}.yaml"
-            path.parent.mkdir(parents=True)
-            path.write_text(yaml.split("\npython -m")[0])
-        python = next(
-            block for block in blocks(ROOT / "docs/models.md") if "class Shallow" in block
-        )
-        equation = (ROOT / "ups/physics/advection.py").read_text()
-        (folder / "mine.py").write_text(python if "model=shallow" in words else equation)
+    if "--config-dir" in words or any("sobolev" in word for word in words):
+        write_files((ROOT / "docs/extending.md").read_text(), folder)
+        np.save(folder / "waves.npy", np.random.default_rng(0).normal(size=(24, 11, 32)))
     if "stage=evaluate" in words:
         run(folder, ["stage=operator" if word == "stage=evaluate" else word for word in words])
 
@@ -137,10 +118,10 @@ def test_a_command(command, tmp_path, run_of_all_stages):
 @pytest.mark.slow
 @pytest.mark.parametrize("text", pieces())
 def test_a_piece_of_python(text, tmp_path, run_of_all_stages, monkeypatch):
-    shutil.copytree(run_of_all_stages, tmp_path / "outputs/burgers_upt")
+    shutil.copytree(run_of_all_stages, tmp_path / "outputs/burgers")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    sim = ups.load("outputs/burgers_upt")
+    sim = ups.load("outputs/burgers")
     exec(text, {"sim": sim, "u0": torch.randn(2, 32), "x": torch.rand(32), "x_out": torch.rand(50)})
 
 

@@ -11,16 +11,22 @@ import torch
 from conftest import SPEC
 
 from ups.core.batch import Batch
+from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid
 from ups.datamodules import BurgersDataModule
-from ups.evaluation.baselines import Persistence, Solver
 from ups.models import build
 from ups.modules import EvaluationModule
 from ups.modules import evaluation as evaluate_file
 from ups.physics import advection, burgers
-from ups.simulation.guidance import TTC
+from ups.simulation.corrected import Corrected
+from ups.simulation.guidance import TTC, Guided
 from ups.simulation.simulator import Simulator
 
-NETS = {"mean": {"width": 16, "depth": 1}, "noise": {"width": 16, "depth": 1}, "steps": 2}
+NETS = {
+    "mean_network": {"hidden_dim": 16, "depth": 1},
+    "denoiser": {"hidden_dim": 16, "depth": 1},
+    "num_steps": 2,
+}
 POINTS, FRAMES, DT, LENGTH = 64, 11, 0.04, 2.0  # FRAMES with the initial one
 TEST, BATCH = 5, 3  # batches of 3 and 2
 NU = 0.02
@@ -32,8 +38,8 @@ PDEBENCH = (
     *("frmse_low", "frmse_mid", "frmse_high"),
 )
 CHECKS = (
-    *("mass_gap", "periodic_gap", "maximum_violation"),
-    *("variation_growth", "energy_growth", "correlation_time"),
+    *("mass_drift", "boundary_jump_error", "maximum_principle_violation"),
+    *("tv_growth", "energy_growth", "correlation_time"),
 )
 SETTINGS = [
     ("mine", "latent", "none", False),
@@ -50,22 +56,22 @@ SETTINGS = [
 
 def new_simulator(points=POINTS, equation="burgers"):
     torch.manual_seed(0)
-    x = (torch.arange(points) + 0.5) * LENGTH / points
-    model = build(SPEC, points)
-    return Simulator(model, x, DT, LENGTH, scale=0.6, spec=SPEC, equation=equation).eval()
+    grid = Grid((points,), (LENGTH,))
+    spec = FieldSpec(grid, parameters=("nu",), dt=DT, std=(0.6,))
+    return Simulator(build(SPEC, spec), spec, equation).eval()
 
 
-def corrected_simulator():
+def corrected_simulator(equation="burgers"):
     """With correctors whose means and draws change something."""
-    simulator = new_simulator()
+    simulator = new_simulator(equation=equation)
     torch.manual_seed(1)
     for name, sampler in (("diffusion", "heun"), ("consistency", "consistency")):
         corrector = simulator.add_corrector(name, {**NETS, "sampler": sampler})
         with torch.no_grad():
             corrector.mean_network.tokens_out.normal_(std=0.3)
-            corrector.noise_network.tokens_out.normal_(std=0.3)
+            corrector.denoiser.tokens_out.normal_(std=0.3)
             corrector.scale.fill_(0.02)
-    simulator.ttc = TTC(candidates=2, guidance_steps=1)
+    simulator.ttc = TTC(num_candidates=2, guidance_steps=1)
     return simulator.eval()
 
 
@@ -100,11 +106,18 @@ def evaluation(tmp_path_factory):
     """A tested simulator, its test split as it was written, and what was logged."""
     path = tmp_path_factory.mktemp("evaluation") / "mine.hdf5"
     truth = write_file(path)
-    sizes = {"train": 4, "validation": 2, "test": TEST, "eval_batch_size": BATCH, "window": 2}
+    sizes = {
+        "num_train": 4,
+        "num_validation": 2,
+        "num_test": TEST,
+        "eval_batch_size": BATCH,
+        "unroll_steps": 2,
+    }
     data = BurgersDataModule(path=str(path), nu=NU, **sizes)
     module = EvaluationModule(corrected_simulator(), "mine", CORRECT, with_ttc=True)
     logged = run_test(module, datamodule=data)
-    assert (data.length, data.dt) == (pytest.approx(LENGTH), pytest.approx(DT))
+    assert data.spec.grid.extent == (pytest.approx(LENGTH),)
+    assert data.spec.dt == pytest.approx(DT)
     return SimpleNamespace(module=module, truth=truth, logged=logged)
 
 
@@ -179,8 +192,8 @@ def test_evaluation_row_has_its_keys(evaluation, place):
     keys |= {"one_step_nrmse", "one_step_squared", "seconds_per_trajectory"}
     if place in (2, 3):
         keys |= {
-            *("ensemble_nrmse", "spread_over_error", "spread_over_error_rms"),
-            *("one_step_spread_over_error", "one_step_spread_over_error_rms"),
+            *("ensemble_nrmse", "spread_skill_ratio", "spread_skill_ratio_rms"),
+            *("one_step_spread_skill_ratio", "one_step_spread_skill_ratio_rms"),
         }
     assert row.keys() == keys
 
@@ -241,10 +254,10 @@ def test_evaluation_row_checks_equal_written_out_definitions(evaluation, expecte
         frames_alike.append(alike.index(False) if False in alike else len(alike))
     assert {name: row[name] for name in CHECKS} == pytest.approx(
         {
-            "mass_gap": np.abs(pred.sum(2) - u0.sum(2)).mean() * LENGTH / POINTS,
-            "periodic_gap": np.abs(jumps).mean(),
-            "maximum_violation": (above + below).mean(),
-            "variation_growth": growth["variation"],
+            "mass_drift": np.abs(pred.sum(2) - u0.sum(2)).mean() * LENGTH / POINTS,
+            "boundary_jump_error": np.abs(jumps).mean(),
+            "maximum_principle_violation": (above + below).mean(),
+            "tv_growth": growth["variation"],
             "energy_growth": growth["energy"],
             "correlation_time": DT * np.mean(frames_alike),
         },
@@ -266,8 +279,8 @@ def test_evaluation_row_ensemble_equals_written_out_definitions(evaluation, expe
     spread, error = spreads_and_errors(expected[place]["draws"], truth)
     rms = math.sqrt((spread**2).mean() / (error**2).mean())
     assert row["ensemble_nrmse"] == pytest.approx(error.mean(), rel=1e-4)
-    assert row["spread_over_error"] == pytest.approx(spread.mean() / error.mean(), rel=1e-4)
-    assert row["spread_over_error_rms"] == pytest.approx(rms, rel=1e-4)
+    assert row["spread_skill_ratio"] == pytest.approx(spread.mean() / error.mean(), rel=1e-4)
+    assert row["spread_skill_ratio_rms"] == pytest.approx(rms, rel=1e-4)
     assert abs(rms - spread.mean() / error.mean()) > 1e-3 * rms  # the two are told apart
 
 
@@ -278,8 +291,8 @@ def test_evaluation_row_one_step_spread_is_from_every_eighth_frame(evaluation, e
     spread, error = spreads_and_errors(expected[place]["step_draws"], truth)
     rms = math.sqrt((spread**2).mean() / (error**2).mean())
     ratio = spread.mean() / error.mean()
-    assert row["one_step_spread_over_error"] == pytest.approx(ratio, rel=1e-4)
-    assert row["one_step_spread_over_error_rms"] == pytest.approx(rms, rel=1e-4)
+    assert row["one_step_spread_skill_ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert row["one_step_spread_skill_ratio_rms"] == pytest.approx(rms, rel=1e-4)
 
 
 def test_evaluation_rows_differ_from_each_other(evaluation):
@@ -292,7 +305,7 @@ def test_evaluation_rows_differ_from_each_other(evaluation):
     assert len(set(one_step)) == len(rows) - 1
 
 
-def test_evaluation_logs_every_number_under_its_rows_label(evaluation):
+def test_evaluation_logs_every_number_under_its_rows_series(evaluation):
     labels = [
         *("latent", "physical", "diffusion_latent", "consistency_latent"),
         *("ttc_latent", "ttc_diffusion_latent", "ttc_consistency_latent"),
@@ -314,20 +327,21 @@ def test_evaluation_examples_are_the_best_the_median_and_the_worst(evaluation, e
     assert list(examples) == ["best", "median", "worst"]
     for name, k in zip(examples, (order[0], order[TEST // 2], order[-1]), strict=True):
         found_truth, found_pred = examples[name]
-        assert np.allclose(found_truth.numpy(), truth[k], atol=1e-6), name
-        assert np.allclose(found_pred.numpy(), expected[0]["pred"][k], atol=1e-5), name
+        assert found_truth.shape == found_pred.shape == (FRAMES - 1, POINTS, 1)
+        assert np.allclose(found_truth[..., 0].numpy(), truth[k], atol=1e-6), name
+        assert np.allclose(found_pred[..., 0].numpy(), expected[0]["pred"][k], atol=1e-5), name
 
 
-def test_evaluation_ranks_examples_by_the_nrmse_that_their_pictures_show():
+def test_evaluation_examples_are_ranked_by_the_nrmse_of_the_plots():
     """Frame errors of 0.3 and 0.3 against 0 and 0.5: mean squares would rank them otherwise."""
     module = EvaluationModule(new_simulator(), "mine", ["none"])
-    module.predictors = []
+    module.measurements = []
     module.on_test_start()
     truth = torch.ones(3, 2, POINTS)
     frame_errors = torch.tensor([[0.3, 0.3], [0.0, 0.5], [0.9, 0.9]])
-    module.first = [(truth, truth + frame_errors[..., None])]
+    module.first = [(truth[..., None], (truth + frame_errors[..., None])[..., None])]
     module.on_test_epoch_end()
-    last = {name: float(pred[-1, 0]) for name, (_, pred) in module.examples.items()}
+    last = {name: float(pred[-1, 0, 0]) for name, (_, pred) in module.examples.items()}
     assert last == pytest.approx({"best": 1.5, "median": 1.3, "worst": 1.9})
 
 
@@ -351,7 +365,7 @@ def test_evaluation_of_a_corrector_that_does_nothing_equals_the_plain_one():
         assert row["one_step_squared"] == plain["one_step_squared"]
         assert row["nrmse_over_time"] == plain["nrmse_over_time"]
         assert row["ensemble_nrmse"] == pytest.approx(plain["nrmse"], rel=1e-5)
-        assert row["spread_over_error"] == pytest.approx(0.0, abs=1e-5)
+        assert row["spread_skill_ratio"] == pytest.approx(0.0, abs=1e-5)
 
 
 # --- with predictors whose answers are known ---
@@ -367,30 +381,53 @@ def two_batches(frames=3, nus=(0.02, 0.02)):
 
 
 def batches(parts):
-    """A loader of whole batches, as the data module makes them."""
+    """A loader of whole batches of fields (B, T, X), as the data module makes them."""
     made = []
     for u, nu in parts:
         number = torch.arange(len(u))
-        made.append(Batch(u, torch.full((len(u),), nu), number, number))
+        made.append(Batch(u[..., None], torch.full((len(u), 1), nu), number, number))
     return torch.utils.data.DataLoader(made, batch_size=None)
 
 
 class Stub:
-    """In the place of rollouts: notes its calls, moves a fake clock, and answers by ``answer``."""
+    """In the place of ``predict``: notes its calls, moves a fake clock, and answers by ``answer``.
+
+    A call is the kind of the stepper, fields (B, X), the number of steps, nu (B,) and options. The
+    options of a simulator's stepper are those of ``Simulator.rollout`` that give the same.
+    """
 
     def __init__(self, monkeypatch, answer):
         self.now, self.calls = 0.0, []
+        correctors = {}
+        build_stepper = Simulator.stepper
 
-        def rollout_of(name):
-            def rollout(_, u0, steps, *, nu, **options):
-                self.now += 2.0 * len(u0) + steps
-                self.calls.append((name, u0.clone(), steps, nu.clone(), options))
-                return answer(name, u0, steps, options)
+        def stepper_of(simulator, correct="none", ttc=False, temperature=None, group_size=1):
+            if correct != "none":
+                correctors[simulator.correctors[correct]] = correct
+            return build_stepper(simulator, correct, ttc, temperature, group_size)
 
-            return rollout
+        def options_of(stepper, reencode):
+            options = {"mode": "physical" if reencode else "latent"}
+            options["ttc"] = isinstance(stepper, Guided)
+            stepper = stepper.stepper if options["ttc"] else stepper
+            options["correct"] = "none"
+            if isinstance(stepper, Corrected):
+                options["correct"] = correctors[stepper.corrector]
+                if stepper.temperature is not None:
+                    options["temperature"] = stepper.temperature
+            return options
 
-        for kind in (Simulator, Persistence, Solver):
-            monkeypatch.setattr(kind, "rollout", rollout_of(kind.__name__))
+        def predict(stepper, u0, steps, parameters, reencode=False):
+            own = isinstance(stepper, Simulator | Corrected | Guided)
+            name = "Simulator" if own else type(stepper).__name__
+            options = options_of(stepper, reencode) if own else {}
+            self.now += 2.0 * len(u0) + steps
+            u, nu = u0[..., 0].clone(), parameters[:, 0].clone()
+            self.calls.append((name, u, steps, nu, options))
+            return answer(name, u, steps, options)[..., None]
+
+        monkeypatch.setattr(Simulator, "stepper", stepper_of)
+        monkeypatch.setattr(evaluate_file, "predict", predict)
         clock = SimpleNamespace(perf_counter=lambda: self.now)
         monkeypatch.setattr(evaluate_file, "time", clock)
 
@@ -409,23 +446,24 @@ def test_evaluation_seconds_are_those_of_the_rollouts_over_all_samples(monkeypat
     assert seconds == [pytest.approx(16 / 5)] * len(SETTINGS)
 
 
-def test_evaluation_warms_up_every_predictor_once_before_it_is_timed(monkeypatch):
+def test_evaluation_warms_every_stepper_up_once_before_timing(monkeypatch):
     stub = Stub(monkeypatch, stays)
     module = EvaluationModule(new_simulator(), "mine", ["none"])
     run_test(module, dataloaders=batches(two_batches(frames=3)))
     calls = [(name, len(u0), steps) for name, u0, steps, _, _ in stub.calls]
-    names = ["Simulator", "Simulator", "Persistence", "Solver"]
+    names = ["Simulator", "Simulator", "Persistence", "SolverStepper"]
     first = [call for n in names for call in ((n, 3, 1), (n, 3, 3), (n, 9, 1))]
     second = [call for n in names for call in ((n, 2, 3), (n, 6, 1))]
     assert calls == first + second
 
 
-def test_evaluation_asks_for_each_rollout_with_its_own_nu_and_options(monkeypatch):
+def test_evaluation_predicts_with_each_trajectorys_nu_and_each_rows_options(monkeypatch):
     stub = Stub(monkeypatch, stays)
     u = torch.randn(TEST, FRAMES, POINTS, generator=torch.Generator().manual_seed(0))
     nu = torch.arange(1.0, TEST + 1)  # each trajectory's own, so that a wrong order is seen
     number = torch.arange(TEST)
-    made = [Batch(*(t.split(BATCH)[k] for t in (u, nu, number, number))) for k in range(2)]
+    values = (u[..., None], nu[:, None], number, number)
+    made = [Batch(*(t.split(BATCH)[k] for t in values)) for k in range(2)]
     module = EvaluationModule(corrected_simulator(), "mine", ["diffusion"], with_ttc=True)
     run_test(module, dataloaders=torch.utils.data.DataLoader(made, batch_size=None))
     nu_of = {tuple(frame.tolist()): k + 1.0 for k in range(TEST) for frame in u[k]}
@@ -459,9 +497,7 @@ def test_evaluation_asks_for_each_rollout_with_its_own_nu_and_options(monkeypatc
         ([], True, SETTINGS[:2]),
     ],
 )
-def test_evaluation_has_the_rows_that_are_asked_for_and_held(
-    monkeypatch, correct, with_ttc, wanted
-):
+def test_evaluation_rows_are_those_asked_for_and_held(monkeypatch, correct, with_ttc, wanted):
     Stub(monkeypatch, stays)
     simulator = corrected_simulator()
     del simulator.correctors["consistency"]
@@ -472,10 +508,41 @@ def test_evaluation_has_the_rows_that_are_asked_for_and_held(
 
 
 @pytest.mark.parametrize(
+    ("candidates", "change", "guided"),
+    [
+        (1, None, ["none", "diffusion"]),
+        (2, None, ["none", "diffusion", "consistency"]),  # which also draw
+        (1, "mean", ["none", "diffusion", "consistency"]),
+        (1, "scale", ["none", "diffusion", "consistency"]),
+    ],
+)
+def test_evaluation_reports_equal_guided_rollouts_once(candidates, change, guided):
+    simulator = corrected_simulator()
+    teacher, student = (simulator.correctors[name] for name in CORRECT[1:])
+    student.load_state_dict(teacher.state_dict())  # as the consistency stage begins
+    with torch.no_grad():
+        student.denoiser.tokens_out.add_(0.1)  # which it trains
+        if change == "mean":
+            student.mean_network.tokens_out[0, 0] += 1e-3
+        elif change == "scale":
+            student.scale.mul_(1.01)
+    simulator.ttc = TTC(num_candidates=candidates, guidance_steps=1)
+    module = EvaluationModule(simulator, "mine", CORRECT, with_ttc=True)
+    settings = [measurement.settings for measurement in module.measurements]
+    found = [row.correct for row in settings if row.ttc]
+    assert found == guided
+    plain = [row.correct for row in settings[:4] if row.mode == "latent"]
+    assert plain == CORRECT
+    u = 0.3 * torch.randn(2, POINTS, generator=torch.Generator().manual_seed(0))
+    one, other = (simulator.rollout(u, 2, nu=NU, correct=name, ttc=True) for name in CORRECT[1:])
+    assert torch.equal(one, other) == (guided == ["none", "diffusion"])
+
+
+@pytest.mark.parametrize(
     ("points", "solvers"),
     [(32, []), (64, [64]), (128, [64, 128]), (192, [64]), (256, [64, 128, 256])],
 )
-def test_evaluation_has_the_solver_on_grids_that_divide_its_own(monkeypatch, points, solvers):
+def test_evaluation_has_solvers_on_grids_that_divide_the_simulators(monkeypatch, points, solvers):
     Stub(monkeypatch, stays)
     module = EvaluationModule(new_simulator(points), "mine", ["none"])
     u = torch.randn(2, 3, points, generator=torch.Generator().manual_seed(0))
@@ -484,34 +551,95 @@ def test_evaluation_has_the_solver_on_grids_that_divide_its_own(monkeypatch, poi
     assert names == ["mine", "mine", "persistence", *(f"solver-{n}" for n in solvers)]
 
 
-def test_evaluation_takes_the_checks_and_the_solver_of_the_simulators_equation(monkeypatch):
+def simulator_that(monkeypatch, change):
+    """Let simulators answer with the initial field plus ``change``."""
+    monkeypatch.setattr(Simulator, "encode", lambda _, u, parameters=None: u)
+    monkeypatch.setattr(Simulator, "step", lambda _, state, parameters: state)
+    monkeypatch.setattr(Simulator, "decode", lambda _, state: state + change)
+
+
+def test_evaluation_takes_checks_and_solver_of_the_simulators_equation(monkeypatch):
     module = EvaluationModule(new_simulator(equation="advection"), "mine", ["none"])
-    monkeypatch.setattr(Simulator, "rollout", lambda _, u0, steps, nu, **o: stays("", u0, steps, o))
+    simulator_that(monkeypatch, 0.0)
     x = (torch.arange(POINTS) + 0.5) * LENGTH / POINTS
     u0 = (math.pi * x).sin()[None] + 0.3
     u = advection.exact(u0, [DT * k for k in range(4)], 0.7, LENGTH)
     run_test(module, dataloaders=batches([(u, 0.7)]))
     rows = {row["model"]: row for row in module.rows}
-    assert rows["solver-64"]["energy_gap"] < 1e-4
+    assert rows["solver-64"]["energy_drift"] < 1e-4
     assert rows["solver-64"]["nrmse"] < 1e-3
-    assert rows["persistence"]["energy_gap"] == 0.0
+    assert rows["persistence"]["energy_drift"] == 0.0
 
 
 def test_evaluation_checks_know_the_length_and_what_the_equation_keeps(monkeypatch):
     """Every prediction is a quarter above the initial field."""
-    monkeypatch.setattr(
-        Simulator, "rollout", lambda _, u0, steps, nu, **o: stays("", u0, steps, o) + 0.25
-    )
+    simulator_that(monkeypatch, 0.25)
     u0 = (2 * math.pi * torch.arange(POINTS) / POINTS).sin()[None] + 0.5
     for equation in ("burgers", "advection"):
         module = EvaluationModule(new_simulator(equation=equation), "mine", ["none"])
         run_test(module, dataloaders=batches([(u0[:, None].repeat(1, 3, 1), 0.02)]))
         row = module.rows[0]
-        assert row["mass_gap"] == pytest.approx(0.25 * LENGTH, rel=1e-5)
+        assert row["mass_drift"] == pytest.approx(0.25 * LENGTH, rel=1e-5)
         # the mean of (sin + m)^2 is 1/2 + m^2
         gap = (0.75**2 - 0.5**2) / 2 * LENGTH
-        wanted = {"energy_gap": pytest.approx(gap, rel=1e-5)} if equation == "advection" else {}
-        assert {name: value for name, value in row.items() if name == "energy_gap"} == wanted
+        wanted = {"energy_drift": pytest.approx(gap, rel=1e-5)} if equation == "advection" else {}
+        assert {name: value for name, value in row.items() if name == "energy_drift"} == wanted
+
+
+# --- without an equation ---
+
+
+def test_evaluation_has_persistence_alone_and_no_equations_checks_without_an_equation():
+    simulator = new_simulator(equation=None)
+    module = EvaluationModule(simulator, "mine", ["none"])
+    logged = run_test(module, dataloaders=batches(two_batches()))
+    rows = {(row["model"], row["mode"]): row for row in module.rows}
+    assert list(rows) == [("mine", "latent"), ("mine", "physical"), ("persistence", "physical")]
+    keys = {*("model", "mode", "correct", "ttc"), *PDEBENCH, "nrmse_over_time"}
+    keys |= {"one_step_nrmse", "one_step_squared", "seconds_per_trajectory"}
+    keys |= {"boundary_jump_error", "correlation_time"}
+    for row in module.rows:
+        assert row.keys() == keys
+    assert "test/latent/mass_drift" not in logged
+    # fields fade by 0.4 / 3 of their first size in a frame
+    fades = [1 - 0.4 * k / 3 for k in (1, 2, 3)]
+    assert rows["persistence", "physical"]["nrmse_over_time"] == pytest.approx(
+        [1 / fade - 1 for fade in fades], rel=1e-5
+    )
+
+
+def test_evaluation_rows_without_an_equation_equal_those_with_one():
+    """What both have; correctors too."""
+    found = []
+    for equation in ("burgers", None):
+        simulator = corrected_simulator(equation)
+        module = EvaluationModule(simulator, "mine", CORRECT)
+        run_test(module, dataloaders=batches(two_batches()))
+        found.append({row.label: dict(row) for row in module.rows})
+    with_equation, without = found
+    assert with_equation.keys() - without.keys() == {"solver-64"}
+    for label, row in without.items():
+        del row["seconds_per_trajectory"]
+        assert row == {key: with_equation[label][key] for key in row}, label
+
+
+def test_evaluation_refuses_ttc_without_an_equation():
+    with pytest.raises(UpsError, match=r"^`ttc` must be False: these data have no equation"):
+        EvaluationModule(new_simulator(equation=None), "mine", ["none"], with_ttc=True)
+
+
+def test_simulator_refuses_ttc_without_an_equation():
+    simulator = corrected_simulator(None)
+    u0 = torch.zeros(2, POINTS)
+    assert simulator.rollout(u0, 1, nu=NU, correct="diffusion").shape == (2, 1, POINTS)
+    for correct in CORRECT:
+        with pytest.raises(UpsError, match=r"^`ttc` must be False: these data have no equation"):
+            simulator.stepper(correct, ttc=True)
+        with pytest.raises(UpsError, match=r"^`ttc` must be False: these data have no equation"):
+            simulator.rollout(u0, 1, nu=NU, correct=correct, ttc=True)
+
+
+# --- what the examples and the spectra are of ---
 
 
 def test_evaluation_examples_and_spectra_are_of_the_plain_latent_rollout(monkeypatch):
@@ -540,8 +668,8 @@ def test_evaluation_examples_and_spectra_are_of_the_plain_latent_rollout(monkeyp
     assert module.rows[0]["nrmse"] == pytest.approx(off.mean().item())
     for name, k in (("best", 1), ("median", 4), ("worst", 2)):
         found_truth, found_pred = module.examples[name]
-        assert torch.equal(found_truth, truth[k, 1:])
-        assert torch.equal(found_pred, pred[k])
+        assert torch.equal(found_truth, truth[k, 1:, :, None])
+        assert torch.equal(found_pred, pred[k, ..., None])
     # waves (sin + 0.4) of size s at the last frame: energies 0.16 s^2 / 2 and s^2 / 4
     sizes = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5], dtype=torch.float64) * 0.6
     for found, s in zip(module.spectra, (sizes, sizes * (1 + off[:, -1])), strict=True):
@@ -550,7 +678,7 @@ def test_evaluation_examples_and_spectra_are_of_the_plain_latent_rollout(monkeyp
         assert found[2:].abs().max() < 1e-9
 
 
-def test_evaluation_begins_anew_when_it_is_run_again(monkeypatch):
+def test_evaluation_results_are_new_when_the_test_is_run_again(monkeypatch):
     Stub(monkeypatch, stays)
     module = EvaluationModule(corrected_simulator(), "mine", ["none", "diffusion"])
     run_test(module, dataloaders=batches(two_batches()))
@@ -562,7 +690,7 @@ def test_evaluation_begins_anew_when_it_is_run_again(monkeypatch):
     square = 0.36 * (1 + 4 + 0.25) / 3
     assert module.spectra[0][1].item() == pytest.approx(square / 4, rel=1e-5)
     run_test(module, dataloaders=batches(two_batches()))
-    assert module.rows == first
+    assert [dict(row) for row in module.rows] == [dict(row) for row in first]
 
 
 def test_evaluation_draws_do_not_depend_on_what_came_before():

@@ -3,52 +3,39 @@
 import itertools
 import math
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from helpers.toy import (
+    DT,
+    FREE,
+    LENGTH,
+    POINTS,
+    SCALE,
+    TOKENS,
+    WIDTH,
+    FieldStepper,
+    burgers_confidence,
+    descended,
+)
+from helpers.toy import toy_simulator as plain_simulator
 from torch import nn
 
 from ups.physics import advection, burgers
-from ups.simulation.guidance import TTC, GuidedStepper, score
-from ups.simulation.simulator import Simulator
+from ups.simulation.guidance import TTC, Guided
 
-TOKENS, WIDTH, FREE, POINTS = 4, 3, 2, 16
-DT, LENGTH, SCALE = 0.07, 2.0, 0.6
 NAMES = itertools.count()
 
 
 # What the tests are made of
 
 
-class ToyModel(nn.Module):
-    """A model of two matrices, so that every number can be computed by hand."""
-
-    tokens, width, free = TOKENS, WIDTH, FREE
-
-    def __init__(self):
-        super().__init__()
-        rng = torch.Generator().manual_seed(0)
-        flat = TOKENS * WIDTH
-        self.into = nn.Parameter(0.3 * torch.randn(POINTS, flat, generator=rng))
-        self.out = nn.Parameter(0.5 * torch.randn(flat, POINTS, generator=rng))
-
-    def encode(self, u):
-        return (u[..., 0] @ self.into).unflatten(1, (TOKENS, WIDTH))
-
-    def step(self, z, dt, nu):
-        speed = dt[:, None, None] * (1 + (nu / 1e-3).log()[:, None, None])
-        moved = z + speed * torch.tanh(z.roll(1, 1) + 0.5)
-        return torch.cat((moved[..., :FREE], z[..., FREE:]), -1)
-
-    def decode(self, z):
-        return (z.flatten(1) @ self.out)[..., None]
-
-
 class StandIn(nn.Module):
     """Stands for a corrector: its mean adds a known change, each of its draws another."""
 
-    free = FREE
+    num_dynamic_channels = FREE
 
     def __init__(self):
         super().__init__()
@@ -57,16 +44,15 @@ class StandIn(nn.Module):
         self.changes[..., FREE:] = 0
         self.calls = []
 
-    def sample(self, z, pred, dt, nu, noise, temperature=None, mean_first=False):
-        told = {"dt": dt, "nu": nu, "noise": noise, "temperature": temperature}
-        self.calls.append(SimpleNamespace(**told, mean_first=mean_first))
-        first = 0 if mean_first else 1
+    def sample(self, z, pred, dt, parameters, noise, temperature=None, include_mean=False):
+        told = {"dt": dt, "parameters": parameters, "noise": noise, "temperature": temperature}
+        self.calls.append(SimpleNamespace(**told, include_mean=include_mean))
+        first = 0 if include_mean else 1
         return pred[:, None] + self.changes[first : noise.shape[1] + 1]
 
 
 def toy_simulator(equation="burgers", corrected=True, **settings):
-    x = burgers.cell_centers(POINTS, LENGTH)
-    simulator = Simulator(ToyModel(), x, dt=DT, length=LENGTH, scale=SCALE, equation=equation)
+    simulator = plain_simulator(equation)
     if corrected:
         simulator.correctors["diffusion"] = StandIn()
     simulator.ttc = TTC(**settings)
@@ -87,17 +73,29 @@ def stub_certainty(u, jump=0.03, reach=3):
 def stub(monkeypatch):
     """The name of an equation of one's own, and what its functions were called with."""
     name = f"stub_equation_{next(NAMES)}"
-    module = ModuleType(name)
-    for key, value in vars(burgers).items():
-        if not key.startswith("__"):
-            setattr(module, key, value)
     calls = []
 
-    def advance(u, dt, nu, length=1.0, refine=4):
-        calls.append(SimpleNamespace(u=u, dt=dt, nu=nu, length=length, refine=refine))
-        return stub_advance(u, dt, nu, length, refine)
+    def solver_step(u, dt, parameters, grid, refinement_factor):
+        calls.append(
+            SimpleNamespace(
+                u=u,
+                dt=dt,
+                parameters=parameters,
+                grid=grid,
+                refinement_factor=refinement_factor,
+            )
+        )
+        (length,) = grid.extent
+        stepped = stub_advance(u[..., 0], dt, parameters[:, 0], length, refinement_factor)
+        return stepped[..., None]
 
-    module.solver_step, module.shock_weight = advance, stub_certainty
+    def solver_confidence(u, grid, threshold, radius):
+        return stub_certainty(u, threshold, radius)
+
+    module = ModuleType(name)
+    module.EQUATION = replace(
+        burgers.EQUATION, name=name, solver_step=solver_step, solver_confidence=solver_confidence
+    )
     monkeypatch.setitem(sys.modules, name, module)
     return SimpleNamespace(name=name, calls=calls)
 
@@ -113,18 +111,6 @@ NU = torch.tensor([2e-3, 5e-4, 4e-3, 1e-3])
 
 
 # The formulas, written out
-
-
-def trusted(field, jump=0.03, reach=3):
-    """The certainty of Burgers' equation for one field, point by point."""
-    n = len(field)
-    rms = math.sqrt(sum(float(v) ** 2 for v in field) / n)
-    made = []
-    for i in range(n):
-        near = range(i - reach - 1, i + reach + 1)
-        largest = max(abs(float(field[(j + 1) % n]) - float(field[j % n])) for j in near)
-        made.append(1 / math.sqrt(1 + (largest / rms / jump) ** 2))
-    return torch.tensor(made, dtype=field.dtype)
 
 
 def advanced(u, dt, nu, length, refine):
@@ -144,56 +130,26 @@ def advanced(u, dt, nu, length, refine):
     return made
 
 
-def wrong(term, u, v, expected, certainty, halves):
-    """What is wrong with a step from u to v (X,), by one term."""
-    n = len(u)
-    u, v, expected, certainty = (t.double() for t in (u, v, expected, certainty))
-    size = float((expected**2).mean())
-    if term == "residual":
-        return float(
-            ((certainty * (v - expected)) ** 2).sum() / ((certainty * expected) ** 2).sum()
-        )
-    if term == "mass":
-        return float((v.sum() / n - u.sum() / n) ** 2) / size
-    if term == "maximum":
-        high, low = float(u.max()), float(u.min())
-        beyond = [max(0.0, float(w) - high) + max(0.0, low - float(w)) for w in v]
-        return sum(b**2 for b in beyond) / n / size
-    if term == "variation":
-        total = [sum(abs(float(t[(i + 1) % n] - t[i])) for i in range(n)) for t in (u, v)]
-        return max(0.0, total[1] / total[0] - 1)
-    if term == "energy":
-        total = [sum(float(w) ** 2 for w in t) for t in (u, v)]
-        return max(0.0, total[1] / total[0] - 1)
-    assert term == "halving"
-    return sum((float(a) - float(b)) ** 2 for a, b in zip(v, halves, strict=True)) / n / size
-
-
-def scored(u, v, expected, certainty, weights, halves=None):
-    return -sum(w * wrong(t, u, v, expected, certainty, halves) for t, w in weights.items() if w)
+def scored(v, expected, certainty):
+    """Minus the residual of a step to v (X,)."""
+    v, expected, certainty = (t.double() for t in (v, expected, certainty))
+    gap = sum(
+        (float(c) * (float(a) - float(e))) ** 2
+        for a, e, c in zip(v, expected, certainty, strict=True)
+    )
+    return -gap / sum((float(c) * float(e)) ** 2 for e, c in zip(expected, certainty, strict=True))
 
 
 def decoded(simulator, z):
     return SCALE * (z.flatten() @ simulator.model.out)
 
 
-def descended(simulator, z, field, steps, strength, weight):
-    """Exact steepest descent of one state's weighted squared distance from a field."""
-    matrix = SCALE * simulator.model.out
-    free = torch.zeros(TOKENS, WIDTH)
-    free[:, :FREE] = 1
-    flat, free = z.flatten().clone(), free.flatten()
-    for _ in range(steps):
-        gap = weight * (flat @ matrix - field)
-        slope = free * (matrix @ (weight * gap))
-        change = weight * (slope @ matrix)
-        flat = flat - strength * (gap @ change) / (change @ change) * slope
-    return flat.view(TOKENS, WIDTH)
-
-
 PHYSICS = {
     "stub": (stub_advance, stub_certainty),
-    "burgers": (advanced, lambda u, jump, reach: torch.stack([trusted(r, jump, reach) for r in u])),
+    "burgers": (
+        advanced,
+        lambda u, jump, reach: torch.stack([burgers_confidence(r, jump, reach) for r in u]),
+    ),
 }
 
 
@@ -207,7 +163,7 @@ class ByHand:
         self.scores, self.guided, self.chosen = [], [], []
 
     def step(self, z, dt, nu):
-        return self.simulator.model.step(z[None], torch.tensor([dt]), nu[None])[0]
+        return self.simulator.model.step(z[None], torch.tensor([dt]), nu[None, None])[0]
 
     def candidates(self, z, nu):
         """States, their scores, and the expected field."""
@@ -216,15 +172,11 @@ class ByHand:
         states = [pred]
         if self.corrected:
             changes = self.simulator.correctors["diffusion"].changes
-            states = [pred + changes[m] for m in range(s.candidates)]
+            states = [pred + changes[m] for m in range(s.num_candidates)]
         u = decoded(self.simulator, z)
-        expected = self.advance(u[None], DT, nu[None], LENGTH, s.refine)[0]
-        certainty = self.certainty(expected[None], s.jump, s.reach)[0]
-        halves = decoded(self.simulator, self.step(self.step(z, DT / 2, nu), DT / 2, nu))
-        scores = [
-            scored(u, decoded(self.simulator, v), expected, certainty, s.weights, halves)
-            for v in states
-        ]
+        expected = self.advance(u[None], DT, nu[None], LENGTH, s.refinement_factor)[0]
+        certainty = self.certainty(expected[None], s.shock_threshold, s.shock_radius)[0]
+        scores = [scored(decoded(self.simulator, v), expected, certainty) for v in states]
         return states, scores, expected
 
     def __call__(self, z, nu):
@@ -233,12 +185,13 @@ class ByHand:
         self.scores.append(scores)
         chosen = max(range(len(scores)), key=lambda m: scores[m])
         self.chosen.append(chosen)
-        self.guided.append(scores[chosen] < -s.tolerance)
+        self.guided.append(scores[chosen] < -s.score_threshold)
         if not self.guided[-1]:
             return states[chosen]
-        certainty = self.certainty(expected[None], s.jump, s.reach)[0]
+        certainty = self.certainty(expected[None], s.shock_threshold, s.shock_radius)[0]
         steps, strength = s.guidance_steps, s.guidance_strength
-        return descended(self.simulator, states[chosen], expected, steps, strength, certainty)
+        start = states[chosen][None]
+        return descended(self.simulator, start, expected[None], steps, strength, certainty[None])[0]
 
 
 @torch.no_grad()
@@ -265,74 +218,85 @@ def rolled(simulator, u0, steps=1, correct="diffusion", **options):
 # The reward
 
 
-U = torch.tensor([[0.0, 2.0, 0.0, -2.0]])  # variation 8, mean square 2, mean 0
-EXPECTED = torch.tensor([[2.0, 0.0, -2.0, 0.0]])  # mean square 2
+def rewards(candidates, expected, certainty):
+    """The reward (B, M) of candidates (B, M, X) or (B, M, X, C)."""
+    if candidates.ndim == 3:
+        candidates, expected = candidates[..., None], expected[..., None]
+    stepper = FieldStepper(*candidates.shape[2:])
+    guided = Guided(stepper, burgers.EQUATION, TTC())
+    return guided.score(candidates, expected, certainty[..., None])
+
+
+EXPECTED = torch.tensor([[2.0, 0.0, -2.0, 0.0]])
 CERTAINTY = torch.tensor([[1.0, 0.5, 1.0, 0.0]])
-HALVES = torch.tensor([[1.0, 2.0, 0.0, -2.0]])
-LARGE = [1.0, 3.0, 0.0, -4.0]  # 1 above, 2 below; variation 14, mean square 6.5, mean 0
-SMALL = [2.0, 1.0, 0.0, 1.0]  # variation 4, mean square 1.5, mean 1
-BY_HAND = {
-    "residual": (-7.25 / 8, -4.25 / 8),  # (-1)^2 + 1.5^2 + 2^2 and 0.5^2 + 2^2 of 2^2 + 2^2
-    "mass": (0.0, -1 / 2),
-    "maximum": (-(1 + 4) / 4 / 2, 0.0),
-    "variation": (-(14 / 8 - 1), 0.0),
-    "energy": (-(6.5 / 2 - 1), 0.0),
-    "halving": (-(1 + 4) / 4 / 2, -(1 + 1 + 9) / 4 / 2),
-}
+CANDIDATES = torch.tensor([[[1.0, 3.0, 0.0, -4.0], [2.0, 1.0, 0.0, 1.0]]])
+# (-1)^2 + 1.5^2 + 2^2 and 0.5^2 + 2^2 of 2^2 + 2^2
+BY_HAND = [-7.25 / 8, -4.25 / 8]
 
 
-def two(weights, **options):
-    candidates = torch.tensor([[LARGE, SMALL]])
-    return score(burgers, U, candidates, EXPECTED, CERTAINTY, weights, **options)
+def test_reward_equals_value_by_hand():
+    found = rewards(CANDIDATES, EXPECTED, CERTAINTY)
+    assert found.tolist() == [pytest.approx(BY_HAND, abs=1e-6)]
 
 
-@pytest.mark.parametrize("term", BY_HAND)
-def test_reward_term_equals_value_by_hand(term):
-    assert two({term: 1.0}, halves=HALVES)[0].tolist() == pytest.approx(BY_HAND[term], abs=1e-6)
-    assert two({term: 3.0}, halves=HALVES)[0, 0].item() == pytest.approx(
-        3 * BY_HAND[term][0], abs=1e-6
-    )
+def test_reward_of_several_channels_is_the_mean_over_them():
+    """A channel counts relative to its own size: a hundred times the field, the same reward."""
+    zero = torch.zeros_like(CANDIDATES)
+    candidates = torch.stack((CANDIDATES, 100 * CANDIDATES, zero), -1)
+    expected = torch.stack((EXPECTED, 100 * EXPECTED, EXPECTED), -1)
+    found = rewards(candidates, expected, CERTAINTY)
+    assert found[0].tolist() == pytest.approx([(2 * value - 1) / 3 for value in BY_HAND], abs=1e-6)
 
 
-def test_reward_sums_its_terms_by_weight():
-    weights = dict(zip(BY_HAND, (0.3, 1.7, 2.9, 0.11, 5.3, 0.7), strict=True))
-    for candidate in (0, 1):
-        expected = sum(weights[term] * BY_HAND[term][candidate] for term in BY_HAND)
-        found = two(weights, halves=HALVES)[0, candidate].item()
-        assert found == pytest.approx(expected, rel=1e-6)
-
-
-def test_reward_needs_no_halves_for_a_weight_of_0():
-    assert two({"halving": 0.0, "mass": 1.0})[0].tolist() == pytest.approx([0.0, -0.5])
-    assert torch.equal(two({}), torch.zeros(1, 2))
-
-
-@pytest.mark.parametrize("term", BY_HAND)
-def test_reward_of_each_trajectory_and_candidate_equals_loops(term):
+def test_reward_of_each_trajectory_and_candidate_equals_loops():
     rng = torch.Generator().manual_seed(0)
-    u, expected, halves = torch.randn(3, 3, POINTS, generator=rng)
+    expected = torch.randn(3, POINTS, generator=rng)
     certainty = torch.rand(3, POINTS, generator=rng)
     size = torch.tensor([0.5, 1.0, 1.5, 2.0])[:, None]
     candidates = size * torch.randn(3, 4, POINTS, generator=rng)
-    found = score(burgers, u, candidates, expected, certainty, {term: 0.7}, halves)
+    found = rewards(candidates, expected, certainty)
     assert found.shape == (3, 4)
     for b in range(3):
         for m in range(4):
-            arguments = u[b], candidates[b, m], expected[b], certainty[b], {term: 0.7}, halves[b]
-            assert found[b, m].item() == pytest.approx(scored(*arguments), rel=1e-4, abs=1e-6)
+            by_hand = scored(candidates[b, m], expected[b], certainty[b])
+            assert found[b, m].item() == pytest.approx(by_hand, rel=1e-4, abs=1e-6)
 
 
-def test_reward_of_fields_that_stay_nothing_is_0():
+def test_reward_of_the_expected_field_is_0_also_when_it_is_zero():
     zero = torch.zeros(1, 4)
-    weights = dict.fromkeys(BY_HAND, 1.0)
-    found = score(burgers, zero, zero[:, None], zero, torch.ones(1, 4), weights, zero)
-    assert found.tolist() == [[0.0]]
-    constant = torch.full((1, 4), 0.5)  # its variation is 0
-    found = score(burgers, constant, constant[:, None], constant, zero + 1, weights, constant)
-    assert found.tolist() == [[0.0]]
+    assert rewards(zero[:, None], zero, zero + 1).tolist() == [[0.0]]
+    assert rewards(EXPECTED[:, None], EXPECTED, CERTAINTY).tolist() == [[0.0]]
 
 
-# Certainty
+def test_reward_decodes_the_candidates_of_all_trajectories():
+    simulator, rng = toy_simulator(), torch.Generator().manual_seed(0)
+    guided = Guided(simulator, simulator.equation, simulator.ttc)
+    candidates = torch.randn(3, 5, TOKENS, WIDTH, generator=rng)
+    expected, certainty = fields(3), torch.rand(3, POINTS, generator=rng)
+    with torch.no_grad():
+        found = guided.score(candidates, expected[..., None], certainty[..., None])
+        for b in range(3):
+            for m in range(5):
+                v = decoded(simulator, candidates[b, m])
+                by_hand = scored(v, expected[b], certainty[b])
+                assert found[b, m].item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_prediction_is_the_equations_step_of_the_decoded_state():
+    simulator = toy_simulator(refinement_factor=3, shock_threshold=0.4, shock_radius=1)
+    guided = Guided(simulator, simulator.equation, simulator.ttc)
+    state = torch.randn(4, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, confidence = guided.predict(state, NU[:, None])
+        u = torch.stack([decoded(simulator, z) for z in state])
+    by_hand = advanced(u, DT, NU, LENGTH, 3)
+    assert expected.shape == confidence.shape == (4, POINTS, 1)
+    assert torch.allclose(expected[..., 0], by_hand, atol=1e-5)
+    trusted = torch.stack([burgers_confidence(field, 0.4, 1) for field in by_hand])
+    assert torch.allclose(confidence[..., 0], trusted, atol=1e-4)
+
+
+# Confidence
 
 
 def step_field(size=1.0):
@@ -344,7 +308,7 @@ def step_field(size=1.0):
 
 @pytest.mark.parametrize("reach", [0, 1, 3])
 @pytest.mark.parametrize("size", [1.0, -40.0])
-def test_certainty_falls_within_reach_of_a_jump_only(reach, size):
+def test_shock_weight_falls_within_the_radius_of_a_jump_only(reach, size):
     found = burgers.shock_weight(step_field(size), 0.2, reach)[0]
     low = 1 / math.sqrt(1 + 2 / 0.2**2)
     near = {*range(5 - reach, 7 + reach), *range(17 - reach, 19 + reach)}
@@ -352,23 +316,23 @@ def test_certainty_falls_within_reach_of_a_jump_only(reach, size):
         assert found[i].item() == pytest.approx(low if i in near else 1.0, rel=1e-5), i
 
 
-def test_certainty_by_default_is_a_jump_of_3_per_cent_and_a_reach_of_3():
+def test_shock_weight_defaults_to_a_jump_of_3_per_cent_and_a_radius_of_3():
     found = burgers.shock_weight(step_field())[0]
     assert found.min().item() == pytest.approx(1 / math.sqrt(1 + 2 / 0.03**2), rel=1e-5)
     assert (found < 0.5).sum() == 2 * (2 + 2 * 3)
 
 
-def test_certainty_is_a_half_where_a_jump_is_sqrt_3_times_its_scale():
+def test_shock_weight_is_a_half_where_a_jump_is_sqrt_3_times_its_scale():
     """A difference of d relative to the root mean square: 1 / sqrt(1 + 3) at d = sqrt(3) jump."""
     jump = math.sqrt(2) / math.sqrt(3)
     found = burgers.shock_weight(step_field(), jump, 0)[0]
     assert found[5].item() == pytest.approx(0.5)
 
 
-def test_certainty_of_several_fields_equals_loops():
+def test_shock_weight_of_several_fields_equals_loops():
     u = fields()
     u[1, 3] += 2
-    expected = torch.stack([trusted(row, 0.3, 2) for row in u])
+    expected = torch.stack([burgers_confidence(row, 0.3, 2) for row in u])
     assert torch.allclose(burgers.shock_weight(u, 0.3, 2), expected, atol=1e-6)
     assert torch.equal(burgers.shock_weight(torch.zeros(1, 8)), torch.ones(1, 8))
 
@@ -378,7 +342,7 @@ def test_certainty_of_several_fields_equals_loops():
 
 @pytest.mark.parametrize("refine", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_burgers_advance_equals_solver_on_the_refined_grid(refine, dtype):
+def test_burgers_solver_step_equals_solver_on_the_refined_grid(refine, dtype):
     u = torch.cat((fields(3), fields(2, seed=6))).to(dtype)
     nu = torch.tensor([1e-3, 0.1, 1e-3, 0.03, 0.1], dtype=torch.float64)
     made = burgers.solver_step(u, 0.11, nu, 1.5, refine)
@@ -387,13 +351,13 @@ def test_burgers_advance_equals_solver_on_the_refined_grid(refine, dtype):
     assert torch.allclose(made, expected, atol=1e-6 if dtype == torch.float32 else 1e-12)
 
 
-def test_burgers_advance_defaults_to_length_1_and_4_times_finer():
+def test_burgers_solver_step_defaults_to_length_1_and_4_times_finer():
     u, nu = fields(2).double(), torch.tensor([1e-3, 0.1], dtype=torch.float64)
     expected = advanced(u, 0.11, nu, 1.0, 4)
     assert torch.allclose(burgers.solver_step(u, 0.11, nu), expected, atol=1e-12)
 
 
-def test_burgers_advance_nears_the_exact_solution():
+def test_burgers_solver_step_nears_the_exact_solution():
     x = 2.0 * torch.arange(64, dtype=torch.float64) / 64
     u = torch.sin(math.pi * x)[None] + 0.4
     made = burgers.solver_step(u, 0.2, torch.tensor([0.05], dtype=torch.float64), 2.0, 8)
@@ -414,136 +378,141 @@ def test_burgers_residual_is_the_step_minus_the_expected_one():
 # Settings
 
 
-def test_ttc_published_settings():
+def test_ttc_has_the_published_settings():
     assert vars(TTC()) == {
-        "candidates": 1,
-        "tolerance": 0.0,
+        "num_candidates": 1,
+        "score_threshold": 0.0,
         "guidance_steps": 8,
         "guidance_strength": 1.0,
-        "refine": 2,
-        "jump": 0.03,
-        "reach": 3,
-        "weights": {"residual": 1.0},
+        "refinement_factor": 2,
+        "shock_threshold": 0.03,
+        "shock_radius": 3,
     }
 
 
-def test_ttc_asks_the_equation_with_the_current_field(stub):
+def test_guided_asks_the_equation_with_the_current_field(stub):
     """What is integrated is the decoded state at hand, which no frame of the data is."""
-    simulator, u0 = toy_simulator(stub.name, candidates=3, refine=7), fields()
+    simulator, u0 = toy_simulator(stub.name, num_candidates=3, refinement_factor=7), fields()
     made = rolled(simulator, u0, 2)
     assert len(stub.calls) == 2
     encoded = (u0 / SCALE) @ simulator.model.into
     current = SCALE * encoded @ simulator.model.out, made[:, 0]
     for call, field in zip(stub.calls, current, strict=True):
-        assert torch.allclose(call.u, field, atol=1e-5)
+        assert torch.allclose(call.u[..., 0], field, atol=1e-5)
         assert call.dt == pytest.approx(DT)
-        assert torch.equal(call.nu, NU)
-        assert call.length == LENGTH
-        assert call.refine == 7
+        assert torch.equal(call.parameters, NU[:, None])
+        assert call.grid == simulator.spec.grid
+        assert call.grid.extent == (LENGTH,)
+        assert call.refinement_factor == 7
 
 
-def test_ttc_takes_the_mean_first_and_draws_for_the_rest():
+def test_guided_takes_the_mean_first_and_draws_for_the_rest():
     for count in (1, 5):
-        simulator = toy_simulator(candidates=count)
+        simulator = toy_simulator(num_candidates=count)
         rolled(simulator, fields())
         (call,) = simulator.correctors["diffusion"].calls
-        assert call.mean_first is True
+        assert call.include_mean is True
         assert call.noise.shape == (4, count - 1, TOKENS, FREE)
         assert call.noise.unique().numel() == call.noise.numel()
         assert torch.equal(call.dt, torch.full((4,), DT))
-        assert torch.equal(call.nu, NU)
+        assert torch.equal(call.parameters, NU[:, None])
 
 
-def test_ttc_draws_at_the_temperature_of_the_rollout():
-    simulator = toy_simulator(candidates=3)
+def test_guided_draws_at_the_temperature_of_the_rollout():
+    simulator = toy_simulator(num_candidates=3)
     rolled(simulator, fields(), temperature=0.4)
     assert [call.temperature for call in simulator.correctors["diffusion"].calls] == [0.4]
 
 
-def test_ttc_draws_at_the_correctors_temperature_by_default():
-    simulator = toy_simulator(candidates=3)
+def test_guided_draws_at_the_temperature_of_the_corrector_by_default():
+    simulator = toy_simulator(num_candidates=3)
     rolled(simulator, fields())
     assert [call.temperature for call in simulator.correctors["diffusion"].calls] == [None]
 
 
-def test_ttc_draws_the_same_on_both_grids_of_a_field():
+def test_guided_draws_the_same_on_both_grids_of_a_field():
     """Fields asked for between grid points are rolled out on two grids: one solution, one noise."""
-    simulator = toy_simulator(candidates=3)
+    simulator = toy_simulator(num_candidates=3)
     rolled(simulator, fields(2), x_out=torch.tensor([0.1, 0.77, 1.3]))
     (call,) = simulator.correctors["diffusion"].calls
     assert len(call.noise) == 4
     assert torch.equal(call.noise[::2], call.noise[1::2])
 
 
-def test_ttc_chooses_one_candidate_for_both_grids_of_a_field():
+@pytest.mark.parametrize(
+    ("group_size", "chosen"), [(2, [1.0, 3.0, 4.0, 6.0]), (1, [0.0, 3.0, 4.0, 6.0])]
+)
+def test_guided_chooses_one_candidate_for_all_grids_of_a_field(group_size, chosen):
     """The better one by the mean of both grids' scores, though each alone may prefer another."""
-    simulator = toy_simulator(candidates=2, guidance_steps=0)
-    conditioner = GuidedStepper(simulator, NU, "diffusion", alike=2)
+    stepper = SimpleNamespace(propose=lambda state, parameters, num_candidates: candidates)
+    guided = Guided(stepper, burgers.EQUATION, TTC(guidance_steps=0), group_size)
     candidates = torch.arange(8.0).view(4, 2, 1, 1).expand(4, 2, TOKENS, WIDTH)
     scores = torch.tensor([[-1.0, -2.0], [-5.0, -3.0], [-1.0, -2.0], [-1.0, -3.0]])
-    conditioner.propose = lambda z: (candidates, scores, None)
-    chosen = conditioner(torch.zeros(4, TOKENS, WIDTH))
-    assert chosen[:, 0, 0].tolist() == [1.0, 3.0, 4.0, 6.0]
+    guided.predict = lambda state, parameters: (None, None)
+    guided.score = lambda *arguments: scores
+    stepped = guided.step(torch.zeros(4, TOKENS, WIDTH), NU[:, None])
+    assert stepped[:, 0, 0].tolist() == chosen
 
 
 # Each setting in a step, against loops
 
 
-USUAL = {"candidates": 6, "refine": 5, "jump": 0.11, "reach": 2, "guidance_steps": 3}
-USUAL |= {"guidance_strength": 0.4, "weights": {"residual": 0.7, "halving": 2.0}}
+USUAL = {
+    "num_candidates": 6,
+    "refinement_factor": 5,
+    "shock_threshold": 0.11,
+    "shock_radius": 2,
+    "guidance_steps": 3,
+}
+USUAL |= {"guidance_strength": 0.4}
 CHANGES = [
     {},
-    {"candidates": 1},
-    {"candidates": 2},
-    {"refine": 2},
-    {"jump": 0.9},
-    {"reach": 30},
+    {"num_candidates": 1},
+    {"num_candidates": 2},
+    {"refinement_factor": 2},
+    {"shock_threshold": 0.9},
+    {"shock_radius": 30},
     {"guidance_steps": 0},
     {"guidance_steps": 1},
     {"guidance_strength": 1.0},
     {"guidance_strength": 0.0},
-    {"weights": {"residual": 1.0}},
-    {"weights": {"halving": 1.0}},
-    {"weights": {"maximum": 1.0, "energy": 0.2}},
-    {"weights": {"mass": 1.0, "variation": 0.3, "residual": 0.0}},
-    {"weights": {}},
-    {"tolerance": 1e9},
+    {"score_threshold": 1e9},
 ]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_conditioned_step_equals_written_out_loops(stub, change):
+def test_guided_step_equals_written_out_loops(stub, change):
     simulator, u0 = toy_simulator(stub.name, **(USUAL | change)), fields()
     expected, _ = by_hand(simulator, "stub", u0, 2)
     assert torch.allclose(rolled(simulator, u0, 2), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_conditioned_steps_differ_by_every_setting(stub):
+def test_guided_steps_differ_by_every_setting(stub):
     """The loops above would not see a setting that changes nothing."""
     u0, seen = fields(), []
     for change in CHANGES:
         simulator = toy_simulator(stub.name, **(USUAL | change))
         seen.append(by_hand(simulator, "stub", u0, 2)[0])
-    unguided = [{"guidance_steps": 0}, {"guidance_strength": 0.0}, {"tolerance": 1e9}]
+    unguided = [{"guidance_steps": 0}, {"guidance_strength": 0.0}, {"score_threshold": 1e9}]
     for (a, made), (b, other) in itertools.combinations(zip(CHANGES, seen, strict=True), 2):
         alike = a in unguided and b in unguided
         assert torch.allclose(made, other, atol=1e-3) == alike, (a, b)
 
 
-def test_conditioned_step_takes_another_candidate_for_each_trajectory(stub):
+def test_guided_step_takes_another_candidate_for_each_trajectory(stub):
     simulator, u0 = toy_simulator(stub.name, **USUAL | {"guidance_steps": 0}), fields()
     expected, hand = by_hand(simulator, "stub", u0, 1)
     assert len(set(hand.chosen)) > 1
     assert torch.allclose(rolled(simulator, u0), expected, atol=1e-5)
 
 
-def test_conditioned_step_guides_those_below_the_tolerance_only(stub):
-    """The tolerance stands between the trajectories' own best scores."""
-    settings = USUAL | {"candidates": 3}
+def test_guided_step_guides_those_below_the_threshold_only(stub):
+    """The threshold lies between the trajectories' own best scores."""
+    settings = USUAL | {"num_candidates": 3}
     u0 = fields()
     _, hand = by_hand(toy_simulator(stub.name, **settings), "stub", u0, 1)
     best = sorted(max(scores) for scores in hand.scores)
-    settings["tolerance"] = -(best[1] + best[2]) / 2
+    settings["score_threshold"] = -(best[1] + best[2]) / 2
     simulator = toy_simulator(stub.name, **settings)
     expected, hand = by_hand(simulator, "stub", u0, 1)
     assert sorted(hand.guided) == [False, False, True, True]
@@ -553,22 +522,33 @@ def test_conditioned_step_guides_those_below_the_tolerance_only(stub):
     assert hand.guided[:2] != [True, True]  # else the first rows could stand for the right ones
 
 
-def test_conditioned_step_leaves_a_score_at_the_tolerance_alone(stub):
-    """Without weights all score 0: the first, the corrector's mean, is taken as it is."""
-    simulator, u0 = toy_simulator(stub.name, **USUAL | {"weights": {}}), fields()
-    z = (u0 / SCALE @ simulator.model.into).view(4, TOKENS, WIDTH)
-    first = simulator.model.step(z, torch.full((4,), DT), NU)
+@torch.no_grad()
+def test_guided_step_leaves_a_score_at_the_threshold_alone(stub):
+    """At the threshold it is good enough, and guided if the threshold is any lower."""
+    settings = USUAL | {"num_candidates": 1}
+    simulator, parameters = toy_simulator(stub.name), NU[:1, None]
+    corrected = simulator.stepper("diffusion")
+
+    def guided(**changes):
+        return Guided(corrected, simulator.equation, TTC(**settings | changes))
+
+    z = corrected.encode(fields(1)[..., None], parameters)
+    (candidate,) = corrected.propose(z, parameters, 1)
+    score = guided().score(candidate[None], *guided().predict(z, parameters)).item()
+    assert score < 0
+    assert torch.equal(guided(score_threshold=-score).step(z, parameters), candidate)
+    moved = guided(score_threshold=-0.999 * score).step(z, parameters)
+    assert not torch.allclose(moved, candidate, atol=1e-4)
+    first = simulator.model.step(z, torch.full((1,), DT), parameters)
     first = first + simulator.correctors["diffusion"].changes[0]
-    expected = SCALE * first.flatten(1) @ simulator.model.out
-    assert torch.allclose(rolled(simulator, u0)[:, 0], expected, atol=1e-5)
-    assert len(stub.calls) == 1
+    assert torch.equal(candidate, first)
 
 
-def test_conditioned_step_without_guidance_keeps_a_candidate_exactly(stub):
+def test_guided_step_without_guidance_keeps_a_candidate_exactly(stub):
     for change in ({"guidance_steps": 0}, {"guidance_strength": 0.0}):
         simulator, u0 = toy_simulator(stub.name, **USUAL | change), fields()
         z = (u0 / SCALE @ simulator.model.into).view(4, TOKENS, WIDTH)
-        pred = simulator.model.step(z, torch.full((4,), DT), NU)
+        pred = simulator.model.step(z, torch.full((4,), DT), NU[:, None])
         made = rolled(simulator, u0)[:, 0]
         for b in range(4):
             candidates = pred[b] + simulator.correctors["diffusion"].changes[:6]
@@ -576,7 +556,7 @@ def test_conditioned_step_without_guidance_keeps_a_candidate_exactly(stub):
             assert gaps.min() < 1e-5
 
 
-def test_conditioned_step_without_a_corrector_has_one_candidate(stub):
+def test_guided_step_without_a_corrector_has_one_candidate(stub):
     simulator, u0 = toy_simulator(stub.name, **USUAL), fields()
     expected, _ = by_hand(simulator, "stub", u0, 2, corrected=False)
     found = rolled(simulator, u0, 2, correct="none")
@@ -589,8 +569,10 @@ def test_conditioned_step_without_a_corrector_has_one_candidate(stub):
 
 
 @pytest.mark.parametrize("mode", ["latent", "physical"])
-@pytest.mark.parametrize("settings", [{}, {"refine": 3, "jump": 0.4, "reach": 1}], ids=str)
-def test_conditioned_rollout_of_the_operator_equals_written_out_loop(mode, settings):
+@pytest.mark.parametrize(
+    "settings", [{}, {"refinement_factor": 3, "shock_threshold": 0.4, "shock_radius": 1}], ids=str
+)
+def test_guided_rollout_of_the_operator_equals_written_out_loop(mode, settings):
     """The operator's step, guided towards the equation's, by the default settings and by others."""
     simulator, u0 = toy_simulator(corrected=False, **settings), fields()
     expected, hand = by_hand(simulator, "burgers", u0, 3, corrected=False, mode=mode)
@@ -600,7 +582,7 @@ def test_conditioned_rollout_of_the_operator_equals_written_out_loop(mode, setti
 
 
 @torch.no_grad()
-def test_conditioned_rollout_of_advection_nears_the_shifted_field():
+def test_guided_rollout_of_advection_nears_the_shifted_field():
     """Where the equation is certain, many steps lead as near to it as tokens can come."""
     simulator = toy_simulator("advection", corrected=False, guidance_steps=400)
     u0 = fields()
@@ -608,7 +590,7 @@ def test_conditioned_rollout_of_advection_nears_the_shifted_field():
     z = (u0 / SCALE @ simulator.model.into).view(4, TOKENS, WIDTH)
     start = SCALE * z.flatten(1) @ simulator.model.out
     expected = advection.exact(start[:1], [DT], NU[0].item(), LENGTH)[0, 0]
-    pred = simulator.model.step(z[:1], torch.full((1,), DT), NU[:1])[0]
+    pred = simulator.model.step(z[:1], torch.full((1,), DT), NU[:1, None])[0]
     free = torch.arange(TOKENS * WIDTH) % WIDTH < FREE
     matrix = SCALE * simulator.model.out
     fixed = pred.flatten()[~free] @ matrix[~free]

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import SPEC, TINY, damaged, make_simulator
+from conftest import SPEC, TINY, damaged, line_spec, make_simulator
 from safetensors.torch import load_file
 
 import ups
@@ -23,7 +23,11 @@ from ups.physics import burgers
 from ups.simulation import model_folder
 
 NU = 0.001
-NETS = {"mean": {"width": 8, "depth": 1}, "noise": {"width": 8, "depth": 1}, "steps": 2}
+NETS = {
+    "mean_network": {"hidden_dim": 8, "depth": 1},
+    "denoiser": {"hidden_dim": 8, "depth": 1},
+    "num_steps": 2,
+}
 
 
 def fields(n=3, points=32, seed=0):
@@ -33,12 +37,12 @@ def fields(n=3, points=32, seed=0):
 @pytest.fixture
 def folder(simulator, tmp_path):
     simulator.add_corrector("diffusion", NETS)
-    simulator.nus = (NU,)
+    simulator.training_parameters = [[NU]]
     simulator.save(tmp_path / "model", card="# a card\n")
     return tmp_path / "model"
 
 
-def test_a_folder_gives_back_the_simulator(simulator, folder):
+def test_model_folder_save_load_roundtrip(simulator, folder):
     again = ups.load(folder)
     assert not again.training
     assert again.config() == simulator.config()
@@ -53,11 +57,11 @@ def test_a_folder_gives_back_the_simulator(simulator, folder):
         load_file(folder / "model.safetensors").keys() == own.keys()
     )  # as any other tool reads it
     config = json.loads((folder / "config.json").read_text())
-    assert config["model"]["architecture"] == "upt"
+    assert config["model"]["architecture"] == "mixer"
     assert (folder / "README.md").read_text() == "# a card\n"
 
 
-def test_damaged_folders_are_refused_in_one_sentence(folder, tmp_path, simulator):
+def test_model_folder_is_refused_in_one_sentence_when_damaged(folder, tmp_path, simulator):
     rng, refused = random.Random(0), 0
     for i in range(100):
         name = ("config.json", "model.safetensors")[i % 2]
@@ -75,7 +79,7 @@ def test_damaged_folders_are_refused_in_one_sentence(folder, tmp_path, simulator
     assert refused > 80
 
 
-def test_files_of_two_folders_are_not_mixed_up(folder, tmp_path):
+def test_model_folder_is_refused_when_its_files_are_of_two_models(folder, tmp_path):
     make_simulator(seed=1).save(tmp_path / "other")
     shutil.copy(tmp_path / "other/model.safetensors", folder)
     with pytest.raises(
@@ -93,13 +97,14 @@ def test_files_of_two_folders_are_not_mixed_up(folder, tmp_path):
         ups.load(folder)
 
 
-def test_a_config_that_describes_no_simulator_is_refused(folder):
+def test_model_folder_is_refused_when_its_config_describes_no_simulator(folder):
     config = json.loads((folder / "config.json").read_text())
     for change, words in (
-        ({"dt": "soon"}, "does not describe a simulator"),
+        ({"spec": {**config["spec"], "dt": "soon"}}, "does not describe a simulator"),
+        ({"spec": None}, "does not describe a simulator"),
         ({"model": {"architecture": "os.system"}}, "model.architecture"),
-        ({"model": {**config["model"], "width": 24}}, "keys differ"),
-        ({"equation": "alchemy"}, "equation='alchemy'"),
+        ({"model": {**config["model"], "hidden_dim": 24}}, "keys differ"),
+        ({"equation": "alchemy"}, "`data.equation` must be one of .*, got 'alchemy'"),
         ({"correctors": {}}, r"keys differ: correctors\.diffusion"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
@@ -107,7 +112,7 @@ def test_a_config_that_describes_no_simulator_is_refused(folder):
             ups.load(folder)
 
 
-def test_the_shipped_model(tmp_path, monkeypatch):
+def test_shipped_model_has_small_errors_with_and_without_correctors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert model_folder.list_pretrained() == ["burgers-small"]
     assert (
@@ -138,13 +143,14 @@ def test_the_shipped_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_shipped_models_card_tells_its_error(tmp_path):
+def test_shipped_model_card_holds_its_error(tmp_path):
     front = (model_folder.SHIPPED / "burgers-small/README.md").read_text().split("---\n")[1]
     (told,) = yaml.safe_load(front)["model-index"]
-    data = ups.datamodules.BurgersDataModule(directory=str(tmp_path), train=1, validation=1)
+    data = ups.datamodules.BurgersDataModule(cache_dir=str(tmp_path), num_train=1, num_validation=1)
     data.prepare_data()
     data.setup()
     sim, truth = ups.load("burgers-small", data), data.values["test"]
+    truth = truth[..., 0]
     for result in told["results"][:2]:
         u = sim.rollout(truth[:, 0], 40, nu=NU, mode=result["task"]["name"])
         (expected,) = (m["value"] for m in result["metrics"] if m["type"] == "nrmse")
@@ -153,7 +159,9 @@ def test_the_shipped_models_card_tells_its_error(tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_a_runs_card_tells_the_numbers_of_its_reports(ups_run, tmp_path, monkeypatch, capsys):
+def test_model_card_of_a_run_holds_the_numbers_of_its_reports(
+    ups_run, tmp_path, monkeypatch, capsys
+):
     ups_run(*TINY, "trainer.max_epochs=1", "name=a")
     run = tmp_path / "outputs/a"
     monkeypatch.setattr(sys, "argv", ["ups.export", str(run), str(tmp_path / "mine")])
@@ -203,13 +211,12 @@ def rolled(encode, step, decode, u0, steps):
 
 
 @pytest.mark.parametrize(
-    "spec", [SPEC, {"architecture": "resnet", "width": 8, "blocks": 1}]
+    "config", [SPEC, {"architecture": "resnet", "hidden_channels": 8, "num_blocks": 1}]
 )  # with latent tokens, and without
-def test_torch_graphs_roll_out_as_the_simulator_does(spec, tmp_path):
+def test_torch_graphs_roll_out_like_the_simulator(config, tmp_path):
     torch.manual_seed(1)
-    simulator = ups.Simulator(
-        ups.models.build(spec, 32), burgers.cell_centers(32), dt=0.05, scale=0.6, spec=spec
-    ).eval()
+    spec = line_spec(32, std=(0.6,))
+    simulator = ups.Simulator(ups.models.build(config, spec), spec, "burgers", config).eval()
     simulator.add_corrector("diffusion", NETS)
     export.to_torch(simulator, tmp_path)
     maps = [
@@ -223,7 +230,7 @@ def test_torch_graphs_roll_out_as_the_simulator_does(spec, tmp_path):
 
 
 @needs("onnx", "onnxscript", "onnxruntime")
-def test_onnx_graphs_roll_out_as_the_simulator_does(simulator, tmp_path):
+def test_onnx_graphs_roll_out_like_the_simulator(simulator, tmp_path):
     import onnxruntime
 
     export.to_onnx(simulator, tmp_path)
@@ -268,14 +275,15 @@ class Branching(GridModel):
     ("model", "words"),
     [(Drifting, "would differ from the simulator by"), (Branching, "can't be made")],
 )
-def test_a_graph_that_is_not_the_simulator_is_not_written(model, words, tmp_path):
-    simulator = ups.Simulator(model(32, conserve=False), burgers.cell_centers(32), dt=0.05)
+def test_graphs_are_not_written_when_one_differs_from_the_simulator(model, words, tmp_path):
+    spec = line_spec(32)
+    simulator = ups.Simulator(model(spec, conserve_mean=False), spec)
     with pytest.raises(UpsError, match=rf"step\.pt2 {words}"):
         export.to_torch(simulator, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_packages_are_named(monkeypatch, tmp_path, simulator):
+def test_export_names_missing_packages(monkeypatch, tmp_path, simulator):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(UpsError, match=r"pip install 'ups\[onnx\]'"):
@@ -284,7 +292,7 @@ def test_missing_packages_are_named(monkeypatch, tmp_path, simulator):
         export.to_xarray(simulator, fields(), 2, nu=NU)
 
 
-def test_the_command_refuses_in_a_sentence(tmp_path, monkeypatch, capsys):
+def test_export_command_fails_in_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys,
         "argv",
@@ -298,7 +306,7 @@ def test_the_command_refuses_in_a_sentence(tmp_path, monkeypatch, capsys):
 
 
 @needs("xarray", "h5netcdf")
-def test_rollouts_come_back_from_netcdf(simulator, folder, tmp_path):
+def test_xarray_rollouts_netcdf_roundtrip(simulator, folder, tmp_path):
     import xarray
 
     u0, nu, x_out = fields(), torch.tensor([0.001, 0.002, 0.004]), torch.tensor([0.1, 0.55])
@@ -316,7 +324,8 @@ def test_rollouts_come_back_from_netcdf(simulator, folder, tmp_path):
         assert read.nu.values == pytest.approx(nu.numpy())
         assert read.u.attrs["units"] == read.time.attrs["units"] == "1"
         assert read.attrs["dt"] == simulator.dt
-        assert json.loads(read.attrs["model"]) == simulator.spec
+        assert read.attrs["equation"] == "burgers"
+        assert json.loads(read.attrs["model"]) == simulator.model_config
         assert "mode=physical" in read.attrs["history"]
         assert (
             read.attrs["weights_sha256"]

@@ -49,7 +49,7 @@ def test_a_sweep_leaves_what_the_basic_launcher_leaves(
     text = done.stdout + done.stderr
     assert done.returncode == 2, text
     assert (
-        "lambda_inv=-1 is not allowed" in text or launcher == "submitit_local"
+        "`lambda_inv` must be a number >= 0, got -1." in text or launcher == "submitit_local"
     )  # whose jobs write to files of their own
     assert "1 of 3 jobs have not finished" in text
     assert "sweep: rollout nRMSE on the test set" in text
@@ -145,7 +145,7 @@ def test_processes_that_are_started_from_outside_train_as_one(tmp_path, kind):
         "data.batch_size=4",
         "trainer.max_epochs=1",
         "trainer.accelerator=cpu",
-        "stage.operator.module.threads=1",
+        "stage.operator.module.num_cpu_shards=1",
     ]
     args += ["callbacks.on_finish='echo x >> over'"]
     processes = []
@@ -180,7 +180,7 @@ def test_the_rented_machine_runs_a_command_of_ups():
         .replace("$ARGS", task["envs"]["ARGS"])
     )
     cfg = hydra_config(*command.split())
-    assert (cfg.stage.name, cfg.output_dir, cfg.data.directory) == ("all", "/outputs", "data")
+    assert (cfg.stage.name, cfg.output_dir, cfg.data.cache_dir) == ("all", "/outputs", "data")
     assert cfg.output_dir in task["file_mounts"]
 
 

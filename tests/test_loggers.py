@@ -126,7 +126,7 @@ def test_wandb_offline(interrupted, tmp_path):
         if kind == "config"
         for item in record.config.update
     }
-    assert config["data"]["points"] == 32
+    assert config["data"]["num_points"] == 32
     assert config["lambda_inv"] == 1.0
     assert "lr" not in config  # it stands in stage.operator.module, and nowhere else
     media = [
@@ -179,7 +179,7 @@ def test_mlflow(interrupted, call, tmp_path):
     (one,) = client.search_runs([experiment.experiment_id])
     assert (one.info.status, one.info.run_name) == ("FINISHED", "one")
     assert one.data.metrics.keys() >= SERIES
-    assert one.data.params["data/points"] == "32"
+    assert one.data.params["data/num_points"] == "32"
     assert {
         point.step for point in client.get_metric_history(one.info.run_id, "training/operator/loss")
     } == STEPS

@@ -12,21 +12,23 @@ from torch.utils.data import DataLoader
 from ups.callbacks import InverseLossFrequency
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid
 from ups.core.norms import relative_l2_squared
 from ups.modules import OperatorModule
 from ups.modules.base import BaseModule
 from ups.modules.losses import operator_losses
-from ups.modules.sharding import sharded_loss
+from ups.modules.sharding import ShardedSingleDevice, sharded_loss
 from ups.runs.distributed import is_first_process
 from ups.simulation.simulator import Simulator
 
 POINTS, DT, SCALE, LENGTH = 6, 0.05, 0.7, 2.0
+SPEC = FieldSpec(Grid((POINTS,), (LENGTH,), origin=(0.0,)), parameters=("nu",), dt=DT, std=(SCALE,))
 
 
 class WrittenOutModel(nn.Module):
-    """Maps that NumPy can repeat: a token stands at every point and has two channels."""
+    """Maps that NumPy can repeat: every point is a token of two channels."""
 
-    tokens, width, free = POINTS, 2, 2
+    num_tokens, hidden_dim, num_dynamic_channels = POINTS, 2, 2
 
     def __init__(self):
         super().__init__()
@@ -39,12 +41,12 @@ class WrittenOutModel(nn.Module):
     def encode(self, u):
         return u * self.encoding + self.offset
 
-    def step(self, z, dt, nu):
+    def step(self, z, dt, parameters):
         moved = z.roll(1, dims=1)
         return (
             z
             + dt[:, None, None] * self.motion * (moved - z)
-            + nu[:, None, None] * self.drag * z.square()
+            + parameters[..., None] * self.drag * z.square()
         )
 
     def decode(self, z):
@@ -92,12 +94,11 @@ def written_out_losses(p, u, nu):
 
 
 def make_written_out_simulator():
-    x = torch.arange(POINTS) * LENGTH / POINTS
-    return Simulator(WrittenOutModel(), x, DT, LENGTH, SCALE)
+    return Simulator(WrittenOutModel(), SPEC)
 
 
 def windows(n=4, frames=4, seed=0):
-    """Windows of unlike sizes, with a parameter of its own for each."""
+    """Windows (n, frames, X) of unlike sizes, with a parameter (n,) of its own for each."""
     rng = np.random.default_rng(seed)
     u = rng.normal(size=(n, frames, POINTS)) * rng.uniform(0.3, 2.0, size=(n, frames, 1))
     return u, rng.uniform(0.1, 0.5, size=n)
@@ -105,33 +106,54 @@ def windows(n=4, frames=4, seed=0):
 
 def make_batch(u, nu):
     each = torch.arange(len(u))
-    return Batch(torch.from_numpy(u), torch.from_numpy(nu), each, each)
+    return Batch(torch.from_numpy(u)[..., None], torch.from_numpy(nu)[:, None], each, each)
 
 
 def make_terms(u, nu, inverse=True):
-    terms = operator_losses(
-        make_written_out_simulator().double(), torch.from_numpy(u), torch.from_numpy(nu), inverse
-    )
+    batch = make_batch(u, nu)
+    simulator = make_written_out_simulator().double()
+    terms = operator_losses(simulator, batch.u, batch.parameters, inverse)
     return {name: value.item() for name, value in terms.items()}
 
 
 # --- the relative error ---
 
 
-def test_relative_l2_squared_sums_squares_over_the_last_dimension():
-    pred = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 2.0]])
-    target = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
+LINE = (-2,)  # the axis of space of a field on a line
+
+
+def test_relative_l2_squared_sums_squares_over_space():
+    pred = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 2.0]])[..., None]
+    target = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])[..., None]
     # squared errors 0 + 4 + 1 over 1 + 4, and 0 + 1 + 1 over 1 + 1
-    assert relative_l2_squared(pred, target).tolist() == pytest.approx([1.0, 1.0])
-    # the two are told apart by which one stands below
-    assert relative_l2_squared(2 * pred, target)[1].item() == pytest.approx((1 + 9) / 2)
-    assert relative_l2_squared(pred, 2 * target)[1].item() == pytest.approx(4 / 8)
+    assert relative_l2_squared(pred, target, LINE).tolist() == pytest.approx([1.0, 1.0])
+    # the denominator is the target
+    assert relative_l2_squared(2 * pred, target, LINE)[1].item() == pytest.approx((1 + 9) / 2)
+    assert relative_l2_squared(pred, 2 * target, LINE)[1].item() == pytest.approx(4 / 8)
 
 
-def test_relative_l2_squared_keeps_all_dimensions_but_the_last():
-    error = relative_l2_squared(torch.ones(2, 3, 5), torch.full((2, 3, 5), 2.0))
+@pytest.mark.parametrize(("space", "axes"), [((5,), (-2,)), ((5, 4), (-3, -2))])
+def test_relative_l2_squared_keeps_all_dimensions_but_space_and_channels(space, axes):
+    shape = (2, 3, *space, 2)
+    error = relative_l2_squared(torch.ones(shape), torch.full(shape, 2.0), axes)
     assert error.shape == (2, 3)
     assert error.flatten().tolist() == pytest.approx([0.25] * 6)
+
+
+def test_relative_l2_squared_counts_a_small_channel_as_much_as_a_large_one():
+    target = torch.tensor([[3.0, 0.003], [-4.0, 0.004]], dtype=torch.float64)
+    pred = target * torch.tensor([1.1, 2.0])
+    # the mean of 0.1^2 and 1^2, and not the ratio of the sums
+    error = relative_l2_squared(pred, target, LINE)
+    assert error.item() == pytest.approx((0.01 + 1.0) / 2, rel=1e-6)
+
+
+def test_relative_l2_squared_takes_a_floor_for_each_channel():
+    target = torch.tensor([[0.05, 0.05], [-0.05, -0.05]], dtype=torch.float64)
+    floor = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    error = relative_l2_squared(target + 0.03, target, LINE, floor)
+    expected = (0.03**2 / 0.1**2 + 0.03**2 / 0.2**2) / 2
+    assert error.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -139,21 +161,25 @@ def test_relative_l2_squared_keeps_all_dimensions_but_the_last():
 )
 def test_relative_l2_squared_floor_bounds_the_root_mean_square_of_the_target(size, below):
     target = torch.full((4,), size, dtype=torch.float64) * torch.tensor([1.0, -1.0, 1.0, -1.0])
+    target = target[:, None]
     pred = target + 0.03
     expected = 4 * 0.03**2 / (4 * below**2)
-    for floor in (0.1, torch.tensor(0.1, dtype=torch.float64)):
-        assert relative_l2_squared(pred, target, floor).item() == pytest.approx(expected, rel=1e-6)
+    for floor in (0.1, torch.tensor([0.1], dtype=torch.float64)):
+        error = relative_l2_squared(pred, target, LINE, floor)
+        assert error.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_relative_l2_squared_has_no_floor_by_default():
-    target = torch.tensor([3e-4, -4e-4], dtype=torch.float64)
-    assert relative_l2_squared(2 * target, target).item() == pytest.approx(1.0, rel=1e-4)
+    target = torch.tensor([[3e-4], [-4e-4]], dtype=torch.float64)
+    assert relative_l2_squared(2 * target, target, LINE).item() == pytest.approx(1.0, rel=1e-4)
 
 
 def test_relative_l2_squared_of_a_zero_target_is_finite_without_a_floor():
-    pred = torch.full((2,), 1e-6, dtype=torch.float64)
-    # the guard below is 1e-12
-    assert relative_l2_squared(pred, torch.zeros_like(pred)).item() == pytest.approx(2.0, rel=1e-6)
+    pred = torch.full((2, 1), 1e-6, dtype=torch.float64)
+    # the guard of the mean square is 1e-15
+    error = relative_l2_squared(pred, torch.zeros_like(pred), LINE)
+    assert error.item() == pytest.approx(1e3, rel=1e-6)
+    assert relative_l2_squared(0 * pred, 0 * pred, LINE).item() == 0.0
 
 
 # --- the terms ---
@@ -182,9 +208,9 @@ def test_operator_losses_without_the_inverse_terms_give_the_same_forward_term(fr
 
 @pytest.mark.parametrize("factor", [0.2, 0.99, 1.01, 3.0])
 @pytest.mark.parametrize("frame", [0, 2])
-def test_operator_losses_floor_is_a_hundredth_of_the_scale(factor, frame):
+def test_operator_losses_floor_is_a_hundredth_of_the_std(factor, frame):
     u, nu = windows()
-    # one field's root mean square stands at ``factor`` times the floor
+    # the root mean square of one field is ``factor`` times the floor
     u[1, frame] *= factor * 0.01 * SCALE / np.sqrt((u[1, frame] ** 2).mean())
     forward, inv_enc, inv_dec = written_out_losses(numbers(WrittenOutModel()), u, nu)
     terms = make_terms(u, nu)
@@ -229,6 +255,7 @@ def fit(module, batches, *callbacks, **options):
         logger=False,
         accelerator="cpu",
         enable_checkpointing=False,
+        strategy=ShardedSingleDevice(),
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,
@@ -251,13 +278,13 @@ def slopes(function, p, step=1e-5):
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("weights", [(0.3, 0.7), (0.0, 0.6), (0.4, 0.0), (0.0, 0.0)])
-def test_operator_gradient_is_that_of_the_written_out_weighted_loss(threads, weights):
+def test_operator_gradient_equals_that_of_the_written_out_weighted_loss(threads, weights):
     u, nu = windows(n=8)
     module = OperatorModule(
         make_written_out_simulator(),
         lambda_inv_enc=weights[0],
         lambda_inv_dec=weights[1],
-        threads=threads,
+        num_cpu_shards=threads,
     )
     p = numbers(module.simulator.model)
     seen = fit(module, [make_batch(u, nu)])
@@ -349,7 +376,7 @@ def test_inverse_loss_frequency_refuses_a_term_without_gradient(monkeypatch, det
         )
 
 
-def test_inverse_loss_frequency_refuses_a_term_that_leaves_the_decoder_alone(monkeypatch):
+def test_inverse_loss_frequency_refuses_a_term_without_gradient_in_the_decoder(monkeypatch):
     module = OperatorModule(make_written_out_simulator().double())
     decode = module.simulator.model.decode
     weights = module.simulator.model.decoding
@@ -385,7 +412,7 @@ class CountedModule(BaseModule):
 
     stage = "counted"
 
-    def __init__(self, threads):
+    def __init__(self, num_cpu_shards):
         super().__init__()
         self.save_hyperparameters()
         self.weight = nn.Parameter(torch.tensor(2.0))
@@ -399,7 +426,7 @@ class CountedModule(BaseModule):
 
     def compute_losses(self, batch, *drawn):
         self.calls.append(len(batch))
-        value = (self.weight * drawn[0] * batch.nu).square().mean()
+        value = (self.weight * drawn[0] * batch.parameters[:, 0]).square().mean()
         return {"loss": value, "half": value / 2}
 
     def configure_optimizers(self):
@@ -417,6 +444,7 @@ def train_counted(threads, sizes, seed=0):
     pl.seed_everything(seed, verbose=False)
     trainer = pl.Trainer(
         max_epochs=1, precision="64-true", callbacks=[gradient], logger=False, accelerator="cpu",
+        strategy=ShardedSingleDevice(),
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(batches, batch_size=None))
@@ -427,10 +455,10 @@ def train_counted(threads, sizes, seed=0):
     ("threads", "size", "calls"),
     [(1, 8, [8]), (2, 8, [4, 4]), (4, 8, [2, 2, 2, 2]), (2, 7, [7]), (3, 8, [8])],
 )
-def test_training_step_shards_a_batch_only_where_the_shards_are_of_one_size(threads, size, calls):
+def test_training_step_shards_a_batch_only_when_the_shards_are_of_one_size(threads, size, calls):
     module, gradient, (batch,) = train_counted(threads, [size])
     assert module.calls == calls
-    mean = (module.drawn[0] * batch.nu).square().mean().item()
+    mean = (module.drawn[0] * batch.parameters[:, 0]).square().mean().item()
     assert module.terms["loss"].item() == pytest.approx(4 * mean, rel=1e-9)
     assert module.terms["half"].item() == pytest.approx(2 * mean, rel=1e-9)
     assert gradient.weight == pytest.approx(4 * mean, rel=1e-9)  # d/dw of w^2 m, at w = 2
@@ -485,7 +513,7 @@ def test_training_step_draws_differ_between_processes_batches_and_seeds():
     assert len({drawn_at(*place) for place in places}) == len(places)
 
 
-def test_sharded_loss_averages_terms_and_passes_the_outer_gradient_on():
+def test_sharded_loss_averages_terms_and_passes_on_the_outer_gradient():
     weight, unused = torch.tensor(3.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
     terms = sharded_loss(
         lambda shard: {"loss": weight * shard, "other": weight + shard},
@@ -532,8 +560,8 @@ def validated(module, batches):
 
 
 def single(u, nu):
-    each = torch.arange(len(u))
-    return Batch(torch.from_numpy(u).float(), torch.from_numpy(nu).float(), each, each)
+    """The batch in single precision."""
+    return make_batch(u.astype(np.float32), nu.astype(np.float32))
 
 
 def test_operator_validation_is_the_mean_error_of_latent_rollouts_over_all_trajectories():
@@ -571,7 +599,7 @@ def test_operator_validation_uses_the_length_of_the_domain():
 
 
 @pytest.mark.parametrize("factor", [1e-6, 0.5, 0.99, 1.01])
-def test_operator_validation_counts_a_decayed_field_as_a_hundredth_of_the_scale(factor):
+def test_operator_validation_counts_a_decayed_field_as_a_hundredth_of_the_std(factor):
     u, nu = windows(n=2, frames=4)
     u[1, 2] *= factor * 0.01 * SCALE / np.sqrt((u[1, 2] ** 2).mean())
     module = OperatorModule(make_written_out_simulator())
@@ -589,19 +617,31 @@ def test_validation_starts_anew_each_time():
     assert again == pytest.approx(errors.mean(), rel=1e-5)
 
 
-class NoisySimulator(nn.Module):
-    """Rollouts that are random numbers, and remember which corrector they were asked for."""
+class NoisyStepper:
+    """Steps to random numbers."""
 
-    length = LENGTH
+    def encode(self, u, parameters):
+        return u
+
+    def step(self, state, parameters):
+        return torch.randn(state.shape)
+
+    def decode(self, state):
+        return state
+
+
+class NoisySimulator(nn.Module):
+    """Gives a ``NoisyStepper``, and remembers the corrector of each."""
+
+    spec = SPEC
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("scale", torch.tensor(SCALE))
         self.asked = []
 
-    def rollout(self, u0, steps, *, nu, correct):
+    def stepper(self, correct):
         self.asked.append(correct)
-        return torch.randn(len(u0), steps, u0.shape[1])
+        return NoisyStepper()
 
 
 class NoisyModule(BaseModule):
@@ -626,12 +666,15 @@ def test_validation_draws_the_same_noise_each_time(correct):
     # the noise is that of seed 0, and goes on from the first batch to the second
     torch.manual_seed(0)
     true = batches[0].u[:, 1:]
-    sizes = true.square().mean(-1).sqrt()
-    errors = [(torch.randn(4, 2, POINTS) - true).square().mean(-1).sqrt() / sizes for _ in batches]
+    sizes = true.square().mean((2, 3)).sqrt()
+    errors = []
+    for _ in batches:
+        drawn = torch.stack([torch.randn(4, POINTS, 1) for _ in range(2)], 1)
+        errors.append((drawn - true).square().mean((2, 3)).sqrt() / sizes)
     assert first == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
 
 
-def test_validation_gives_the_random_numbers_of_training_back():
+def test_validation_restores_the_random_numbers_of_training():
     module = NoisyModule()
     module.log_dict = lambda *args, **options: None
     torch.manual_seed(5)
@@ -643,7 +686,7 @@ def test_validation_gives_the_random_numbers_of_training_back():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_stages_validate_with_the_corrector_that_they_train():
+def test_stages_validate_with_their_own_corrector():
     from ups.modules import ConsistencyModule, DiffusionModule
 
     found = [

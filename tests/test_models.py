@@ -5,52 +5,115 @@ import math
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, line_spec
 
+import ups
 from ups.core.errors import UpsError
-from ups.models import build
+from ups.core.fields import FieldSpec, Grid, PointCloud
+from ups.models import GridModel, build
 
 POINTS = 32
 SPECS = {
-    "fno": {"modes": 8, "width": 8, "layers": 2},
-    "unet": {"width": 4, "levels": 2},
-    "resnet": {"width": 8, "blocks": 2},
-    "upt_absolute": {"patches": 8, "tokens": 4, "width": 16, "heads": 2},
+    "fno": {"modes": 8, "hidden_channels": 8, "num_layers": 2},
+    "unet": {"hidden_channels": 4, "num_levels": 2},
+    "resnet": {"hidden_channels": 8, "num_blocks": 2},
+    "upt": {"num_patches": 8, "num_tokens": 4, "hidden_dim": 16, "num_heads": 2},
 }
 
 
-def make(architecture):
+SCALAR = line_spec(POINTS)
+PAIR = line_spec(POINTS, channels=("h", "v"), parameters=("nu", "beta"))
+
+
+def make(architecture, spec=SCALAR):
     torch.manual_seed(0)
-    return build({"architecture": architecture, **SPECS[architecture]}, POINTS)
+    return build({"architecture": architecture, **SPECS[architecture]}, spec)
 
 
-def one_step(model, u, dt=0.05, nu=1e-3):
-    return model.decode(
-        model.step(model.encode(u), torch.full((len(u),), dt), torch.full((len(u),), nu))
-    )
+def one_step(model, u, dt=0.05, parameters=(1e-3,)):
+    rows = torch.tensor([parameters]).expand(len(u), -1)
+    return model.decode(model.step(model.encode(u), torch.full((len(u),), dt), rows))
 
 
 @pytest.mark.parametrize("architecture", SPECS)
-def test_a_peer_keeps_the_protocol_and_hears_its_conditions(architecture):
-    model, u = make(architecture), torch.randn(3, POINTS, 1)
-    assert model.encode(u).shape == (3, model.tokens, model.width)
-    plain = one_step(model, u)
+@pytest.mark.parametrize("spec", [SCALAR, PAIR], ids=["scalar", "pair"])
+def test_peer_keeps_the_protocol_and_depends_on_its_conditions(architecture, spec):
+    model, u = make(architecture, spec), torch.randn(3, POINTS, spec.num_channels)
+    usual = (1e-3, 0.4)[: len(spec.parameters)]
+    assert model.encode(u).shape == (3, model.num_tokens, model.hidden_dim)
+    plain = one_step(model, u, parameters=usual)
     assert plain.shape == u.shape
     plain.square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    if architecture == "upt_absolute":  # its modulation begins at zero
+    if architecture == "upt":  # its modulation begins at zero
         torch.nn.init.normal_(model.approximator[0].modulation.weight)
-        plain = one_step(model, u)
-    assert not torch.allclose(plain, one_step(model, u, dt=0.1), atol=1e-6)
-    assert not torch.allclose(plain, one_step(model, u, nu=1e-2), atol=1e-6)
+        plain = one_step(model, u, parameters=usual)
+    assert not torch.allclose(plain, one_step(model, u, dt=0.1, parameters=usual), atol=1e-6)
+    for i in range(len(usual)):
+        changed = [value * 10 if i == j else value for j, value in enumerate(usual)]
+        assert not torch.allclose(plain, one_step(model, u, parameters=changed), atol=1e-6)
+    for c in range(spec.num_channels):  # every channel of the result depends on each one before
+        other = u.clone()
+        other[..., c] += 0.1 * torch.randn(3, POINTS)
+        change = (one_step(model, other, parameters=usual) - plain).abs().amax((0, 1))
+        assert change.min() > 1e-6
 
 
 @pytest.mark.parametrize(("architecture", "shift"), [("fno", 5), ("resnet", 5), ("unet", 4)])
-def test_a_peer_on_the_field_moves_with_it_and_keeps_its_mean(architecture, shift):
-    model, u = make(architecture), torch.randn(2, POINTS, 1)
-    out = one_step(model, u)
-    assert torch.allclose(one_step(model, u.roll(shift, 1)), out.roll(shift, 1), atol=1e-5)
+@pytest.mark.parametrize("spec", [SCALAR, PAIR], ids=["scalar", "pair"])
+def test_grid_model_commutes_with_shifts_and_keeps_the_means(architecture, shift, spec):
+    model, u = make(architecture, spec), torch.randn(2, POINTS, spec.num_channels)
+    usual = (1e-3, 0.4)[: len(spec.parameters)]
+    out = one_step(model, u, parameters=usual)
+    moved = one_step(model, u.roll(shift, 1), parameters=usual)
+    assert torch.allclose(moved, out.roll(shift, 1), atol=1e-5)
     assert torch.allclose(out.mean(1), u.mean(1), atol=1e-6)
+
+
+class Neighbors(GridModel):
+    """On any grid: the sum of the inputs, with the last neighbor along each axis."""
+
+    def forward(self, u):
+        total = u.sum(1, keepdim=True)
+        for axis in range(2, u.ndim):
+            total = total + u[:, :1].roll(1, axis)
+        return total.expand(-1, self.num_channels, *self.space)
+
+
+def test_grid_model_on_a_plane_equals_written_out_loop():
+    spec = FieldSpec(Grid((3, 5), (1.0, 1.0)), ("h", "v"), ("nu",))
+    model = Neighbors(spec, conserve_mean=False)
+    assert (model.num_tokens, model.hidden_dim, model.in_channels) == (15, 2, 4)
+    u = torch.randn(2, 3, 5, 2)
+    out = one_step(model, u, dt=0.1, parameters=(2e-3,))
+    for b in range(2):
+        for i in range(3):
+            for j in range(5):
+                inputs = u[b, i, j].sum() + 0.1 / 0.05 - 1 + math.log(2)
+                change = inputs + u[b, i - 1, j, 0] + u[b, i, j - 1, 0]
+                for c in range(2):
+                    assert out[b, i, j, c].item() == pytest.approx(
+                        (u[b, i, j, c] + change).item(), abs=1e-5
+                    )
+    kept = one_step(Neighbors(spec), u, dt=0.1, parameters=(2e-3,))
+    assert torch.allclose(kept.mean((1, 2)), u.mean((1, 2)), atol=1e-6)
+    means = (out - u).mean((1, 2), keepdim=True)
+    assert torch.allclose(kept, out - means, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["mixer", *SPECS])
+@pytest.mark.parametrize(
+    "domain",
+    [
+        Grid((8, 8), (1.0, 1.0)),
+        Grid((64,), (1.0,), (("wall", "wall"),)),
+        PointCloud(((0.1,),) * 64),
+    ],
+    ids=["plane", "walls", "points"],
+)
+def test_model_of_periodic_lines_refuses_other_domains(architecture, domain):
+    with pytest.raises(UpsError, match="works on periodic lines only"):
+        build({"architecture": architecture}, FieldSpec(domain))
 
 
 @pytest.mark.parametrize(
@@ -58,36 +121,41 @@ def test_a_peer_on_the_field_moves_with_it_and_keeps_its_mean(architecture, shif
     [
         (
             {"architecture": "resnett"},
-            "allowed are upt, upt_absolute, fno, unet, resnet, or package.module.Class",
+            "allowed are mixer, upt, fno, unet, resnet, or package.module.Class",
         ),
         ({"architecture": "no.such.Model"}, "No module named 'no'"),
         ({"architecture": "os.system"}, "a torch module"),
-        ({"architecture": "unet", "levels": 6}, "multiple of 64"),
-        ({"architecture": "resnet", "depth": 6}, "model.depth: resnet takes points, width"),
+        ({"architecture": "unet", "num_levels": 6}, "multiple of 64"),
+        (
+            {"architecture": "resnet", "depth": 6},
+            "model.depth: resnet takes spec, hidden_channels",
+        ),
     ],
 )
-def test_an_unknown_model_is_refused_with_what_is_allowed(spec, words):
+def test_build_refuses_an_unknown_model_with_what_is_allowed(spec, words):
     with pytest.raises(UpsError, match=words):
-        build(spec, POINTS)
+        build(spec, SCALAR)
 
 
 @pytest.mark.parametrize(
-    "architecture", ["fno", "upt_absolute"]
+    "architecture", ["fno", "upt"]
 )  # complex weights; latent tokens and inverse losses
 @pytest.mark.integration
-def test_a_peer_trains_tests_and_loads_by_the_same_command(architecture, ups_run, tmp_path):
+def test_peer_trains_tests_and_loads_by_the_same_command(architecture, ups_run, tmp_path):
     size = [f"model.{key}={value}" for key, value in SPECS[architecture].items()]
     settings = [s for s in TINY if not s.startswith("model")]
     ups_run(
-        f"model={architecture}", *size, *settings, "name=peer", "stage.operator.module.threads=1"
+        f"model={architecture}",
+        *size,
+        *settings,
+        "name=peer",
+        "stage.operator.module.num_cpu_shards=1",
     )
     rows = json.loads((tmp_path / "outputs/peer/reports/eval_operator.json").read_text())["rows"]
     assert [(row["mode"], math.isfinite(row["nrmse"])) for row in rows[:2]] == [
         ("latent", True),
         ("physical", True),
     ]
-    import ups
-
     assert ups.load(tmp_path / "outputs/peer").rollout(
         torch.randn(2, POINTS), 3, nu=1e-3
     ).shape == (2, 3, POINTS)
@@ -98,12 +166,12 @@ from torch import nn
 from ups.models import GridModel
 
 class Shallow(GridModel):
-    def __init__(self, points, width=8):
-        super().__init__(points)
+    def __init__(self, spec, width=8):
+        super().__init__(spec)
         self.layers = nn.Sequential(
-            nn.Conv1d(self.fields + self.inputs, width, 5, padding=2, padding_mode="circular"),
+            nn.Conv1d(self.in_channels, width, 5, padding=2, padding_mode="circular"),
             nn.GELU(),
-            nn.Conv1d(width, self.fields, 5, padding=2, padding_mode="circular"),
+            nn.Conv1d(width, self.num_channels, 5, padding=2, padding_mode="circular"),
         )
 
     def forward(self, u):
@@ -112,7 +180,7 @@ class Shallow(GridModel):
 
 
 @pytest.mark.integration
-def test_a_model_of_ones_own_joins_by_one_file_and_one_yaml(ups_run, tmp_path):
+def test_custom_model_joins_by_one_file_and_one_yaml(ups_run, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     (tmp_path / "conf/model").mkdir(parents=True)
     (tmp_path / "conf/model/shallow.yaml").write_text(

@@ -1,25 +1,30 @@
 """The models' maps against loops in NumPy, written from their docstrings."""
 
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import ups
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid
 from ups.models import build
 from ups.models.interpolation import interpolate
 
 POINTS, TOKENS, WIDTH = 24, 8, 6
 SPEC = {
-    "architecture": "upt",
-    "tokens": TOKENS,
-    "width": WIDTH,
-    "hidden": 1.5,
-    "distances": [1, 3],
-    "encoder": 1,
-    "approximator": 2,
-    "decoder": 1,
-    "limit": 0.7,
+    "architecture": "mixer",
+    "num_tokens": TOKENS,
+    "hidden_dim": WIDTH,
+    "mlp_ratio": 1.5,
+    "dilations": [1, 3],
+    "encoder_depth": 1,
+    "approximator_depth": 2,
+    "decoder_depth": 1,
+    "latent_rms_limit": 0.7,
 }
 
 
@@ -48,72 +53,83 @@ def clipped(h, limit):
 
 
 def encoded(model, u):
-    """Tokens of one field (X,): patches of three tokens' points, blocks, the clip, the mean."""
-    per_token = POINTS // TOKENS
-    cells = u.reshape(TOKENS, per_token)
+    """Tokens of one field (X, C): patches of three tokens' points, blocks, the clip, the means."""
+    channels = u.shape[1]
+    cells = u.reshape(TOKENS, -1)  # the values of a token's points, channel by channel
     weight, constant = numbers(model.patches_in), numbers(model.constant)[:, 0, 0]
     rows = []
     for j in range(TOKENS):
         patch = np.concatenate([cells[(j + k) % TOKENS] for k in (-1, 0, 1)])
         rows.append(weight @ patch + constant)
-    h = clipped(mixed(np.stack(rows), model.encoder[0], 1), model.limit)
-    h[:, -1] = u.mean()
+    h = clipped(mixed(np.stack(rows), model.encoder[0], 1), model.latent_rms_limit)
+    h[:, -channels:] = u.mean(0)
     return h
 
 
-def stepped(model, z, dt, nu):
+def stepped(model, z, dt, parameters, channels):
     weight, bias = numbers(model.condition.weight), numbers(model.condition.bias)
-    condition = weight @ np.array([dt / 0.05 - 1, np.log(nu / 1e-3)]) + bias
+    condition = weight @ np.array([dt / 0.05 - 1, *np.log(parameters / 1e-3)]) + bias
     h = z + condition
     for block, distance in zip(model.approximator, (1, 3), strict=True):
         h = mixed(h, block, distance)
-    h = clipped(h, model.limit)
-    h[:, -1] = z[:, -1]
+    h = clipped(h, model.latent_rms_limit)
+    h[:, -channels:] = z[:, -channels:]
     return h
 
 
-def decoded(model, z):
+def decoded(model, z, channels):
     """Each token writes to its own points and its neighbors'; the mean is the one it carries."""
-    per_token = POINTS // TOKENS
     h = mixed(z, model.decoder[0], 1) @ numbers(model.patches_out).T
-    cells = np.zeros((TOKENS, per_token))
+    cells = np.zeros((TOKENS, POINTS // TOKENS * channels))
     for j in range(TOKENS):
         for i, k in enumerate((-1, 0, 1)):
-            cells[(j + k) % TOKENS] += h[j].reshape(3, per_token)[i]
-    u = cells.reshape(-1)
-    return u - u.mean() + z[:, -1].mean()
+            cells[(j + k) % TOKENS] += h[j].reshape(3, -1)[i]
+    u = cells.reshape(POINTS, channels)
+    return u - u.mean(0) + z[:, -channels:].mean(0)
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return build(SPEC, POINTS).double()
+def line(channels=1, parameters=1):
+    names = ("nu", "beta")[:parameters]
+    return FieldSpec(Grid((POINTS,), (1.0,)), tuple("uv"[:channels]), names)
+
+
+def draw_fields(channels=1):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, POINTS, channels, dtype=torch.float64, generator=generator) + 0.4
 
 
 @pytest.fixture
 def fields():
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(3, POINTS, 1, dtype=torch.float64, generator=generator) + 0.4
+    return draw_fields()
 
 
-def test_mixer_maps_equal_written_out_loops(model, fields):
-    dt, nu = torch.tensor([0.05, 0.1, 0.02]).double(), torch.tensor([1e-3, 0.02, 4e-3]).double()
+PARAMETERS = torch.tensor([[1e-3, 0.4], [0.02, 2.0], [4e-3, 0.1]]).double()
+
+
+@pytest.mark.parametrize(("channels", "parameters"), [(1, 1), (2, 2), (2, 0)])
+def test_mixer_maps_equal_written_out_loops(channels, parameters):
+    torch.manual_seed(0)
+    model = build(SPEC, line(channels, parameters)).double()
+    fields, values = draw_fields(channels), PARAMETERS[:, :parameters]
+    dt = torch.tensor([0.05, 0.1, 0.02]).double()
     z = model.encode(fields)
-    after = model.step(z, dt, nu)
+    after = model.step(z, dt, values)
     u = model.decode(after)
+    assert u.shape == fields.shape
+    assert model.num_dynamic_channels == WIDTH - channels
     for b in range(3):
-        own = encoded(model, numbers(fields[b, :, 0]))
+        own = encoded(model, numbers(fields[b]))
         assert np.allclose(numbers(z[b]), own, atol=1e-12)
-        own = stepped(model, own, dt[b].item(), nu[b].item())
+        own = stepped(model, own, dt[b].item(), numbers(values[b]), channels)
         assert np.allclose(numbers(after[b]), own, atol=1e-12)
-        assert np.allclose(numbers(u[b, :, 0]), decoded(model, own), atol=1e-12)
+        assert np.allclose(numbers(u[b]), decoded(model, own, channels), atol=1e-12)
 
 
 def test_mixer_without_conservation_carries_no_mean(fields):
     torch.manual_seed(0)
-    free = build({**SPEC, "conserve": False}, POINTS).double()
+    free = build({**SPEC, "conserve_mean": False}, line()).double()
     z = free.encode(fields)
-    assert free.free == WIDTH
+    assert free.num_dynamic_channels == WIDTH
     assert not torch.allclose(z[..., -1], fields.mean(1).expand(-1, TOKENS), atol=1e-3)
     u = free.decode(z)
     assert (u.mean(1) - z[..., -1:].mean(1)).abs().max() > 1e-3
@@ -127,42 +143,50 @@ def convolved(x, layer):
 
 
 @pytest.mark.parametrize("conserve", [True, False])
-def test_resnet_step_equals_written_out_loops(conserve, fields):
+@pytest.mark.parametrize(("channels", "parameters"), [(1, 1), (2, 2)])
+def test_resnet_step_equals_written_out_loops(conserve, channels, parameters):
     torch.manual_seed(0)
-    settings = {"width": 5, "blocks": 2, "dilations": [1, 2], "conserve": conserve}
-    model = build({"architecture": "resnet", **settings}, POINTS).double()
-    dt, nu = torch.full((3,), 0.1).double(), torch.tensor([1e-3, 0.02, 4e-3]).double()
-    made = model.decode(model.step(model.encode(fields), dt, nu))
+    settings = {
+        "hidden_channels": 5,
+        "num_blocks": 2,
+        "dilations": [1, 2],
+        "conserve_mean": conserve,
+    }
+    model = build({"architecture": "resnet", **settings}, line(channels, parameters)).double()
+    fields, values = draw_fields(channels), PARAMETERS[:, :parameters]
+    dt = torch.full((3,), 0.1).double()
+    stepped = model.decode(model.step(model.encode(fields), dt, values))
     for b in range(3):
-        u = numbers(fields[b, :, 0])
-        condition = [np.full(POINTS, 1.0), np.full(POINTS, np.log(nu[b].item() / 1e-3))]
-        h = convolved(np.stack([u, *condition]), model.lift)
+        u = numbers(fields[b]).T
+        logs = np.log(numbers(values[b]) / 1e-3)
+        condition = [np.full(POINTS, 1.0), *(np.full(POINTS, value) for value in logs)]
+        h = convolved(np.stack([*u, *condition]), model.lift)
         for block in model.blocks:
             inside = h
             for layer in block[::2]:
                 inside = np.maximum(convolved(inside, layer), 0)
             h = h + inside
-        change = convolved(h, model.project)[0]
+        change = convolved(h, model.project)
         if conserve:
-            change = change - change.mean()
-        assert np.allclose(numbers(made[b, :, 0]), u + change, atol=1e-12)
+            change = change - change.mean(1, keepdims=True)
+        assert np.allclose(numbers(stepped[b]), (u + change).T, atol=1e-12)
 
 
-def test_plain_upt_tokens_have_unit_scale_after_encoder_and_step(fields):
+def test_upt_tokens_have_unit_scale_after_encoder_and_step(fields):
     torch.manual_seed(0)
-    sizes = {"patches": 8, "tokens": 4, "width": 16, "heads": 2}
-    model = build({"architecture": "upt_absolute", **sizes}, POINTS).double()
+    sizes = {"num_patches": 8, "num_tokens": 4, "hidden_dim": 16, "num_heads": 2}
+    model = build({"architecture": "upt", **sizes}, line()).double()
     for block in model.approximator:  # their modulation begins at zero, as the identity
         torch.nn.init.normal_(block.modulation.weight)
     z = model.encode(fields)
-    after = model.step(z, torch.full((3,), 0.1).double(), torch.full((3,), 0.02).double())
+    after = model.step(z, torch.full((3,), 0.1).double(), torch.full((3, 1), 0.02).double())
     assert not torch.allclose(z, after, atol=1e-2)
     for tokens in (z, after):
         assert tokens.mean(-1).abs().max() < 1e-10
         assert (tokens.var(-1, unbiased=False) - 1).abs().max() < 1e-3
 
 
-def test_interpolation_of_uneven_points_reproduces_a_parabola_inside():
+def test_interpolation_reproduces_a_parabola_inside():
     """Akima's slopes are exact for a parabola on even points, where cubics then are, too."""
     x = (torch.arange(40, dtype=torch.float64) + 0.5) / 20  # spacing 0.05, length 2
     query = torch.tensor([0.71, 0.8, 1.033], dtype=torch.float64)
@@ -172,7 +196,7 @@ def test_interpolation_of_uneven_points_reproduces_a_parabola_inside():
     assert torch.allclose(straight, 3 * query - 1, atol=1e-12)
 
 
-def test_rollout_between_grid_points_keeps_each_fields_own_parameter():
+def test_offgrid_rollout_keeps_the_parameter_of_each_field():
     sim = ups.load("burgers-small")
     u0 = ups.physics.burgers.initial_conditions(3, sim.x, seed=3)
     nu = torch.tensor([0.001, 0.0007, 0.0014])
@@ -185,15 +209,21 @@ def test_rollout_between_grid_points_keeps_each_fields_own_parameter():
     assert not torch.allclose(together[0], other[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"points": 128}, {"dt": 0.1}, {"equation": "advection"}])
+@pytest.mark.parametrize("change", ["points", "dt", "equation"])
 def test_load_refuses_data_of_another_kind(change):
     sim = ups.load("burgers-small")
-
-    class Data:
-        equation, points, dt, path = "burgers", len(sim.x), sim.dt, "data.hdf5"
-
-    ups.load("burgers-small", Data)
-    for key, value in change.items():
-        setattr(Data, key, value)
-    with pytest.raises(UpsError, match="was trained for burgers at 256 points"):
-        ups.load("burgers-small", Data)
+    data = SimpleNamespace(equation_name="burgers", spec=sim.spec, path="data.hdf5")
+    ups.load("burgers-small", data)
+    grid = sim.spec.grid
+    if change == "points":
+        data.spec = replace(sim.spec, domain=grid.coarsened(2))
+        other = "burgers at 128 points and dt 0.05"
+    elif change == "dt":
+        data.spec = replace(sim.spec, dt=0.1)
+        other = "burgers at 256 points and dt 0.1"
+    else:
+        data.equation_name = None
+        other = "no equation at 256 points and dt 0.05"
+    message = f"was trained for burgers at 256 points and dt 0.05; data.hdf5 is {other}"
+    with pytest.raises(UpsError, match=re.escape(message)):
+        ups.load("burgers-small", data)

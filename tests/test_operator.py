@@ -25,8 +25,10 @@ PARTS = ("encoder", "approximator", "decoder")
 
 
 def windows(n=4, frames=4, points=32):
+    """Solutions (n, frames, X, 1) and their parameters (n, 1)."""
     u0 = burgers.initial_conditions(n, burgers.cell_centers(points), seed=0)
-    return burgers.solve(u0, [0.05 * k for k in range(frames)], 0.001), torch.full((n,), 0.001)
+    u = burgers.solve(u0, [0.05 * k for k in range(frames)], 0.001)
+    return u[..., None], torch.full((n, 1), 0.001)
 
 
 def gradient_norms(simulator, loss):
@@ -42,7 +44,7 @@ def gradient_norms(simulator, loss):
     }
 
 
-def test_losses_are_what_they_say():
+def test_operator_losses_equal_their_formulas():
     simulator = make_simulator()
     u, nu = windows()
     terms = operator_losses(simulator, u, nu, inverse=True)
@@ -50,10 +52,11 @@ def test_losses_are_what_they_say():
     forward = []
     for k in range(1, 4):
         z = simulator.step(z, nu)
-        forward.append(((simulator.decode(z) - u[:, k]) ** 2).sum(-1) / (u[:, k] ** 2).sum(-1))
+        error = simulator.decode(z) - u[:, k]
+        forward.append(error.square().sum((1, 2)) / u[:, k].square().sum((1, 2)))
     assert terms["L_forward"].item() == pytest.approx(torch.stack(forward).mean().item(), rel=1e-4)
     assert terms["L_inv_enc"].item() == pytest.approx(
-        relative_l2_squared(simulator.decode(z0), u[:, 0]).mean().item(), rel=1e-4
+        relative_l2_squared(simulator.decode(z0), u[:, 0], (1,)).mean().item(), rel=1e-4
     )
     again = simulator.encode(simulator.decode(z))
     assert terms["L_inv_dec"].item() == pytest.approx(
@@ -62,7 +65,7 @@ def test_losses_are_what_they_say():
     assert set(operator_losses(simulator, u, nu, inverse=False)) == {"L_forward"}
 
 
-def test_a_field_that_has_decayed_to_nothing_does_not_rule_the_loss():
+def test_decayed_field_does_not_dominate_the_loss():
     simulator = make_simulator()
     u, nu = windows()
     usual = operator_losses(simulator, u, nu, inverse=True)["L_forward"].item()
@@ -70,7 +73,7 @@ def test_a_field_that_has_decayed_to_nothing_does_not_rule_the_loss():
     assert operator_losses(simulator, u, nu, inverse=True)["L_forward"].item() < 1e4 * usual
 
 
-def test_every_loss_reaches_the_parts_that_it_is_about():
+def test_each_loss_has_gradients_in_its_parts():
     simulator = make_simulator()
     u, nu = windows()
     reached = {
@@ -86,7 +89,7 @@ def test_every_loss_reaches_the_parts_that_it_is_about():
             assert reached[name][part] > 1e-6, (name, part)
 
 
-def test_the_inverse_decoding_loss_cannot_be_met_by_shrinking_the_tokens():
+def test_inverse_decoding_loss_is_not_reduced_by_smaller_tokens():
     simulator = make_simulator()
     u, nu = windows()
     before = operator_losses(simulator, u, nu, inverse=True)["L_inv_dec"]
@@ -107,14 +110,14 @@ class Computed(pl.Callback):
 
 def fit(tmp_path, epochs=1, callbacks=(), simulator=None, data=None, **module):
     data = data or BurgersDataModule(
-        directory=str(tmp_path),
-        points=32,
-        solver_points=64,
-        frames=11,
-        train=16,
-        validation=4,
-        test=4,
-        windows_per_trajectory=4,
+        cache_dir=str(tmp_path),
+        num_points=32,
+        reference_num_points=64,
+        num_frames=11,
+        num_train=16,
+        num_validation=4,
+        num_test=4,
+        samples_per_trajectory=4,
         batch_size=8,
     )
     data.prepare_data()
@@ -130,7 +133,7 @@ def fit(tmp_path, epochs=1, callbacks=(), simulator=None, data=None, **module):
     return simulator.eval(), data, trainer
 
 
-def test_inverse_loss_frequency(tmp_path):
+def test_inverse_loss_frequency_computes_the_terms_in_every_nth_batch(tmp_path):
     seen = Computed()
     fit(tmp_path, callbacks=[InverseLossFrequency(3), seen])
     assert seen.batches == [0, 3, 6]
@@ -139,7 +142,7 @@ def test_inverse_loss_frequency(tmp_path):
     assert seen.batches == []
 
 
-def test_silent_inverse_losses_stop_the_run(tmp_path, monkeypatch):
+def test_fit_is_refused_when_inverse_losses_have_no_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "ups.modules.operator.operator_losses",
         lambda s, u, nu, inverse: (
@@ -159,14 +162,14 @@ class Poison(pl.Callback):
             pl_module.simulator.model.patches_in.grad[0, 0] = torch.inf
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_optimiser(tmp_path):
+def test_fit_stops_before_the_optimizer_when_a_gradient_is_not_finite(tmp_path):
     simulator = make_simulator()
     with pytest.raises(UpsError, match="step 2: the gradient is not finite"):
         fit(tmp_path, callbacks=[Poison(), TerminateOnNaN()], simulator=simulator)
     assert all(torch.isfinite(p).all() for p in simulator.parameters())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
+def test_fit_stops_and_names_the_trajectories_when_a_loss_is_not_finite(tmp_path):
     simulator = make_simulator()
     with torch.no_grad():
         simulator.model.patches_out[0, 0] = torch.nan
@@ -174,12 +177,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
         fit(tmp_path, callbacks=[TerminateOnNaN()], simulator=simulator)
 
 
-def test_same_seed_same_weights(tmp_path):
+def test_fit_gives_the_same_weights_when_the_seed_is_the_same(tmp_path):
     runs = [fit(tmp_path)[0].state_dict() for _ in range(2)]
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
 
 
-def test_accumulation_makes_the_same_step_as_one_large_batch():
+def test_accumulated_gradients_equal_those_of_one_large_batch():
     a, b = make_simulator(), make_simulator()
     u, nu = windows(8)
     operator_losses(a, u, nu, inverse=True)["L_forward"].backward()
@@ -190,16 +193,16 @@ def test_accumulation_makes_the_same_step_as_one_large_batch():
             assert torch.allclose(p.grad, q.grad, atol=1e-5)
 
 
-def test_shards_in_threads_give_the_gradients_of_the_whole_batch():
+def test_sharded_gradients_equal_those_of_the_whole_batch():
     u, nu = windows(8)
     batch = Batch(u, nu, torch.arange(8), torch.arange(8))
     gradients = []
     for threads in (1, 2):
-        module = OperatorModule(make_simulator(), threads=threads)
+        module = OperatorModule(make_simulator(), num_cpu_shards=threads)
         terms = (
             module.compute_losses(batch)
             if threads == 1
-            else sharded_loss(module.compute_losses, batch.shards(2), list(module.parameters()))
+            else sharded_loss(module.compute_losses, batch.chunk(2), list(module.parameters()))
         )
         (3 * terms["loss"]).backward()
         gradients.append([p.grad for p in module.parameters()])
@@ -207,7 +210,7 @@ def test_shards_in_threads_give_the_gradients_of_the_whole_batch():
         assert torch.allclose(p, q, atol=2e-5)
 
 
-def test_schedule():
+def test_schedule_rises_then_falls_to_its_end():
     factors = [warmup_cosine(step, 100, 0.1, 0.05) for step in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == pytest.approx(1.0)
@@ -216,16 +219,32 @@ def test_schedule():
     assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
-def test_without_the_inverse_losses_the_latent_rollout_is_far_worse(tmp_path):
+def test_latent_rollout_is_far_worse_without_inverse_losses(tmp_path):
     """The point of the method: seconds of training, the same but for lambda."""
     nrmse = {}
     for weight in (0.0, 1.0):
-        sizes = {"points": 64, "solver_points": 128, "train": 128, "validation": 16, "test": 4}
+        sizes = {
+            "num_points": 64,
+            "reference_num_points": 128,
+            "num_train": 128,
+            "num_validation": 16,
+            "num_test": 4,
+        }
         data = BurgersDataModule(
-            directory=str(tmp_path), window=2, windows_per_trajectory=8, batch_size=16, **sizes
+            cache_dir=str(tmp_path),
+            unroll_steps=2,
+            samples_per_trajectory=8,
+            batch_size=16,
+            **sizes,
         )
         simulator = make_simulator(
-            points=64, tokens=16, width=24, encoder=1, approximator=2, decoder=1, limit=1.0
+            points=64,
+            num_tokens=16,
+            hidden_dim=24,
+            encoder_depth=1,
+            approximator_depth=2,
+            decoder_depth=1,
+            latent_rms_limit=1.0,
         )
         simulator, data, _ = fit(
             tmp_path,
@@ -235,7 +254,7 @@ def test_without_the_inverse_losses_the_latent_rollout_is_far_worse(tmp_path):
             lambda_inv_enc=weight,
             lambda_inv_dec=weight,
         )
-        u = data.values["validation"]
+        u = data.values["validation"][..., 0]
         nrmse[weight] = pdebench_metrics(simulator.rollout(u[:, 0], 40, nu=0.001), u[:, 1:])[
             "nrmse"
         ]
@@ -243,11 +262,11 @@ def test_without_the_inverse_losses_the_latent_rollout_is_far_worse(tmp_path):
 
 
 def test_muon_takes_orthogonal_steps_and_resumes():
-    from ups.modules.optim import Muon, orthogonalise
+    from ups.modules.optim import Muon, orthogonalize
 
     torch.manual_seed(0)
     for shape in ((3, 16, 40), (2, 40, 16)):
-        singular = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        singular = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
         assert 0.6 < singular.min() < singular.max() < 1.3
 
     def problem():

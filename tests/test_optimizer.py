@@ -18,6 +18,7 @@ from ups.datamodules import BurgersDataModule
 from ups.modules import ConsistencyModule, DiffusionModule, OperatorModule
 from ups.modules.base import warmup_cosine
 from ups.modules.optim import Muon
+from ups.modules.sharding import ShardedSingleDevice
 from ups.run import CONF
 from ups.runs.stages import with_gradient_accumulation
 
@@ -210,13 +211,13 @@ UNUSUAL = {
     "lr": 0.0123,
     "weight_decay": 0.456,
     "betas": (0.71, 0.83),
-    "momentum": 0.62,
-    "warmup": 0.4,
-    "final_lr": 0.3,
-    "threads": 3,
+    "muon_momentum": 0.62,
+    "warmup_fraction": 0.4,
+    "min_lr_ratio": 0.3,
+    "num_cpu_shards": 3,
 }
-NETWORK = {"width": 8, "hidden": 1.0, "depth": 2, "distances": [1, 2]}
-CORRECTOR = {"mean": NETWORK, "noise": {**NETWORK, "depth": 1}, "steps": 2}
+NETWORK = {"hidden_dim": 8, "mlp_ratio": 1.0, "depth": 2, "dilations": [1, 2]}
+CORRECTOR = {"mean_network": NETWORK, "denoiser": {**NETWORK, "depth": 1}, "num_steps": 2}
 
 
 def make_module(stage, **options):
@@ -252,11 +253,11 @@ BLOCKS = {
     ],
     "diffusion": [
         f"corrector.{network}.blocks.{i}.{weight}"
-        for network, depth in (("mean_network", 2), ("noise_network", 1))
+        for network, depth in (("mean_network", 2), ("denoiser", 1))
         for i in range(depth)
         for weight in ("w1", "w2")
     ],
-    "consistency": [f"corrector.noise_network.blocks.0.{weight}" for weight in ("w1", "w2")],
+    "consistency": [f"corrector.denoiser.blocks.0.{weight}" for weight in ("w1", "w2")],
 }
 NETWORK_OTHERS = (
     "tokens_in",
@@ -279,14 +280,14 @@ OTHERS = {
     ],
     "diffusion": [
         *(f"corrector.mean_network.{name}" for name in NETWORK_OTHERS),
-        *(f"corrector.noise_network.{name}" for name in NETWORK_OTHERS),
+        *(f"corrector.denoiser.{name}" for name in NETWORK_OTHERS),
         "corrector.mean_network.blocks.0.b1",
         "corrector.mean_network.blocks.1.b1",
-        "corrector.noise_network.blocks.0.b1",
+        "corrector.denoiser.blocks.0.b1",
     ],
     "consistency": [
-        *(f"corrector.noise_network.{name}" for name in NETWORK_OTHERS),
-        "corrector.noise_network.blocks.0.b1",
+        *(f"corrector.denoiser.{name}" for name in NETWORK_OTHERS),
+        "corrector.denoiser.blocks.0.b1",
     ],
 }
 
@@ -407,27 +408,31 @@ def test_configuration_by_default_is_the_documented_one(stage, lr, weight_decay)
         "lr": lr,
         "weight_decay": weight_decay,
         "betas": [0.9, 0.99],
-        "momentum": 0.95,
-        "warmup": 0.03,
-        "final_lr": 0.0,
-        "threads": 2,
+        "muon_momentum": 0.95,
+        "warmup_fraction": 0.03,
+        "min_lr_ratio": 0.0,
+        "num_cpu_shards": 2,
     }
     assert {key: module.hparams[key] for key in documented} == documented
 
 
 @pytest.mark.parametrize(
     ("stage", "lr", "weight_decay"),
-    [("operator", 3e-3, 1e-4), ("diffusion", 3e-3, 1e-4), ("consistency", 1e-3, 0.0)],
+    [("operator", 3e-3, 1e-4), ("diffusion", 3e-3, 1e-4), ("consistency", 2e-3, 0.0)],
 )
 def test_stage_without_a_configuration_has_the_defaults_of_its_signature(stage, lr, weight_decay):
     for group in configured(make_module(stage))["optimizer"].param_groups:
         assert (group["initial_lr"], group["weight_decay"]) == (lr, weight_decay)
         assert (group["betas"], group["momentum"]) == ((0.9, 0.99), 0.95)
     module = make_module(stage)
-    assert (module.hparams.warmup, module.hparams.final_lr, module.hparams.threads) == (
+    assert (
+        module.hparams.warmup_fraction,
+        module.hparams.min_lr_ratio,
+        module.hparams.num_cpu_shards,
+    ) == (
         0.03,
         0.0,
-        1,
+        2,
     )
 
 
@@ -497,15 +502,15 @@ def data_folder(tmp_path_factory):
 def make_data(folder, **options):
     """16 trajectories, two windows each an epoch."""
     data = BurgersDataModule(
-        directory=folder,
-        points=32,
-        solver_points=32,
-        frames=6,
-        train=16,
-        validation=1,
-        test=1,
-        window=2,
-        windows_per_trajectory=2,
+        cache_dir=folder,
+        num_points=32,
+        reference_num_points=32,
+        num_frames=6,
+        num_train=16,
+        num_validation=1,
+        num_test=1,
+        unroll_steps=2,
+        samples_per_trajectory=2,
         **options,
     )
     data.prepare_data()
@@ -542,6 +547,7 @@ def train(data, module, epochs=2, **options):
         logger=False,
         accelerator="cpu",
         enable_checkpointing=False,
+        strategy=ShardedSingleDevice(),
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,
@@ -557,7 +563,7 @@ def train(data, module, epochs=2, **options):
 def test_learning_rate_of_a_fit_follows_the_schedule_over_all_optimizer_steps(
     data_folder, batch_size, accumulate, total
 ):
-    module = OperatorModule(make_simulator(), lr=0.002, warmup=0.25, final_lr=0.2)
+    module = OperatorModule(make_simulator(), lr=0.002, warmup_fraction=0.25, min_lr_ratio=0.2)
     data = make_data(data_folder, batch_size=batch_size)
     steps, trainer = train(data, module, accumulate_grad_batches=accumulate)
     assert trainer.global_step == total
@@ -598,7 +604,9 @@ def test_accumulated_batches_end_with_the_weights_of_whole_ones(data_folder, opt
 def test_sharded_batches_end_with_the_weights_of_whole_ones(data_folder, optimizer):
     ends = []
     for threads in (1, 2, 4):
-        module = OperatorModule(make_simulator(), optimizer=optimizer, lr=0.01, threads=threads)
+        module = OperatorModule(
+            make_simulator(), optimizer=optimizer, lr=0.01, num_cpu_shards=threads
+        )
         train(make_data(data_folder, batch_size=8), module, epochs=1)
         ends.append(weights(module))
     assert torch.allclose(ends[0], ends[1], rtol=0, atol=1e-8)
@@ -608,7 +616,12 @@ def test_sharded_batches_end_with_the_weights_of_whole_ones(data_folder, optimiz
 def test_training_takes_the_steps_of_adamw_along_the_gradient_of_the_loss(data_folder):
     """The whole loop, written out: batches in their order, loss, clipping, schedule, AdamW."""
     module = OperatorModule(
-        make_simulator(), optimizer="adamw", lr=0.01, weight_decay=0.3, betas=(0.5, 0.8), warmup=0.5
+        make_simulator(),
+        optimizer="adamw",
+        lr=0.01,
+        weight_decay=0.3,
+        betas=(0.5, 0.8),
+        warmup_fraction=0.5,
     )
     data = make_data(data_folder, batch_size=8)
     twin = OperatorModule(make_simulator(), lambda_inv_enc=1.0, lambda_inv_dec=1.0).double()
@@ -619,8 +632,9 @@ def test_training_takes_the_steps_of_adamw_along_the_gradient_of_the_loss(data_f
     for batch, factor in zip(data.train_dataloader(), (0.5, 1.0, 1.0, 0.5), strict=True):
         own.param_groups[0]["lr"] = 0.01 * factor
         own.zero_grad()
-        u, nu = batch.u.double(), batch.nu.double()
-        twin.compute_losses(Batch(u, nu, batch.trajectory, batch.window))["loss"].backward()
+        u, parameters = batch.u.double(), batch.parameters.double()
+        double = Batch(u, parameters, batch.trajectory, batch.window)
+        twin.compute_losses(double)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
         own.step()
     assert torch.allclose(weights(module), weights(twin), rtol=0, atol=1e-8)
@@ -641,11 +655,11 @@ def test_configured_gradient_clipping_arrives_in_the_trainer(
         *TINY,
         *overrides,
         "trainer.max_epochs=1",
-        "data.train=8",
-        "data.validation=1",
-        "data.test=1",
+        "data.num_train=8",
+        "data.num_validation=1",
+        "data.num_test=1",
         "trainer.accumulate_grad_batches=1",
-        "stage.operator.module.threads=1",
+        "stage.operator.module.num_cpu_shards=1",
         "+callbacks.steps._target_=test_optimizer.StepsOfRuns",
     )
     pipeline.run(cfg)

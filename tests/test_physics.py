@@ -1,4 +1,4 @@
-"""The reference solver against the exact solution."""
+"""The reference solver against the exact solution, and the equations as data."""
 
 import itertools
 import math
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ups.core.errors import UpsError
-from ups.physics import EQUATIONS, burgers, get_equation
+from ups.core.fields import Grid
+from ups.physics import EQUATIONS, Law, advection, burgers, get_equation, periodic_1d
 
 
 def relative_l1(u, exact):
@@ -46,7 +47,7 @@ def test_solve_keeps_mass_and_the_maximum_principle(nu):
 
 
 @pytest.mark.parametrize("nu", [0.001, 4.0])
-def test_cole_hopf_is_stable_and_takes_a_mean(nu):
+def test_cole_hopf_is_stable_and_moves_with_a_mean(nu):
     u0 = burgers.initial_conditions(3, burgers.cell_centers(256), seed=2).double()
     u = burgers.cole_hopf(u0 + 0.7, [0.0, 0.01, 1.0], nu)
     assert torch.isfinite(u).all()
@@ -59,7 +60,7 @@ def test_cole_hopf_is_stable_and_takes_a_mean(nu):
     )
 
 
-def test_cole_hopf_solves_the_equation():
+def test_cole_hopf_equals_closed_form():
     """A single-mode heat kernel has a closed form: phi = 1 + a cos(kx) exp(-mu k^2 t), u = -2 mu
     phi_x / phi.
     """
@@ -74,7 +75,7 @@ def test_cole_hopf_solves_the_equation():
     assert torch.allclose(u, torch.stack([exact(0.1), exact(0.4)]), atol=1e-10)
 
 
-def test_solve_runs_in_float32_and_returns_the_type_it_got():
+def test_solve_keeps_the_dtype_of_u0():
     u0 = burgers.initial_conditions(4, burgers.cell_centers(256), seed=3)
     single, double = (
         burgers.solve(u0, [0.5], 0.001, dtype=torch.float32),
@@ -101,24 +102,161 @@ def test_initial_conditions_follow_pdebench():
     assert u.abs().max() < 2
 
 
-def test_equations_are_found_by_their_modules_name(monkeypatch):
+def test_get_equation_finds_equations_by_name(monkeypatch):
     assert {name: get_equation(name) for name in EQUATIONS} == EQUATIONS
-    assert EQUATIONS["burgers"] is burgers
+    assert {"burgers", "advection"} <= EQUATIONS.keys()
+    assert EQUATIONS["burgers"] is burgers.EQUATION
     mine = ModuleType("mine_of_a_test")
     monkeypatch.setitem(sys.modules, "mine_of_a_test", mine)
-    with pytest.raises(UpsError, match=r"lacks PARAMETER, .*initial_conditions.*total_variation"):
-        get_equation("mine_of_a_test")
-    vars(mine).update(vars(burgers))
-    assert get_equation("mine_of_a_test") is mine
-    for name in ("line", "", "no.such", ".burgers"):
-        with pytest.raises(UpsError, match=r"allowed are .*burgers"):
-            get_equation(name)
+    for value in (None, "burgers", burgers):
+        mine.EQUATION = value
+        with pytest.raises(UpsError, match=r"got 'mine_of_a_test': .* no ups\.physics\.Equation"):
+            get_equation("mine_of_a_test")
+    mine.EQUATION = burgers.EQUATION
+    assert get_equation("mine_of_a_test") is burgers.EQUATION
 
 
-@pytest.mark.parametrize("name", ["burgers", "advection"])
-def test_a_hastened_solution_solves_the_equation_at_as_many_times_the_parameter(name):
-    physics = get_equation(name)
-    u0 = physics.initial_conditions(3, physics.cell_centers(128), 0).double()
-    slow = physics.solve(u0, [0.05, 0.1, 0.2], 0.01)
-    fast = physics.solve(physics.rescale_time(u0, 2), [0.025, 0.05, 0.1], 0.02)
-    assert torch.allclose(fast, physics.rescale_time(slow, 2), atol=1e-10)
+@pytest.mark.parametrize("name", ["line", "", "no.such", ".burgers", "periodic_1d"])
+def test_get_equation_refuses_unknown_names(name):
+    with pytest.raises(UpsError, match=r"`data\.equation` must be one of .*burgers.*, got '"):
+        get_equation(name)
+
+
+def test_get_equation_refuses_modules_without_an_equation():
+    with pytest.raises(UpsError, match=r"got 'ups\.physics\.periodic_1d': the module's EQUATION"):
+        get_equation("ups.physics.periodic_1d")
+
+
+def test_burgers_solver_step_gives_point_values():
+    u0 = torch.sin(2 * math.pi * burgers.cell_centers(64).double())[None] + 0.3
+    exact = burgers.cole_hopf(u0, [0.05], 0.02)[:, 0]
+    step = burgers.solver_step(u0, 0.05, torch.tensor([0.02]), 1.0, 4)
+    assert relative_l1(step, exact).max() < 2e-3
+
+
+# --- equations as data: the functions of a line (B, X) on fields (B, *space, C) of a grid ---
+
+MODULES = {"burgers": burgers, "advection": advection}
+LINE = Grid((128,), (2.0,))
+both_equations = pytest.mark.parametrize("name", sorted(MODULES))
+
+
+def line_fields(n=3, points=128, length=2.0):
+    x = periodic_1d.cell_centers(points, length)
+    return periodic_1d.initial_conditions(n, x, 0, length)
+
+
+@both_equations
+def test_equation_says_its_names(name):
+    equation = get_equation(name)
+    assert (equation.name, equation.channels, equation.num_dims) == (name, ("u",), 1)
+    assert equation.parameters == ({"burgers": "nu", "advection": "beta"}[name],)
+    assert equation.has_maximum_principle
+    laws = {functional.name: functional.law for functional in equation.functionals}
+    energy = {"burgers": Law.NON_INCREASING, "advection": Law.CONSERVED}[name]
+    assert laws == {"mass": Law.CONSERVED, "tv": Law.NON_INCREASING, "energy": energy}
+    assert equation.symmetry("rotate") is None
+
+
+@both_equations
+def test_equation_initial_conditions_are_those_of_the_line(name):
+    found = get_equation(name).initial_conditions(3, LINE, 0)
+    assert torch.equal(found, line_fields()[..., None])
+
+
+@both_equations
+def test_equation_solve_equals_its_modules(name):
+    u0 = line_fields().double()
+    times = [0.0, 0.1, 0.2]
+    found = get_equation(name).solve(u0[..., None], times, [0.3], LINE, torch.float64)
+    assert torch.equal(found, MODULES[name].solve(u0, times, 0.3, 2.0)[..., None])
+    single = get_equation(name).solve(u0[..., None], times, [0.3], LINE, torch.float32)
+    expected = MODULES[name].solve(u0, times, 0.3, 2.0, dtype=torch.float32)
+    assert torch.equal(single, expected[..., None])
+    assert not torch.equal(single, found)
+
+
+@both_equations
+def test_equation_solver_step_equals_its_modules(name):
+    u0 = line_fields()
+    nu = torch.tensor([0.1, 0.3, 0.1])
+    found = get_equation(name).solver_step(u0[..., None], 0.1, nu[:, None], LINE, 2)
+    assert torch.equal(found, MODULES[name].solver_step(u0, 0.1, nu, 2.0, 2)[..., None])
+
+
+@both_equations
+def test_equation_solver_confidence_is_the_shock_weight(name):
+    u0 = line_fields()
+    for threshold, radius in ((0.03, 3), (0.1, 1)):
+        found = get_equation(name).solver_confidence(u0[..., None], LINE, threshold, radius)
+        assert torch.equal(found, MODULES[name].shock_weight(u0, threshold, radius)[..., None])
+
+
+@both_equations
+def test_equation_restrict_and_prolong_equal_hand_computed_values(name):
+    equation = get_equation(name)
+    u = torch.tensor([[0.0, 2.0, 1.0, 1.0, 4.0, 2.0, 3.0, 3.0]])[..., None]
+    coarse = equation.restrict(u, 2)
+    assert coarse[..., 0].tolist() == [[1.0, 1.0, 3.0, 3.0]]
+    # every cell is beside a flat one, so lines are flat; 4 points: extrema too
+    assert equation.prolong(coarse, 2)[..., 0].tolist() == [[1.0] * 4 + [3.0] * 4]
+    rising = torch.tensor([[0.0, 1.0, 3.0, 3.0]])[..., None]
+    # slope 2 * 1 * 2 / 3 in the second cell
+    expected = [0.0, 0.0, 1 - 1 / 3, 1 + 1 / 3, 3.0, 3.0, 3.0, 3.0]
+    assert equation.prolong(rising, 2)[0, :, 0].tolist() == pytest.approx(expected)
+
+
+@both_equations
+def test_equation_functionals_equal_hand_computed_values(name):
+    u = torch.tensor([[1.0, -2.0, 3.0, 6.0]])[..., None]
+    grid = Grid((4,), (3.0,))
+    values = {f.name: f.compute(u, grid).tolist() for f in get_equation(name).functionals}
+    assert values == {"mass": [6.0], "energy": [3 * 50 / 8], "tv": [16.0]}
+
+
+@both_equations
+def test_equation_functionals_grow_with_their_degree(name):
+    u = line_fields()[..., None]
+    for functional in get_equation(name).functionals:
+        grown = functional.compute(3 * u, LINE)
+        expected = 3**functional.degree * functional.compute(u, LINE)
+        assert torch.allclose(grown, expected, rtol=1e-5, atol=1e-6), functional.name
+
+
+@both_equations
+@pytest.mark.parametrize("symmetry", ["translate", "reflect"])
+def test_equation_symmetry_maps_solutions_to_solutions(name, symmetry):
+    equation = get_equation(name)
+    symmetry = equation.symmetry(symmetry)
+    points = torch.tensor([[3], [0], [127]])
+    u0 = line_fields().double()[..., None]
+    times = [0.1, 0.2]
+    solved = equation.solve(u0, times, [0.05], LINE, torch.float64)
+    moved = symmetry.fields(u0[:, None], points, LINE)[:, 0]
+    found = equation.solve(moved, times, [0.05], LINE, torch.float64)
+    assert torch.allclose(found, symmetry.fields(solved, points, LINE), atol=1e-12)
+    parameters = torch.tensor([[0.05]] * 3)
+    assert torch.equal(symmetry.parameters(parameters, points), parameters)
+
+
+def test_equation_translation_equals_rolls():
+    u = torch.arange(24.0).view(2, 3, 4, 1)
+    moved = burgers.EQUATION.symmetry("translate").fields(
+        u, torch.tensor([[1], [3]]), Grid((4,), (1.0,))
+    )
+    assert torch.equal(moved, torch.stack((u[0].roll(-1, -2), u[1].roll(-3, -2))))
+
+
+@both_equations
+def test_equation_time_rescaling_solves_it_at_as_many_times_the_parameter(name):
+    equation = get_equation(name)
+    symmetry = equation.symmetry("rescale_time")
+    grid = Grid((128,), (1.0,))
+    factor = torch.tensor([2, 2, 2])
+    u0 = equation.initial_conditions(3, grid, 0).double()
+    slow = equation.solve(u0, [0.05, 0.1, 0.2], [0.01], grid, torch.float64)
+    faster = symmetry.fields(u0[:, None], factor, grid)[:, 0]
+    parameters = symmetry.parameters(torch.full((3, 1), 0.01), factor)
+    assert torch.equal(parameters, torch.full((3, 1), 0.02))
+    fast = equation.solve(faster, [0.025, 0.05, 0.1], [0.02], grid, torch.float64)
+    assert torch.allclose(fast, symmetry.fields(slow, factor, grid), atol=1e-10)

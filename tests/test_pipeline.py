@@ -9,20 +9,23 @@ import subprocess
 import sys
 import time
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
 import ups
 import ups.datamodules.readers.pdebench
+import ups.evaluation.metrics
 import ups.simulation.guidance
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 SMALL = [
-    "experiment=smoke", "data.points=32", "data.solver_points=64", "data.train=24",
-    "data.validation=4", "data.test=4", "data.frames=11", "data.batch_size=8", "model.tokens=8",
-    "trainer.max_epochs=2", "stage.diffusion.trainer.max_epochs=2", "ttc.candidates=3",
-    "stage.diffusion.module.corrector.steps=2",
+    "experiment=smoke", "data.num_points=32", "data.reference_num_points=64", "data.num_train=24",
+    "data.num_validation=4", "data.num_test=4", "data.num_frames=11", "data.batch_size=8",
+    "model.num_tokens=8", "trainer.max_epochs=2", "stage.diffusion.trainer.max_epochs=2",
+    "ttc.num_candidates=3", "stage.diffusion.module.corrector.num_steps=2",
 ]  # fmt: skip
 
 
@@ -61,7 +64,7 @@ def content(folder, name="one"):
     }
 
 
-def test_files_and_rows(whole):
+def test_run_of_all_stages_writes_weights_rows_and_leaderboard(whole):
     folder, printed = whole
     names = {
         f"{stem}{suffix}.ckpt"
@@ -73,7 +76,7 @@ def test_files_and_rows(whole):
     own = [
         (row["mode"], row["correct"], row["ttc"])
         for row in rows(folder, "eval_baseline")
-        if row["model"] == "upt-tiny"
+        if row["model"] == "mixer-tiny"
     ]
     assert own == [
         ("latent", "none", False),
@@ -84,21 +87,26 @@ def test_files_and_rows(whole):
     own = [
         (row["mode"], row["correct"], row["ttc"])
         for row in rows(folder, "eval_ttc")
-        if row["model"] == "upt-tiny"
+        if row["model"] == "mixer-tiny"
     ]
     assert own == [("latent", name, True) for name in ("none", "diffusion", "consistency")]
     for row in rows(folder, "eval_baseline") + rows(folder, "eval_ttc"):
         assert {
             *ups.evaluation.metrics.NAMES,
-            *ups.evaluation.metrics.PhysicsChecks.NAMES,
+            "mass_drift",
+            "tv_growth",
+            "energy_growth",
+            "maximum_principle_violation",
+            "boundary_jump_error",
+            "correlation_time",
             "one_step_nrmse",
             "seconds_per_trajectory",
         } <= row.keys()
-        assert row["mass_gap"] < 1e-2
+        assert row["mass_drift"] < 1e-2
     drawn = [row for row in rows(folder, "eval_baseline") if row["correct"] != "none"]
-    names = [f"{when}spread_over_error{how}" for when in ("", "one_step_") for how in ("", "_rms")]
+    names = [f"{when}spread_skill_ratio{how}" for when in ("", "one_step_") for how in ("", "_rms")]
     assert all({*names, "ensemble_nrmse"} <= row.keys() for row in drawn)
-    assert "upt-tiny + diffusion + ttc" in printed
+    assert "mixer-tiny + diffusion + ttc" in printed
     page = (folder / "outputs/leaderboard.html").read_text()
     assert page.count('"name": "one"') == 7
     assert "persistence" in page
@@ -107,14 +115,15 @@ def test_files_and_rows(whole):
 def test_reported_errors_are_those_of_the_loaded_run(whole):
     folder, _ = whole
     sim = ups.load(folder / "outputs/one")
-    sim.ttc = ups.simulation.guidance.TTC(candidates=3)
+    sim.ttc = ups.simulation.guidance.TTC(num_candidates=3)
     (path,) = (folder / "outputs/data").glob("*.hdf5")
-    u = torch.from_numpy(ups.datamodules.readers.pdebench.TrajectoryFile(path).read(range(28, 32)))
+    file = ups.datamodules.readers.pdebench.TrajectoryFile(path)
+    u = torch.from_numpy(file.read(range(28, 32)))[..., 0]
     own = [
         row
         for report in ("eval_baseline", "eval_ttc")
         for row in rows(folder, report)
-        if row["model"] == "upt-tiny"
+        if row["model"] == "mixer-tiny"
     ]
     assert len(own) == 7
     for row in own:
@@ -126,7 +135,7 @@ def test_reported_errors_are_those_of_the_loaded_run(whole):
         assert {key: row[key] for key in found} == pytest.approx(found, rel=1e-4, abs=1e-7)
 
 
-def test_the_loaded_run_has_all_that_was_trained(whole):
+def test_loaded_run_has_all_trained_correctors(whole):
     folder, _ = whole
     sim = ups.load(folder / "outputs/one")
     assert set(sim.correctors) == {"diffusion", "consistency"}
@@ -139,15 +148,15 @@ def test_the_loaded_run_has_all_that_was_trained(whole):
             assert sim.rollout(u0, 3, nu=0.001, correct=correct, ttc=ttc).shape == (3, 3, 32)
 
 
-def test_the_second_call_trains_and_tests_nothing(copied):
+def test_second_call_trains_and_tests_nothing(copied):
     before = content(copied)
     printed = call(copied, "name=one")
     assert "finished already" in printed
-    assert "upt-tiny + consistency + ttc" in printed
+    assert "mixer-tiny + consistency + ttc" in printed
     assert content(copied) == before
 
 
-def test_a_lost_report_is_made_again_without_training(copied):
+def test_lost_report_is_written_again_without_training(copied):
     before = content(copied)
     (copied / "outputs/one/reports/eval_ttc.json").unlink()
     assert "Epoch" not in call(copied, "name=one")
@@ -156,7 +165,7 @@ def test_a_lost_report_is_made_again_without_training(copied):
 
 
 @pytest.mark.slow
-def test_what_was_made_from_changed_weights_is_made_anew(copied):
+def test_later_stages_are_trained_anew_when_earlier_weights_have_changed(copied):
     before = content(copied)
     call(copied, "name=one", "stage=operator", "seed=1", "overwrite=true")
     changed = content(copied)
@@ -179,7 +188,7 @@ def test_what_was_made_from_changed_weights_is_made_anew(copied):
     assert set(ups.load(copied / "outputs/one").correctors) == {"diffusion", "consistency"}
 
 
-def test_other_settings_are_refused_and_only_their_stage_is_trained_anew(copied):
+def test_other_settings_are_refused_and_train_their_stage_alone_with_overwrite(copied):
     before = content(copied)
     other = "stage.diffusion.module.lr=0.001"
     assert (
@@ -194,7 +203,7 @@ def test_other_settings_are_refused_and_only_their_stage_is_trained_anew(copied)
     assert content(copied)["diffusion_residual.ckpt"] != before["diffusion_residual.ckpt"]
 
 
-def test_a_stage_without_the_one_before_it_is_refused(tmp_path):
+def test_stage_is_refused_when_the_one_before_has_not_finished(tmp_path):
     printed = call(tmp_path, "name=alone", "stage=consistency", code=2)
     assert "stage consistency goes on from stage diffusion, which has not finished" in printed
     assert "Traceback" not in printed
@@ -202,13 +211,13 @@ def test_a_stage_without_the_one_before_it_is_refused(tmp_path):
     assert "its operator stage has not finished" in printed
 
 
-def test_other_data_than_the_simulator_was_trained_for_is_refused(copied):
-    printed = call(copied, "name=one", "stage=evaluate", "data.points=16", code=2)
+def test_evaluation_is_refused_when_the_data_are_not_those_of_the_training(copied):
+    printed = call(copied, "name=one", "stage=evaluate", "data.num_points=16", code=2)
     assert "for burgers at 32 points" in printed
 
 
 @pytest.mark.slow
-def test_a_killed_later_stage_goes_on_to_the_same_weights(whole, tmp_path):
+def test_killed_later_stage_resumes_to_the_same_weights(whole, tmp_path):
     longer = [
         "stage.diffusion.trainer.max_epochs=25",
         "callbacks.last.every_n_train_steps=5",
@@ -238,3 +247,42 @@ def test_a_killed_later_stage_goes_on_to_the_same_weights(whole, tmp_path):
         assert ("resuming from" in printed) == (name == "killed")
         ends.append(ups.load(tmp_path / f"outputs/{name}").state_dict())
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+@pytest.mark.slow
+def test_all_stages_train_and_are_tested_on_data_without_an_equation(tmp_path):
+    rng = np.random.default_rng(0)
+    x, t = (np.arange(64) + 0.5) / 64, 0.01 * np.arange(22)
+    wave, phase = rng.integers(1, 4, size=(40, 1, 1)), rng.uniform(0, 2 * np.pi, (40, 1, 1))
+    with h5py.File(tmp_path / "waves.hdf5", "w") as file:
+        file["tensor"] = np.sin(2 * np.pi * wave * (x - t[:21, None]) + phase).astype(np.float32)
+        file["x-coordinate"] = x.astype(np.float32)
+        file["t-coordinate"] = t.astype(np.float32)
+    arguments = [
+        "data=pdebench", f"data.path={tmp_path}/waves.hdf5", "data.equation=null",
+        "data.temporal_downsampling=2", "data.spatial_downsampling=2", "name=waves",
+    ]  # fmt: skip
+    refused = call(tmp_path, *arguments, code=2)
+    assert "`ttc.enabled` must be false, got true" in refused
+    call(tmp_path, *arguments, "ttc.enabled=false")
+    found = {
+        (row["model"], row["mode"], row["correct"]): row
+        for row in rows(tmp_path, "eval_baseline", "waves")
+    }
+    assert list(found) == [
+        ("mixer-tiny", "latent", "none"),
+        ("mixer-tiny", "physical", "none"),
+        ("mixer-tiny", "latent", "diffusion"),
+        ("mixer-tiny", "latent", "consistency"),
+        ("persistence", "physical", "none"),
+    ]
+    for row in found.values():
+        assert np.isfinite(row["nrmse"])
+        assert "correlation_time" in row
+        assert "mass_drift" not in row
+    report = json.loads((tmp_path / "outputs/waves/reports/eval_baseline.json").read_text())
+    assert (report["dataset"]["name"], report["dataset"]["nu"]) == ("waves", None)
+    sim = ups.load(tmp_path / "outputs/waves")
+    assert (sim.equation, sim.spec.parameters) == (None, ())
+    u0 = torch.randn(2, 32)
+    assert sim.rollout(u0, 3, correct="consistency").shape == (2, 3, 32)

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for args in (["name='<b>one'", "stage=all", "stage.diffusion.trainer.max_epochs=1",
                   "stage.consistency.trainer.max_epochs=1"],
-                 ["name=two", "model=resnet", "model.width=8"]):  # fmt: skip
+                 ["name=two", "model=resnet", "model.hidden_channels=8"]):  # fmt: skip
         sizes = [size for size in TINY if "model" not in args[1] or not size.startswith("model")]
         done = subprocess.run(
             [sys.executable, "-m", "ups.run", *sizes, "trainer.log_every_n_steps=2", *args],
@@ -73,7 +73,7 @@ def looked_at(page, width, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_all_of_it(folder, tmp_path, width):
+def test_report_shows_everything_in_a_browser(folder, tmp_path, width):
     page = folder / "outputs/<b>one/reports/report.html"
     seen = looked_at(page, width, tmp_path)
     assert seen["width"] == width
@@ -85,7 +85,7 @@ def test_a_browser_shows_all_of_it(folder, tmp_path, width):
     assert page.stat().st_size < 3e6
 
 
-def test_it_holds_what_the_evaluation_says_and_nothing_from_elsewhere(folder):
+def test_report_holds_the_evaluation_and_loads_nothing(folder):
     text = (folder / "outputs/<b>one/reports/report.html").read_text()
     rows = json.loads((folder / "outputs/<b>one/reports/eval_ttc.json").read_text())["rows"]
     for row in rows:
@@ -105,7 +105,7 @@ def test_it_holds_what_the_evaluation_says_and_nothing_from_elsewhere(folder):
         assert term in text, term
 
 
-def test_learning_curves_are_the_logged_ones_over_all_files(folder, tmp_path):
+def test_learning_curves_are_those_of_all_log_files(folder, tmp_path):
     shutil.copytree(folder / "outputs/<b>one", tmp_path / "one")
     logs = tmp_path / "one/logs"
     more = logs / "version_10/metrics.csv"
@@ -118,7 +118,7 @@ def test_learning_curves_are_the_logged_ones_over_all_files(folder, tmp_path):
     assert set(curves) == {"operator", "diffusion", "consistency"}
 
 
-def test_runs_side_by_side(folder, tmp_path):
+def test_report_compares_runs(folder, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -137,7 +137,7 @@ def test_runs_side_by_side(folder, tmp_path):
     assert looked_at(tmp_path / "both.html", 390, tmp_path)["overflow"] <= 0
 
 
-def test_a_folder_without_results_is_refused(tmp_path):
+def test_report_is_refused_when_the_folder_has_no_results(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "ups.report", str(tmp_path)],
         capture_output=True,
@@ -149,7 +149,7 @@ def test_a_folder_without_results_is_refused(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_report_that_can_not_be_drawn_fails_no_run(tmp_path, monkeypatch):
+def test_run_finishes_when_its_report_fails(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reports, "write_run", lambda *arguments: 1 / 0)
     with initialize_config_dir(CONF, version_base="1.3"):

@@ -6,7 +6,6 @@ import csv
 import html
 import io
 import json
-import os
 import re
 import shutil
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_simulator
+from conftest import SPEC, make_simulator
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -23,19 +22,31 @@ from rich.console import Console
 import ups.evaluation.report.plots
 import ups.hub.model_card
 import ups.runs.reports
+from ups.callbacks import LeaderboardWriter
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid
 from ups.core.io import sha256
+from ups.evaluation.leaderboard import flat_rows
 from ups.evaluation.report.html import RunResults, write_comparison, write_run
 from ups.evaluation.report.plots import draw_rollout
 from ups.evaluation.report.table import print_table
-from ups.evaluation.results import leaderboard_rows
+from ups.evaluation.results import Evaluation, Row
 from ups.hub.model_card import render_model_card
-from ups.runs.reports import finished_results, report, report_paths
+from ups.models import build
+from ups.runs.reports import finished_results, report_paths, write_reports
+from ups.runs.settings import is_bookkeeping_key
+from ups.simulation.simulator import Simulator
 
 DT, LENGTH = 0.05, 2.5
 NUMBERS = (
     *("rmse", "nrmse", "crmse", "brmse", "max_error", "one_step_nrmse", "one_step_squared"),
-    *("mass_gap", "periodic_gap", "maximum_violation", "variation_growth", "energy_growth"),
+    *(
+        "mass_drift",
+        "boundary_jump_error",
+        "maximum_principle_violation",
+        "tv_growth",
+        "energy_growth",
+    ),
     "correlation_time",
 )
 SETTINGS = [  # a baseline among the run's own rows, to see that it moves
@@ -64,7 +75,7 @@ DATASET = {
 }
 ORIGIN = {
     "time": "2026-01-02T03:04:05+00:00",
-    "command": "run.py model=tiny name=mine_run seed=3 data.num_workers=2",
+    "command": "run.py model=mixer_tiny name=mine_run seed=3 data.num_workers=2",
     "commit": "0123456789abcdef",
     "dirty": False,
     "config_hash": "c0ffee",
@@ -93,18 +104,19 @@ def make_rows():
 
 
 def make_examples():
-    """Three (truth, prediction) of 4 frames and 6 points."""
+    """Three (truth, prediction) of 4 frames, 6 points and one channel."""
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name, size in (("best", 0.1), ("median", 0.5), ("worst", 2.0)):
-        truth = torch.randn(4, 6, generator=generator)
-        found[name] = truth, truth + size * torch.randn(4, 6, generator=generator)
+        truth = torch.randn(4, 6, 1, generator=generator)
+        found[name] = truth, truth + size * torch.randn(4, 6, 1, generator=generator)
     return found
 
 
 def make_tested():
     truth = torch.tensor([9.0, 3.0, 0.5, 0.25])
-    return SimpleNamespace(rows=make_rows(), examples=make_examples(), spectra=(truth, truth**2))
+    rows = [Row.from_dict(row) for row in make_rows()]
+    return SimpleNamespace(rows=rows, examples=make_examples(), spectra=(truth, truth**2))
 
 
 def make_config(folder, stage="all", ttc=True):
@@ -114,14 +126,15 @@ def make_config(folder, stage="all", ttc=True):
             "output_dir": str(folder),
             "seed": 3,
             "stage": {"name": stage},
-            "model": {"name": "mine", "width": 16},
+            "model": {"name": "mine", "hidden_dim": 16},
             "ttc": {"enabled": ttc},
             "data": {"_target_": "ups.Data", "nu": 0.001, "path": None, "num_workers": 2},
         }
     )
 
 
-DATA = SimpleNamespace(dataset=DATASET, dt=DT, length=LENGTH)
+FIELD = FieldSpec(Grid((6,), (LENGTH,)), dt=DT)
+DATA = SimpleNamespace(dataset=DATASET, spec=FIELD)
 
 
 def caught(monkeypatch):
@@ -235,7 +248,7 @@ def test_report_page_says_what_was_tested(page):
     ("changes", "words"),
     [({"dirty": True}, "0123456789 and changes"), ({"commit": None, "dirty": None}, "unknown")],
 )
-def test_report_page_says_which_commit(tmp_path, figures, changes, words):
+def test_report_page_says_the_commit(tmp_path, figures, changes, words):
     config = make_config(tmp_path)
     path = write_run(config, make_tested(), DATA, tmp_path, {**ORIGIN, **changes})
     assert f"<p>Commit {words}, seed 3" in path.read_text()
@@ -263,10 +276,10 @@ def test_report_headline_cells_hold_their_headings_numbers(page):
 def test_report_checks_cells_hold_their_headings_numbers(page):
     found = columns(tables(page.text)["Physics checks"])
     keys = {
-        "mass gap": "mass_gap",
-        "boundary gap": "periodic_gap",
-        "beyond the initial range": "maximum_violation",
-        "growth of variation": "variation_growth",
+        "mass drift": "mass_drift",
+        "boundary jump error": "boundary_jump_error",
+        "beyond the initial range": "maximum_principle_violation",
+        "growth of variation": "tv_growth",
         "growth of energy": "energy_growth",
         "correlation time": "correlation_time",
     }
@@ -276,13 +289,13 @@ def test_report_checks_cells_hold_their_headings_numbers(page):
         assert found[head] == wanted, head
 
 
-def test_report_checks_have_a_column_for_energy_where_it_is_kept(tmp_path, figures):
+def test_report_checks_have_an_energy_column_when_it_is_conserved(tmp_path, figures):
     evaluation = make_tested()
-    evaluation.rows[2]["energy_gap"] = 0.7777
+    evaluation.rows[2] = Row.from_dict({**evaluation.rows[2], "energy_drift": 0.7777})
     write_run(make_config(tmp_path), evaluation, DATA, tmp_path, ORIGIN)
     found = columns(tables((tmp_path / "reports/report.html").read_text())["Physics checks"])
-    assert list(found)[:3] == ["mass gap", "energy gap", "boundary gap"]
-    assert found["energy gap"] == dict.fromkeys(LABELS, "-") | {"mine, physical": "0.778"}
+    assert list(found)[:3] == ["mass drift", "energy drift", "boundary jump error"]
+    assert found["energy drift"] == dict.fromkeys(LABELS, "-") | {"mine, physical": "0.778"}
 
 
 def test_report_rows_are_labelled_with_the_baselines_last_and_marked(page):
@@ -294,7 +307,8 @@ def test_report_rows_are_labelled_with_the_baselines_last_and_marked(page):
 
 def test_report_headline_shows_huge_numbers_short(tmp_path, figures):
     evaluation = make_tested()
-    evaluation.rows[0]["nrmse"], evaluation.rows[0]["rmse"] = 2.5e7, 123456.0
+    huge = {"nrmse": 2.5e7, "rmse": 123456.0}
+    evaluation.rows[0] = Row.from_dict({**evaluation.rows[0], **huge})
     write_run(make_config(tmp_path), evaluation, DATA, tmp_path, ORIGIN)
     found = columns(tables((tmp_path / "reports/report.html").read_text())["Errors and cost"])
     assert found["rollout nRMSE"]["mine, latent"] == "2.5e+07"
@@ -308,7 +322,7 @@ def test_report_pictures_show_truth_prediction_and_error_of_each_example(page):
     found = pictures(page.text, page.figures)
     wanted = []
     for which, (truth, pred) in make_examples().items():
-        truth, pred = truth.numpy(), pred.numpy()
+        truth, pred = truth[..., 0].numpy(), pred[..., 0].numpy()
         error = pred - truth
         ratio = np.sqrt((error**2).sum(1) / (truth**2).sum(1)).mean()
         top, worst = np.abs(truth).max(), np.abs(error).max()
@@ -400,7 +414,7 @@ def test_report_learning_curves_are_what_was_logged_the_newest_file_last(page):
     assert dashed == {"validation nRMSE"}
 
 
-def test_report_learning_curves_have_a_log_scale_where_that_can_be(tmp_path, figures):
+def test_report_learning_curves_have_a_log_scale_when_values_are_positive(tmp_path, figures):
     ups.evaluation.report.plots.learning_curves({"a": ([1, 2], [0.5, 0.1])})
     ups.evaluation.report.plots.learning_curves({"a": ([1, 2], [-0.5, 0.0])})
     assert [figure.axes[0].get_yscale() for figure in figures] == ["log", "linear"]
@@ -408,11 +422,12 @@ def test_report_learning_curves_have_a_log_scale_where_that_can_be(tmp_path, fig
 
 def test_draw_rollout_shows_fields_limits_and_three_frames(tmp_path, figures):
     truth, pred = make_examples()["median"]
-    truth, pred = truth.repeat(3, 1)[:10], pred.repeat(3, 1)[:10]
-    draw_rollout(tmp_path / "picture.png", truth, pred, DT, LENGTH, "a title")
+    truth, pred = truth.repeat(3, 1, 1)[:10], pred.repeat(3, 1, 1)[:10]
+    draw_rollout(tmp_path / "picture.png", truth, pred, FIELD, "a title")
     assert (tmp_path / "picture.png").read_text() == "png 0"
     (figure,) = figures
     axes = [axis for axis in figure.axes if axis.get_xlabel() == "x"]
+    truth, pred = truth[..., 0], pred[..., 0]
     error = pred - truth
     limits = [float(field.abs().max()) for field in (truth, truth, error)]
     names = ["truth", "latent rollout", "error"]
@@ -471,7 +486,8 @@ def run_written(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
         saved = caught(monkeypatch)
         monkeypatch.setattr(ups.runs.reports, "write_provenance", note_provenance)
-        report(make_config(folder.parent), make_tested(), DATA, folder)
+        write_reports(make_config(folder.parent), make_tested(), DATA, folder)
+        print_table(DATASET, make_tested().rows)
     assert given == [(folder, "abcdef012345")]
     return SimpleNamespace(folder=folder, printed=printed.getvalue(), figures=saved)
 
@@ -501,42 +517,57 @@ def test_report_draws_the_median_trajectory(written, run_written):
     truth, pred = make_examples()["median"]
     figure = run_written.figures[0]
     first, second = (axis.images[0] for axis in figure.axes[:2])
-    assert np.allclose(first.get_array(), truth)
-    assert np.allclose(second.get_array(), pred)
+    assert np.allclose(first.get_array(), truth[..., 0])
+    assert np.allclose(second.get_array(), pred[..., 0])
     assert list(first.get_extent()) == pytest.approx([0.0, LENGTH, DT, 4 * DT])
     assert figure.get_suptitle() == "mine_run: the median test trajectory"
 
 
-def test_report_fills_the_leaderboard_with_every_row(written):
+def test_leaderboard_holds_every_row_of_a_report(written):
+    LeaderboardWriter(str(written.parent)).write()
     with (written.parent / "leaderboard.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
+    order = [0, 1, 2, 3, 6, 7, 4, 5]  # of one file, then of the other
     assert [row["name"] for row in found] == [
-        "baseline" if model != "mine" else "mine_run" for model, *_ in SETTINGS
+        "baseline" if SETTINGS[place][0] != "mine" else "mine_run" for place in order
     ]
-    for place, row in enumerate(found):
-        assert row["stage"] == "all"
+    for place, row in zip(order, found, strict=True):
+        assert row["label"] == LABELS[place]
+        assert row["stage"] == "evaluate"
         assert row["dataset.hash"] == "abcdef012345"
         assert float(row["nrmse"]) == number(place, "nrmse")
         assert float(row["correlation_time"]) == number(place, "correlation_time")
         assert float(row["seconds_per_trajectory"]) == 0.0012345 * (place + 1)
 
 
-def test_report_prints_the_table(run_written):
+def test_print_table_prints_the_data_set_and_every_row(run_written):
     printed = run_written.printed
     assert "burgers-nu0.001: 17 test trajectories, 32 points, 4 frames from t = 0" in printed
     for place in range(len(SETTINGS)):
         assert f"{number(place, 'nrmse'):.4f}" in printed
 
 
-def test_leaderboard_rows_are_flat_and_named():
+@pytest.mark.parametrize(
+    ("recorded", "stem", "stage"),
+    [
+        ({"stage": "all"}, "eval_baseline", "all"),
+        # of earlier versions
+        ({}, "eval_diffusion", "diffusion"),
+        ({}, "eval_baseline", "evaluate"),
+        ({}, "eval_ttc", "evaluate"),
+    ],
+)
+def test_leaderboard_rows_are_flat_and_named(recorded, stem, stage):
     rows = [make_rows()[k] for k in (0, 1, 3, 6)]
-    found = leaderboard_rows("my run", "diffusion", DATASET, rows, ORIGIN)
+    evaluation = Evaluation(DATASET, [Row.from_dict(row) for row in rows], {**ORIGIN, **recorded})
+    found = flat_rows("my run", stem, evaluation)
     assert [row["name"] for row in found] == ["my run", "baseline", "my run", "baseline"]
     for row, (place, source) in zip(found, zip((0, 1, 3, 6), rows, strict=True), strict=True):
         source = {key: value for key, value in source.items() if key != "nrmse_over_time"}
         assert row == {
             "name": row["name"],
-            "stage": "diffusion",
+            "stage": stage,
+            "label": LABELS[place],
             **source,
             **{f"dataset.{key}": value for key, value in DATASET.items()},
             **{k: v for k, v in ORIGIN.items() if k not in ("versions", "evaluated")},
@@ -548,7 +579,7 @@ def test_leaderboard_rows_are_flat_and_named():
 
 def printed_cells(rows, width):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_table(DATASET, rows, console)
+    print_table(DATASET, [Row.from_dict(row) for row in rows], console)
     lines = [line for line in console.export_text().splitlines() if line.strip()]
     cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
     return lines[0], [line for line in cells if line]
@@ -560,25 +591,23 @@ def test_print_table_cells_hold_their_headings_numbers():
         "burgers-nu0.001: 17 test trajectories, 32 points, 4 frames from t = 0"
     )
     assert heads == [
-        *("model", "mode", "nRMSE", "at the end", "one step"),
+        *("rollout", "nRMSE", "at the end", "one step"),
         *("RMSE", "max error", "mass (cRMSE)", "ms / trajectory"),
     ]
     for place, line in enumerate(lines):
-        model, mode, correct, ttc = SETTINGS[place]
-        name = model + (" + diffusion" if correct == "diffusion" else "") + " + ttc" * ttc
         keys = ("nrmse", None, "one_step_nrmse", "rmse", "max_error", "crmse")
         last = 0.01 * (place + 1) + 0.4
         values = [number(place, key) if key else last for key in keys]
-        wanted = [name, mode, *(f"{v:.4f}" for v in values), f"{1.2345 * (place + 1):.2f}"]
+        wanted = [LABELS[place], *(f"{v:.4f}" for v in values), f"{1.2345 * (place + 1):.2f}"]
         assert line == wanted
     assert len(lines) == len(SETTINGS)
 
 
-def test_print_table_leaves_columns_out_where_the_terminal_is_narrow():
+def test_print_table_leaves_columns_out_when_the_terminal_is_narrow():
     _, (heads, first, *_) = printed_cells(make_rows(), 100)
-    assert heads == ["model", "mode", "nRMSE", "at the end", "one step", "ms / trajectory"]
+    assert heads == ["rollout", "nRMSE", "at the end", "one step", "ms / trajectory"]
     assert first == [
-        *("mine", "latent", f"{number(0, 'nrmse'):.4f}", "0.4100"),
+        *("mine, latent", f"{number(0, 'nrmse'):.4f}", "0.4100"),
         *(f"{number(0, 'one_step_nrmse'):.4f}", "1.23"),
     ]
 
@@ -587,24 +616,24 @@ def test_print_table_shows_huge_numbers_short():
     rows = make_rows()[:1]
     rows[0]["nrmse"], rows[0]["rmse"] = 1000.0, 999.5
     _, (_, first) = printed_cells(rows, 150)
-    assert (first[2], first[5]) == ("1.0e+03", "999.5000")
+    assert (first[1], first[4]) == ("1.0e+03", "999.5000")
 
 
-def test_finished_results_hold_each_row_once_where_all_is_fresh(written, monkeypatch):
+def test_finished_results_hold_each_row_once_when_all_is_fresh(written, monkeypatch):
     config = make_config(written.parent)
     monkeypatch.setattr(
-        ups.runs.reports, "evaluation_fingerprint", lambda cfg, folder: {"settings": "feed"}
+        ups.runs.reports, "evaluation_fingerprint", lambda *_, **__: {"settings": "feed"}
     )
     found = finished_results(config, written)
-    assert found["dataset"] == DATASET
+    assert found.dataset == DATASET
     order = [0, 1, 2, 3, 6, 7, 4, 5]
-    assert found["rows"] == [make_rows()[k] for k in order]
+    assert found.rows == [make_rows()[k] for k in order]
 
 
-def test_finished_results_are_none_where_one_is_stale_or_missing(written, monkeypatch):
+def test_finished_results_are_none_when_one_is_stale_or_missing(written, monkeypatch):
     config, path = make_config(written.parent), written / "reports/eval_ttc.json"
     monkeypatch.setattr(
-        ups.runs.reports, "evaluation_fingerprint", lambda cfg, folder: {"settings": "feed"}
+        ups.runs.reports, "evaluation_fingerprint", lambda *_, **__: {"settings": "feed"}
     )
     content = json.loads(path.read_text())
     content["provenance"]["evaluated"] = {"settings": "other"}
@@ -624,7 +653,7 @@ def write_finished(folder, rows, dataset=DATASET, width=16, command=None):
     origin = {**ORIGIN, "command": command or ORIGIN["command"]}
     content = {"dataset": dataset, "rows": rows, "provenance": origin}
     (folder / "reports/eval_baseline.json").write_text(json.dumps(content))
-    config = {"name": folder.name, "seed": 3, "model": {"width": width, "name": "mine"}}
+    config = {"name": folder.name, "seed": 3, "model": {"hidden_dim": width, "name": "mine"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -635,7 +664,7 @@ def test_comparison_shows_each_runs_rows_and_the_baselines_once(tmp_path, figure
     other[0]["nrmse"] = 0.9876
     two = write_finished(tmp_path / "two", other[:2], width=32)
     write_logs(two)
-    write_comparison([one, two], tmp_path / "both.html")
+    write_comparison([one, two], tmp_path / "both.html", is_bookkeeping_key)
     text = (tmp_path / "both.html").read_text()
     found = columns(tables(text)["Errors and cost"])["rollout nRMSE"]
     assert found == {
@@ -645,7 +674,7 @@ def test_comparison_shows_each_runs_rows_and_the_baselines_once(tmp_path, figure
     }
     heads, rows = tables(text)["Settings that differ"]
     assert heads == ["", str(one), str(two)]
-    assert [cells for _, cells in rows] == [["model.width", "16", "32"]]
+    assert [cells for _, cells in rows] == [["model.hidden_dim", "16", "32"]]
     drawn = curves(text, figures)
     times, _ = lines_of(drawn["error over time"])["persistence"]
     assert times == [1, 2, 3, 4]  # frames: runs may differ in dt
@@ -672,24 +701,25 @@ def test_comparison_warns_of_other_test_sets_and_keeps_their_baselines_apart(tmp
     assert "different test sets (abcdef012345, ffff)" in text
 
 
-def test_run_reads_the_newest_evaluation_and_those_of_the_same_test_set(tmp_path):
+def test_run_results_are_of_the_newest_evaluation_and_its_test_set(tmp_path):
     folder = write_finished(tmp_path / "one", make_rows()[:2])
-    newest = {"dataset": {**DATASET, "hash": "ffff"}, "rows": [make_rows()[4]]}
-    same = {"dataset": {**DATASET, "hash": "ffff"}, "rows": [make_rows()[3]]}
-    for name, content, age in (("a", newest, 2000), ("b", same, 1000)):
+    for name, place, day in (("a", 4, "03"), ("b", 3, "02")):
+        origin = {**ORIGIN, "time": f"2026-02-{day}"}
+        content = {"dataset": {**DATASET, "hash": "ffff"}, "rows": [make_rows()[place]]}
         path = folder / f"reports/eval_{name}.json"
-        path.write_text(json.dumps(content))
-        os.utime(path, (age, age))
-    os.utime(folder / "reports/eval_baseline.json", (10, 10))
+        path.write_text(json.dumps({**content, "provenance": origin}))
     run = RunResults.read(folder)
     assert run.dataset["hash"] == "ffff"
     assert set(run.rows) == {"mine + ttc, latent", "mine + diffusion, latent"}
     assert run.rows["mine + ttc, latent"] == make_rows()[4]
-    os.utime(folder / "reports/eval_baseline.json", (3000, 3000))
+    path = folder / "reports/eval_baseline.json"
+    content = json.loads(path.read_text())
+    content["provenance"]["time"] = "2026-02-04"
+    path.write_text(json.dumps(content))
     assert set(RunResults.read(folder).rows) == {"mine, latent", "persistence"}
 
 
-def test_run_read_refuses_a_folder_that_lacks_a_part(tmp_path):
+def test_run_results_refuse_a_folder_that_lacks_a_part(tmp_path):
     folder = write_finished(tmp_path / "one", make_rows()[:2])
     (folder / "config.yaml").unlink()
     with pytest.raises(UpsError, match="is not a run that has been tested"):
@@ -698,7 +728,11 @@ def test_run_read_refuses_a_folder_that_lacks_a_part(tmp_path):
 
 # --- the card ---
 
-NETS = {"mean": {"width": 8, "depth": 1}, "noise": {"width": 8, "depth": 1}, "steps": 2}
+NETS = {
+    "mean_network": {"hidden_dim": 8, "depth": 1},
+    "denoiser": {"hidden_dim": 8, "depth": 1},
+    "num_steps": 2,
+}
 
 
 def write_checkpoint(folder, stem, simulator, before=None, **numbers):
@@ -739,27 +773,18 @@ def markdown_rows(text, heading):
 
 
 def test_card_table_holds_each_rows_numbers_the_baselines_last(trained):
-    heads, _, *lines = markdown_rows(render_model_card(trained.folder, "nice"), "model")
+    heads, _, *lines = markdown_rows(render_model_card(trained.folder, "nice"), "rollout")
     assert heads == [
-        *("model", "rollout", "rollout nRMSE", "one step", "RMSE"),
+        *("rollout", "rollout nRMSE", "one step", "RMSE"),
         *("max error", "ms a trajectory"),
     ]
-    kinds = {
-        0: "latent",
-        2: "physical",
-        3: "latent + diffusion",
-        4: "latent + ttc",
-        5: "latent + diffusion + ttc",
-        1: "physical",
-        6: "physical",
-    }
     assert lines == [
         [
-            *(SETTINGS[k][0], kind),
+            LABELS[k],
             *(f"{number(k, key):.4f}" for key in ("nrmse", "one_step_nrmse", "rmse", "max_error")),
             f"{1.2345 * (k + 1):.1f}",
         ]
-        for k, kind in kinds.items()
+        for k in (0, 2, 3, 4, 5, 1, 6)
     ]
 
 
@@ -776,14 +801,39 @@ def test_card_tells_stages_sizes_and_data(trained):
     assert "u0 (B, 32) on x in [0, 1) -> (B, 4, 32), every 0.05" in text
     assert "17 trajectories that training never saw (burgers-nu0.001, test set abcdef" in text
     assert "4 frames from t = 0" in text
-    assert "Trained for nu = 0.001, steps of 0.05 and 32 points of a periodic line" in text
+    assert "`nice` beside the baselines, persistence and the numerical solver, all by" in text
+    assert "Trained for nu = 0.001, steps of 0.05 and 32 points of [0, 1), on initial" in text
     assert "commit 0123456789abcdef, 7 x Abacus, torch 2.9.1." in text
-    assert "python -m ups.run model=tiny seed=3\n" in text  # what decides, without the name
+    assert "python -m ups.run model=mixer_tiny seed=3\n" in text  # what decides, without the name
     assert "- nu: 0.001" in text
     assert "num_workers" not in text
     assert "path:" not in text
     assert "## Notes\n\nKnown faults.\n" in text
     assert text.rstrip().endswith("MIT")
+
+
+def test_card_says_nothing_of_parameters_and_solvers_when_the_data_have_none(tmp_path):
+    folder = tmp_path / "mine_run"
+    (folder / "reports").mkdir(parents=True)
+    spec = FieldSpec(Grid((32,), (2.0,)), ("u", "v"), dt=0.05)
+    config = {**SPEC, "conserve_mean": False}
+    simulator = Simulator(build(config, spec), spec, None, config)
+    numbers = {"epoch": 6, "global_step": 123, "validation_nrmse": 0.04567}
+    path = write_checkpoint(folder, "operator", simulator, **numbers)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(make_config(tmp_path)))
+    origin = {**ORIGIN, "evaluated": {path.name: sha256(path)[:12], "settings": "feed"}}
+    dataset = {**DATASET, "name": "waves", "nu": None}
+    content = {"dataset": dataset, "rows": make_rows()[:3], "provenance": origin}
+    (folder / "reports/eval_baseline.json").write_text(json.dumps(content))
+    text = render_model_card(folder, "nice")
+    assert "\n\nwaves\n\n    import ups\n" in text  # the data's name for the equation's title
+    assert "rollout(u0, steps=4)    # u0 (B, 32, 2) on x in [0, 2) -> (B, 4, 32, 2), " in text
+    assert "`nice` beside the baselines, persistence, all by" in text
+    assert "Trained for steps of 0.05 and 32 points of [0, 2), on initial" in text
+    assert yaml.safe_load(text.split("---\n")[1])["tags"] == ["pde", "data", "neural-operator"]
+    assert [cells[0] for cells in markdown_rows(text, "rollout")[2:]] == [
+        *("mine, latent", "mine, physical", "persistence"),
+    ]
 
 
 def test_card_front_matter_holds_the_runs_own_results(trained):
@@ -794,8 +844,7 @@ def test_card_front_matter_holds_the_runs_own_results(trained):
     assert front["tags"] == ["pde", "burgers", "neural-operator"]
     (entry,) = front["model-index"]
     assert entry["name"] == "nice"
-    labels = ["latent", "physical", "latent + diffusion", "latent + ttc"]
-    labels += ["latent + diffusion + ttc"]
+    labels = [LABELS[k] for k in (0, 2, 3, 4, 5)]
     assert [result["task"]["name"] for result in entry["results"]] == labels
     for place, result in zip((0, 2, 3, 4, 5), entry["results"], strict=True):
         found = {metric["type"]: metric["value"] for metric in result["metrics"]}
@@ -828,7 +877,7 @@ def test_card_takes_no_results_of_other_weights(trained):
     content = json.loads(path.read_text())
     content["provenance"]["evaluated"]["operator_ema.ckpt"] = "000000000000"
     path.write_text(json.dumps(content))
-    rows = ups.hub.model_card.load_test_results(trained.folder)["rows"]
+    rows = ups.hub.model_card.load_test_results(trained.folder).rows
     assert [(row["model"], row["ttc"]) for row in rows] == [
         *(("mine", False), ("persistence", False), ("mine", False)),
         *(("mine", False), ("solver-64", False)),

@@ -2,12 +2,17 @@
 
 import pytest
 import torch
-from conftest import SPEC, make_simulator
+from conftest import SPEC, line_spec, make_simulator
 
 import ups
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid, PointCloud
+from ups.metrics import pdebench_metrics
 from ups.models import build
 from ups.models.interpolation import interpolate
+from ups.physics import EQUATIONS
+from ups.simulation.guidance import Guided
+from ups.simulation.simulator import Simulator
 
 NU = 0.001
 
@@ -16,7 +21,7 @@ def fields(n=3, points=32, seed=0):
     return ups.physics.burgers.initial_conditions(n, ups.physics.burgers.cell_centers(points), seed)
 
 
-def test_shapes_and_stream(simulator):
+def test_rollout_and_stream_give_the_same_frames(simulator):
     u0 = fields()
     u = simulator.rollout(u0, 4, nu=NU)
     assert u.shape == (3, 4, 32)
@@ -28,16 +33,55 @@ def test_shapes_and_stream(simulator):
     assert not u.requires_grad
 
 
-def test_latent_mode_encodes_once_and_physical_mode_at_every_step(simulator):
-    u0, nu = fields(), torch.full((3,), NU)
+def test_rollout_of_fields_with_a_channel_axis_has_one_too(simulator):
+    u0 = fields()
+    u = simulator.rollout(u0, 4, nu=NU)
+    assert torch.equal(simulator.rollout(u0[..., None], 4, nu=NU), u[..., None])
+    frames = list(simulator.stream(u0[..., None], 4, nu=NU))
+    assert [tuple(frame.shape) for frame in frames] == [(3, 32, 1)] * 4
+    at = torch.tensor([0.3, 0.41])
+    out = simulator.rollout(u0[..., None], 2, nu=NU, x_out=at)
+    assert torch.equal(out, simulator.rollout(u0, 2, nu=NU, x_out=at)[..., None])
+
+
+def test_simulator_subtracts_the_mean_and_divides_by_the_standard_deviation():
+    """Of a map of the unit field, both ways: (u - mean) / std, and mean + std times the answer."""
+
+    class Affine(torch.nn.Module):
+        def encode(self, u):
+            return 3 * u
+
+        def decode(self, z):
+            return z / 3 + 1
+
+    spec = FieldSpec(Grid((4,), (1.0,)), ("a", "b"), mean=(1.0, -2.0), std=(0.5, 4.0))
+    simulator = Simulator(Affine(), spec)
+    u = torch.tensor([2.0, 6.0]).expand(1, 4, 2)
+    z = simulator.encode(u)
+    assert z[0, 0].tolist() == [6.0, 6.0]
+    assert simulator.decode(z)[0, 0].tolist() == pytest.approx([2.5, 10.0])
+    assert simulator.decode(0 * z)[0, 0].tolist() == pytest.approx([1.5, 2.0])
+
+
+def test_simulator_positions_and_dt_are_those_of_its_spec(simulator):
+    assert torch.allclose(simulator.x, (torch.arange(32) + 0.5) / 32)
+    assert simulator.dt == simulator.spec.dt == 0.05
+    plane = FieldSpec(Grid((4, 2), (2.0, 1.0)))
+    x = Simulator(torch.nn.Identity(), plane).x
+    assert x.shape == (4, 2, 2)
+    assert x[3, 1].tolist() == [1.75, 0.75]
+
+
+def test_rollout_encodes_once_in_latent_mode_and_at_every_step_in_physical_mode(simulator):
+    u0, parameters = fields(), torch.full((3, 1), NU)
     latent, physical = (
         simulator.rollout(u0, 3, nu=NU),
         simulator.rollout(u0, 3, nu=NU, mode="physical"),
     )
-    z = simulator.encode(u0)
+    z = simulator.encode(u0[..., None])
     for k in range(3):
-        z = simulator.step(z, nu)
-        assert torch.allclose(simulator.decode(z), latent[:, k], atol=1e-6)
+        z = simulator.step(z, parameters)
+        assert torch.allclose(simulator.decode(z)[..., 0], latent[:, k], atol=1e-6)
     u = u0
     for k in range(3):
         u = simulator.rollout(u, 1, nu=NU)[:, 0]
@@ -45,16 +89,16 @@ def test_latent_mode_encodes_once_and_physical_mode_at_every_step(simulator):
     assert not torch.allclose(latent[:, 2], physical[:, 2], atol=1e-3)
 
 
-def test_a_shifted_input_gives_the_shifted_output(simulator):
+def test_rollout_of_a_shifted_field_is_the_shifted_rollout(simulator):
     u0 = fields()
-    width = 32 // SPEC["tokens"]  # exact for whole tokens
+    width = 32 // SPEC["num_tokens"]  # exact for whole tokens
     for mode in ("latent", "physical"):
         u = simulator.rollout(u0, 3, nu=NU, mode=mode)
         moved = simulator.rollout(u0.roll(3 * width, -1), 3, nu=NU, mode=mode)
         assert torch.allclose(moved, u.roll(3 * width, -1), atol=1e-5)
 
 
-def test_viscosity_and_step_reach_the_model(simulator):
+def test_rollout_depends_on_the_parameter_of_each_field(simulator):
     u0 = fields()
     assert not torch.allclose(
         simulator.rollout(u0, 2, nu=NU), simulator.rollout(u0, 2, nu=0.01), atol=1e-4
@@ -65,19 +109,19 @@ def test_viscosity_and_step_reach_the_model(simulator):
     )
 
 
-def test_a_viscosity_beyond_those_trained_for_is_told(caplog):
+def test_rollout_warns_when_a_parameter_is_outside_the_training_range(caplog):
     simulator = make_simulator().eval()
     simulator.rollout(fields(), 1, nu=5.0)
     assert not caplog.records  # it doesn't know what it was trained for
-    simulator.nus = (0.001, 0.01)
+    simulator.training_parameters = [[0.001], [0.01]]
     for nu, words in ((0.001, 0), (0.01, 0), (0.004, 0), (0.02, 1)):
         caplog.clear()
         simulator.rollout(fields(), 1, nu=nu)
         assert len(caplog.records) == words
-    assert "trained for 0.001, 0.01 only" in caplog.text
+    assert "nu = 0.02 is outside the training range (0.001, 0.01)" in caplog.text
 
 
-def test_any_points_in_any_order(simulator):
+def test_rollout_takes_any_points_in_any_order(simulator):
     u0 = fields()
     order = torch.randperm(32)
     u = simulator.rollout(u0, 3, nu=NU)
@@ -97,7 +141,7 @@ def test_any_points_in_any_order(simulator):
 
 
 @pytest.mark.parametrize("mode", ["latent", "physical"])
-def test_between_the_grids_points_stands_the_rollout_of_the_shifted_field(simulator, mode):
+def test_offgrid_output_equals_rollout_of_the_shifted_field(simulator, mode):
     u0, between = fields(), simulator.x + 0.5 / 32
     shifted = simulator.rollout(interpolate(u0, simulator.x, between % 1, 1.0), 3, nu=NU, mode=mode)
     assert torch.allclose(
@@ -109,13 +153,13 @@ def test_between_the_grids_points_stands_the_rollout_of_the_shifted_field(simula
     )
 
 
-def test_fields_between_the_grids_points_are_as_accurate_as_on_it():
+def test_offgrid_output_is_as_accurate_as_on_the_grid():
     sim, fine = ups.load("burgers-small"), ups.physics.burgers.cell_centers(1024)
     u0 = ups.physics.burgers.initial_conditions(8, fine, 5)
     truth = ups.physics.burgers.solve(u0, [sim.dt * k for k in range(1, 41)], NU)
 
     def error(pred, target):
-        return ups.evaluation.metrics.pdebench_metrics(pred, target)["nrmse"]
+        return pdebench_metrics(pred, target)["nrmse"]
 
     own, on_grid = u0[:, ::4], truth[:, :, ::4]
     at_fine = error(sim.rollout(own, 40, nu=NU, x_out=fine), truth)
@@ -156,7 +200,7 @@ def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
     [
         ({"u0": torch.zeros(3, 31)}, r"\(B, 32\)"),
         ({"u0": torch.full((3, 32), torch.nan)}, "finite"),
-        ({"steps": 0}, "steps=0"),
+        ({"steps": 0}, "`steps` must be an integer >= 1, got 0"),
         ({"mode": "both"}, "latent, physical"),
         ({"correct": "magic"}, "none, diffusion, consistency"),
         ({"nu": 0.0}, "positive"),
@@ -164,17 +208,22 @@ def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
         ({"x_out": torch.tensor([-0.1])}, r"\[0, 1\)"),
         (
             {"correct": "diffusion"},
-            "no such corrector, its stage has not been trained; allowed are none",
+            "must be one of none, got 'diffusion': this simulator has no such corrector, "
+            "because its stage has not been trained",
         ),
+        ({"temperature": -1}, "`temperature` must be a number >= 0, got -1"),
+        ({"nu": torch.full((2,), NU)}, r"`nu` must be one number or \(3,\)"),
+        ({"nu": None}, "the parameters must be nu, got none"),
+        ({"nu": None, "parameters": {"mu": NU}}, "the parameters must be nu, got mu"),
     ],
 )
-def test_refusals_are_sentences(simulator, change, words):
+def test_rollout_refuses_arguments_out_of_range(simulator, change, words):
     arguments = {"u0": fields(), "steps": 2, "nu": NU, **change}
     with pytest.raises(UpsError, match=words):
         simulator.rollout(**arguments)
 
 
-def test_save_and_load(simulator, tmp_path):
+def test_checkpoint_save_load_roundtrip(simulator, tmp_path):
     state = {f"simulator.{k}": v for k, v in simulator.state_dict().items()}
     path = tmp_path / "checkpoints" / "operator.ckpt"
     path.parent.mkdir()
@@ -186,7 +235,7 @@ def test_save_and_load(simulator, tmp_path):
         assert torch.equal(again.rollout(fields(), 2, nu=NU), simulator.rollout(fields(), 2, nu=NU))
 
 
-def test_load_refuses_what_is_not_a_checkpoint(simulator, tmp_path):
+def test_load_refuses_a_file_that_is_no_checkpoint(simulator, tmp_path):
     with pytest.raises(UpsError, match="neither"):
         ups.load(tmp_path / "nothing")
     with pytest.raises(UpsError, match="has not finished"):
@@ -195,26 +244,184 @@ def test_load_refuses_what_is_not_a_checkpoint(simulator, tmp_path):
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(UpsError, match="not a checkpoint of UPS"):
         ups.load(path)
-    other = make_simulator(width=24)
+    other = make_simulator(hidden_dim=24)
     state = {f"simulator.{k}": v for k, v in other.state_dict().items()}
     torch.save({"simulator": simulator.config(), "state_dict": state}, path)
     with pytest.raises(UpsError, match="keys differ"):
         ups.load(path)
 
 
-def test_a_checkpoint_cannot_name_code_to_run(tmp_path):
-    with pytest.raises(UpsError, match="allowed are upt"):
-        build({"architecture": "os.system"}, 32)
+def test_build_refuses_code_unknown_arguments_and_sizes_that_do_not_fit():
+    with pytest.raises(UpsError, match="allowed are mixer"):
+        build({"architecture": "os.system"}, line_spec())
     with pytest.raises(UpsError, match=r"model\.depth"):
-        build({**SPEC, "depth": 3}, 32)
-    with pytest.raises(UpsError, match="multiple of tokens"):
-        build({**SPEC, "tokens": 5}, 32)
+        build({**SPEC, "depth": 3}, line_spec())
+    with pytest.raises(UpsError, match="multiple of num_tokens"):
+        build({**SPEC, "num_tokens": 5}, line_spec())
 
 
-def test_mass_is_kept_to_round_off(simulator):
+def test_rollout_keeps_mass_to_round_off(simulator):
     u0 = fields(8) + 0.2
     for mode in ("latent", "physical"):
         u = simulator.rollout(u0, 10, nu=NU, mode=mode)
         assert (u.mean(-1) - u0.mean(-1, keepdim=True)).abs().max() < 1e-6
-    free = make_simulator(conserve=False).rollout(u0, 10, nu=NU)
+    free = make_simulator(conserve_mean=False).rollout(u0, 10, nu=NU)
     assert (free.mean(-1) - u0.mean(-1, keepdim=True)).abs().max() > 1e-3
+
+
+# What other fields than a scalar of an equation need
+
+
+@pytest.fixture
+def pair_simulator():
+    """Two channels with two parameters on a periodic line, of data without an equation."""
+    torch.manual_seed(0)
+    spec = line_spec(
+        channels=("h", "v"), parameters=("nu", "beta"), mean=(1.0, -0.2), std=(0.6, 2.0)
+    )
+    config = {**SPEC, "conserve_mean": True}
+    trained = [[1e-4, 0.1], [1e-2, 4.0]]
+    return Simulator(build(config, spec), spec, None, config, trained).eval()
+
+
+def pairs(n=3):
+    return torch.stack((1 + fields(n), 3 * fields(n, seed=1)), -1)
+
+
+PAIR = {"nu": NU, "beta": 0.4}
+
+
+@pytest.mark.parametrize("mode", ["latent", "physical"])
+def test_rollout_of_two_channels_has_both_and_keeps_their_means(pair_simulator, mode):
+    u0 = pairs()
+    u = pair_simulator.rollout(u0, 4, parameters=PAIR, mode=mode)
+    assert u.shape == (3, 4, 32, 2)
+    assert torch.isfinite(u).all()
+    assert (u[:, -1] - u[:, 0]).abs().amax((0, 1)).min() > 1e-3
+    assert (u.mean(2) - u0.mean(1)[:, None]).abs().max() < 1e-5
+    assert pair_simulator.rollout(u0[0], 2, parameters=PAIR, mode=mode).shape == (1, 2, 32, 2)
+    width = 3 * 32 // SPEC["num_tokens"]
+    moved = pair_simulator.rollout(u0.roll(width, 1), 4, parameters=PAIR, mode=mode)
+    assert torch.allclose(moved, u.roll(width, 2), atol=1e-5)
+
+
+def test_rollout_takes_parameters_by_name_each_one_number_or_one_for_each_field(pair_simulator):
+    u0, beta = pairs(), torch.tensor([0.1, 0.4, 2.0])
+    each = pair_simulator.rollout(u0, 2, parameters={"beta": beta, "nu": NU})
+    for b in range(3):
+        alone = {"nu": NU, "beta": beta[b].item()}
+        one = pair_simulator.rollout(u0[b], 2, parameters=alone)
+        assert torch.allclose(each[b : b + 1], one, atol=1e-5)
+    swapped = pair_simulator.rollout(u0[1], 2, parameters={"nu": 0.4, "beta": NU})
+    assert not torch.allclose(each[1:2], swapped, atol=1e-3)
+
+
+def test_rollout_of_two_channels_takes_any_points(pair_simulator):
+    u0, order = pairs(), torch.randperm(32)
+    u = pair_simulator.rollout(u0, 2, parameters=PAIR)
+    x = pair_simulator.x[order]
+    assert torch.allclose(
+        pair_simulator.rollout(u0[:, order], 2, parameters=PAIR, x=x), u, atol=1e-5
+    )
+    between = (pair_simulator.x + 0.5 / 32) % 1
+    out = pair_simulator.rollout(u0, 2, parameters=PAIR, x_out=between)
+    shifted = torch.stack(
+        [interpolate(u0[..., c], pair_simulator.x, between, 1.0) for c in range(2)], -1
+    )
+    expected = pair_simulator.rollout(shifted, 2, parameters=PAIR)
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nu": NU}, "`nu` must be None: the parameters are nu, beta"),
+        ({"parameters": {"nu": NU}}, "the parameters must be nu, beta, got nu"),
+        ({"parameters": None}, "the parameters must be nu, beta, got none"),
+        ({"parameters": {**PAIR, "mu": 1.0}}, "the parameters must be nu, beta, got nu, beta, mu"),
+        ({"parameters": {**PAIR, "beta": -0.4}}, "`beta` must be positive"),
+        ({"u0": pairs()[..., 0]}, r"\(B, 32, 2\)"),
+        ({"u0": pairs()[..., :1]}, r"\(B, 32, 2\)"),
+        ({"ttc": True}, "`ttc` must be False: these data have no equation"),
+    ],
+)
+def test_rollout_of_two_channels_refuses_arguments_out_of_range(pair_simulator, change, words):
+    arguments = {"u0": pairs(), "steps": 2, "parameters": PAIR, **change}
+    with pytest.raises(UpsError, match=words):
+        pair_simulator.rollout(**arguments)
+
+
+def test_rollout_warns_of_the_parameter_outside_the_training_range(pair_simulator, caplog):
+    pair_simulator.training_parameters = [[0.001, 0.1], [0.002, 1.0]]
+    pair_simulator.rollout(pairs(), 1, parameters={"nu": 0.0015, "beta": 1.0})
+    assert not caplog.records
+    pair_simulator.rollout(pairs(), 1, parameters={"nu": 0.0015, "beta": 1.5})
+    assert "beta = 1.5 is outside the training range (0.1, 1)" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_rollout_without_parameters_needs_none():
+    torch.manual_seed(0)
+    spec = line_spec(parameters=())
+    simulator = Simulator(build(SPEC, spec), spec, model_config=SPEC).eval()
+    assert simulator.rollout(fields(), 2).shape == (3, 2, 32)
+    with pytest.raises(UpsError, match="`nu` must be None: the parameters are none"):
+        simulator.rollout(fields(), 2, nu=NU)
+
+
+def test_rollout_refuses_ttc_when_there_is_no_equation():
+    simulator = make_simulator(equation=None).eval()
+    assert simulator.equation is None
+    assert simulator.rollout(fields(), 1, nu=NU).shape == (3, 1, 32)
+    with pytest.raises(UpsError, match="`ttc` must be False: these data have no equation"):
+        simulator.rollout(fields(), 1, nu=NU, ttc=True)
+
+
+def test_stepper_composes_what_the_options_select(simulator):
+    assert simulator.equation is EQUATIONS["burgers"]
+    assert simulator.stepper() is simulator
+    guided = simulator.stepper(ttc=True)
+    assert isinstance(guided, Guided)
+    assert guided.stepper is simulator
+    assert guided.settings is simulator.ttc
+    assert simulator.stepper(ttc=True, group_size=2).group_size == 2
+
+
+def test_simulator_of_two_channels_is_rebuilt_from_its_configuration(pair_simulator, tmp_path):
+    pair_simulator.save(tmp_path / "pair")
+    again = ups.load(tmp_path / "pair")
+    assert again.spec == pair_simulator.spec
+    assert again.config() == pair_simulator.config()
+    assert again.equation is None
+    assert torch.equal(
+        again.rollout(pairs(), 2, parameters=PAIR),
+        pair_simulator.rollout(pairs(), 2, parameters=PAIR),
+    )
+
+
+@pytest.mark.parametrize(
+    ("domain", "words"),
+    [
+        (
+            Grid((32,), (1.0,), (("wall", "open"),)),
+            "`x` and `x_out` must be None: the domain is not a periodic line",
+        ),
+        (PointCloud(((0.1, 0.2),) * 32), "this needs a field on a grid"),
+    ],
+)
+def test_rollout_takes_no_positions_when_the_domain_is_no_periodic_line(domain, words):
+    class Doubling(torch.nn.Module):
+        def encode(self, u):
+            return u
+
+        def step(self, z, dt, parameters):
+            return 2 * z
+
+        def decode(self, z):
+            return z
+
+    simulator, u0 = Simulator(Doubling(), FieldSpec(domain)), fields()
+    assert torch.equal(simulator.rollout(u0, 2), torch.stack((2 * u0, 4 * u0), 1))
+    for option in ("x", "x_out"):
+        with pytest.raises(UpsError, match=words):
+            simulator.rollout(u0, 1, **{option: torch.full((32,), 0.5)})

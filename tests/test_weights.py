@@ -23,6 +23,7 @@ from ups import pipeline
 from ups.callbacks import CompileCachePruner, EpochSummary, TerminateOnNaN
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid
 from ups.run import CONF
 from ups.runs.training import build_simulator
 
@@ -128,27 +129,27 @@ def averages(recorder):
 
 
 def data_of(folder):
-    """The run's trajectories for training, validation and test, in the order of its file."""
+    """The run's trajectories (N, T, X, 1) for training, validation and test, as in its file."""
     (path,) = (folder.parent / "data").glob("*.hdf5")
     with h5py.File(path) as file:
-        u = file["tensor"][:]
+        u = file["tensor"][:][..., None]
     assert len(u) == 24 + 4 + 6
     return u[:24], u[24:28], u[28:]
 
 
 def written_out_error(simulator, u):
-    """The latent rollout's mean relative error; a field's size is at least 0.01 of the scale."""
+    """The latent rollout's mean relative error; a field's size is at least 0.01 of the std."""
     u = torch.from_numpy(u)
-    nu = torch.full((len(u),), 0.001)
+    parameters = torch.full((len(u), 1), 0.001)
     errors = []
     with torch.no_grad():
         z = simulator.encode(u[:, 0])
         for k in range(1, u.shape[1]):
-            z = simulator.step(z, nu)
+            z = simulator.step(z, parameters)
             difference = simulator.decode(z).double() - u[:, k].double()
-            size = u[:, k].double().square().mean(-1).sqrt()
-            floor = 0.01 * simulator.scale.double()
-            errors.append(difference.square().mean(-1).sqrt() / torch.maximum(size, floor))
+            size = u[:, k].double().square().mean((1, 2)).sqrt()
+            floor = 0.01 * simulator.std.double()
+            errors.append(difference.square().mean((1, 2)).sqrt() / torch.maximum(size, floor))
     return torch.stack(errors).mean().item()
 
 
@@ -169,7 +170,7 @@ def best_epoch(recorder):
 # --- the chosen weights ---
 
 
-def test_recorded_run_is_one_in_which_the_choice_matters(trained):
+def test_recorded_run_has_a_best_epoch_between_the_first_and_the_last(trained):
     _, recorder = trained
     assert len(recorder.weights) == 4 * BATCHES
     assert sorted(recorder.errors) == [0, 1, 2, 3]
@@ -221,7 +222,7 @@ def test_exported_validation_error_is_the_lowest_and_that_of_the_averaged_file(t
         assert file["hyper_parameters"]["lr"] == 0.01
 
 
-def test_load_of_a_run_takes_the_averaged_weights(trained):
+def test_loaded_run_has_the_averaged_weights(trained):
     folder, recorder = trained
     last = (best_epoch(recorder) + 1) * BATCHES - 1
     state = ups.load(folder).state_dict()
@@ -232,43 +233,42 @@ def test_load_of_a_run_takes_the_averaged_weights(trained):
     assert not ups.load(folder).training
 
 
-def test_load_of_a_run_gives_the_units_of_its_training_data(trained):
+def test_loaded_run_has_the_units_of_its_training_data(trained):
     folder, _ = trained
     simulator, training = ups.load(folder), data_of(folder)[0]
-    assert simulator.scale.item() == pytest.approx(np.std(training.astype(np.float64)), rel=1e-6)
-    assert (simulator.dt, simulator.length, simulator.equation, simulator.nus) == (
-        pytest.approx(0.05),
-        1.0,
-        "burgers",
-        (0.001,),
-    )
+    assert simulator.std.tolist() == pytest.approx([np.std(training.astype(np.float64))], rel=1e-6)
+    assert simulator.mean.tolist() == [0.0]
+    assert (simulator.dt, simulator.spec.grid.extent) == (pytest.approx(0.05), (1.0,))
+    assert (simulator.equation_name, simulator.equation.name) == ("burgers", "burgers")
+    assert simulator.training_parameters == [[0.001]]
     assert torch.allclose(simulator.x[1:] - simulator.x[:-1], torch.tensor(1 / 32), atol=1e-6)
     assert len(simulator.x) == 32
 
 
-def test_finished_run_keeps_no_checkpoint_to_go_on_from(trained, without_average):
+def test_finished_run_keeps_no_checkpoint_to_resume_from(trained, without_average):
     for folder, _ in (trained, without_average):
         kept = sorted(p.name for p in (folder / "checkpoints").glob("*.ckpt"))
         assert kept == ["operator.ckpt", "operator_ema.ckpt"]
 
 
-def test_new_simulator_takes_its_units_and_its_equation_from_the_data():
-    data = SimpleNamespace(
-        points=16, x=torch.arange(16) * 0.25, dt=0.02, length=4.0, scale=1.7, equation="advection",
-        parts=[(0.3, None), (0.5, None)],
-    )  # fmt: skip
+def test_new_simulator_takes_spec_equation_and_parameters_from_the_data():
+    spec = FieldSpec(
+        Grid((16,), (4.0,), origin=(0.0,)), parameters=("beta",), dt=0.02, mean=(0.4,), std=(1.7,)
+    )
+    data = SimpleNamespace(spec=spec, equation_name="advection", training_parameters=[[0.3], [0.5]])
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("config", ["model=tiny", "model.tokens=8", "model.width=12"])
+        cfg = compose("config", ["model=mixer_tiny", "model.num_tokens=8", "model.hidden_dim=12"])
     simulator = build_simulator(cfg, data)
-    assert (simulator.dt, simulator.length, simulator.equation) == (0.02, 4.0, "advection")
-    assert simulator.nus == (0.3, 0.5)
-    assert simulator.scale.item() == pytest.approx(1.7)
-    assert torch.equal(simulator.x, data.x)
-    assert (simulator.model.tokens, simulator.model.width) == (8, 12)
-    assert simulator.spec["distances"] == [1, 2, 1]
+    assert (simulator.spec, simulator.dt, simulator.equation_name) == (spec, 0.02, "advection")
+    assert simulator.training_parameters == [[0.3], [0.5]]
+    assert simulator.mean.tolist() == pytest.approx([0.4])
+    assert simulator.std.tolist() == pytest.approx([1.7])
+    assert torch.equal(simulator.x, torch.arange(16) * 0.25)
+    assert (simulator.model.num_tokens, simulator.model.hidden_dim) == (8, 12)
+    assert simulator.model_config["dilations"] == [1, 2, 1]
 
 
-def test_configured_inverse_loss_frequency_decides_which_batches_have_the_terms(trained):
+def test_configured_inverse_loss_frequency_selects_the_batches_with_the_terms(trained):
     _, recorder = trained
     for i, terms in enumerate(recorder.terms):
         names = (
@@ -329,7 +329,9 @@ def without_average(tmp_path_factory):
     )
 
 
-def test_run_without_an_average_exports_the_raw_weights_of_the_best_epoch_twice(without_average):
+def test_run_exports_the_raw_weights_of_the_best_epoch_twice_when_there_is_no_average(
+    without_average,
+):
     folder, recorder = without_average
     assert sorted(recorder.errors) == [1, 3]
     assert best_epoch(recorder) == 1
@@ -341,7 +343,7 @@ def test_run_without_an_average_exports_the_raw_weights_of_the_best_epoch_twice(
     assert recorder.errors[1] == pytest.approx(own, rel=1e-5)
 
 
-def test_accumulating_run_moves_its_weights_after_every_other_batch(without_average):
+def test_weights_change_after_every_other_batch_when_two_are_accumulated(without_average):
     _, recorder = without_average
     assert recorder.options["accumulate_grad_batches"] == 2
     assert recorder.options["gradient_clip_val"] == 0.5
@@ -442,7 +444,7 @@ def epoch_line(monkeypatch, caplog, folder, module, trainer, steps, seconds, sta
     return caplog.messages[-1]
 
 
-def test_epoch_log_tells_speed_and_time_left(monkeypatch, caplog, tmp_path):
+def test_epoch_summary_gives_speed_and_time_left(monkeypatch, caplog, tmp_path):
     write_preflight(tmp_path, operator=1000, diffusion=300, consistency=60, test=30)
     module = SimpleNamespace(stage="operator")
     steps = [{"loss": 1.0, "L_forward": 0.5, "L_inv_enc": 3.0}, {"loss": 2.0, "L_forward": 1.0}]
@@ -464,7 +466,7 @@ def test_epoch_log_tells_speed_and_time_left(monkeypatch, caplog, tmp_path):
     assert line == "  ".join(parts)
 
 
-def test_epoch_log_counts_the_stages_that_come_after_its_own(monkeypatch, caplog, tmp_path):
+def test_epoch_summary_counts_the_later_stages(monkeypatch, caplog, tmp_path):
     write_preflight(tmp_path, operator=1000, diffusion=300, consistency=20, test=10)
     module = SimpleNamespace(stage="diffusion")
     steps = [{"loss": 1.0, "L_noise": 0.25}]
@@ -483,7 +485,7 @@ def test_epoch_log_counts_the_stages_that_come_after_its_own(monkeypatch, caplog
     assert line == f"{losses}  1.5 steps/s  4 s left, 34 s in all"
 
 
-def test_epoch_log_without_a_preflight_tells_the_time_of_its_own_stage(
+def test_epoch_summary_gives_the_time_of_its_stage_when_there_was_no_preflight(
     monkeypatch, caplog, tmp_path
 ):
     module = SimpleNamespace(stage="operator")
@@ -497,7 +499,7 @@ def test_epoch_log_without_a_preflight_tells_the_time_of_its_own_stage(
 
 
 @pytest.mark.parametrize(("limit", "emptied"), [(99, True), (100, False), (101, False)])
-def test_compile_cache_is_emptied_where_it_has_outgrown_its_limit(tmp_path, limit, emptied):
+def test_compile_cache_is_emptied_when_larger_than_its_limit(tmp_path, limit, emptied):
     folder = tmp_path / "cache"
     (folder / "deep").mkdir(parents=True)
     (folder / "one").write_bytes(b"x" * 60)
@@ -512,7 +514,7 @@ def test_compile_cache_is_emptied_where_it_has_outgrown_its_limit(tmp_path, limi
         assert not folder.exists()
 
 
-def test_finite_loss_names_the_first_term_that_is_not_finite_and_the_trajectories():
+def test_terminate_on_nan_names_the_first_term_that_is_not_finite_and_the_trajectories():
     callback, trainer = TerminateOnNaN(), SimpleNamespace(global_step=7)
     batch = SimpleNamespace(trajectory=torch.arange(100, 120))
     terms = {"loss": torch.nan, "L_forward": 1.0, "L_inv_enc": torch.inf, "L_inv_dec": torch.nan}
@@ -528,7 +530,7 @@ def test_finite_loss_names_the_first_term_that_is_not_finite_and_the_trajectorie
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_finite_loss_sees_one_gradient_among_many(bad):
+def test_terminate_on_nan_finds_one_gradient_among_many(bad):
     callback, trainer = TerminateOnNaN(), SimpleNamespace(global_step=3)
     callback.trajectories = [5]
     module = torch.nn.Linear(3, 2)

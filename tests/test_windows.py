@@ -1,6 +1,8 @@
 """Training windows, splits, thinning and generated data: what is drawn, from where, how often."""
 
+import dataclasses
 import hashlib
+import inspect
 import json
 import math
 from collections import Counter
@@ -16,13 +18,15 @@ from hydra.utils import instantiate
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
+from ups.core.fields import Grid
 from ups.datamodules import BurgersDataModule, TrajectoryDataModule
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowIndices, WindowSampler
 from ups.physics import advection, burgers, periodic_1d
 from ups.run import CONF
 
-FIELDS = ("number", "trajectory", "start", "shift", "mirror", "stride")
+FIELDS = ("number", "trajectory", "start", "translate", "reflect", "stride")
+NO_AUGMENTATION = {"translate": False, "reflect": False}
 
 
 def codes(trajectories, frames, points):
@@ -47,16 +51,20 @@ def write_file(path, values, dt=0.01, length=1.0, extra=1):
     return path
 
 
+def line(points, length=1.0):
+    return Grid((points,), (length,))
+
+
 def make_sampler(**changes):
     settings = {
-        "trajectories": 100,
-        "frames": 11,
-        "window": 3,
-        "points": 8,
-        "windows_per_trajectory": 200,
+        "num_trajectories": 100,
+        "num_frames": 11,
+        "unroll_steps": 3,
+        "shape": (8,),
+        "samples_per_trajectory": 200,
         "batch_size": 50,
-        "shift": True,
-        "mirror": True,
+        "translate": True,
+        "reflect": True,
         "seed": 0,
     }
     return WindowSampler(**{**settings, **changes})
@@ -65,7 +73,9 @@ def make_sampler(**changes):
 def drawn(sampler):
     """All windows of the sampler's next pass, as one array a field."""
     batches = list(sampler)
-    return {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in FIELDS}
+    found = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in FIELDS}
+    assert found["translate"].ndim == 2
+    return {**found, "translate": found["translate"].squeeze(-1)}
 
 
 def assert_frequencies(values, expected):
@@ -78,61 +88,68 @@ def assert_frequencies(values, expected):
 
 
 def every_window(trajectories=2, frames=9, window=2, points=8, strides=(1, 2, 3)):
-    """Hand-made windows: every trajectory, stride, first frame and mirroring; shifts in turn."""
+    """Hand-made windows: every trajectory, stride, first frame and reflection; shifts in turn."""
     rows = []
     for trajectory in range(trajectories):
         for stride in strides:
             for start in range(frames - window * stride):
-                for mirror in (0, 1):
+                for reflect in (0, 1):
                     rows.append(
-                        (len(rows) + 7, trajectory, start, len(rows) % points, mirror, stride)
+                        (len(rows) + 7, trajectory, start, len(rows) % points, reflect, stride)
                     )
-    return WindowIndices(*np.array(rows).T)
+    number, trajectory, start, translate, reflect, stride = np.array(rows).T
+    return WindowIndices(number, trajectory, start, translate[:, None], reflect, stride)
 
 
-def written_out(values, w, window, physics):
-    """The windows of ``w`` (B, K+1, X), point by point."""
+def written_out(values, w, window, equation):
+    """The windows of ``w`` (B, K+1, X, 1) of values (N, T, X), point by point.
+
+    Without an equation they are neither translated nor reflected nor rescaled.
+    """
     points = values.shape[-1]
     out = np.zeros((len(w.start), window + 1, points), np.float32)
     for row in range(len(w.start)):
         for k in range(window + 1):
-            frame = values[w.trajectory[row], w.start[row] + k * w.stride[row]]
+            stride = w.stride[row] if equation else 1
+            frame = values[w.trajectory[row], w.start[row] + k * stride]
             for x in range(points):
-                seen = (x + w.shift[row]) % points
-                if physics is burgers:
-                    # x -> -x and u -> -u; a times the field where it is hastened
-                    value = -frame[points - 1 - seen] if w.mirror[row] else frame[seen]
+                seen = (x + w.translate[row, 0]) % points
+                if equation is None:
+                    out[row, k, x] = frame[x]
+                elif equation is burgers.EQUATION:
+                    # x -> -x and u -> -u; a times the field where time is rescaled
+                    value = -frame[points - 1 - seen] if w.reflect[row] else frame[seen]
                     out[row, k, x] = value * w.stride[row]
                 else:
-                    out[row, k, x] = -frame[seen] if w.mirror[row] else frame[seen]
-    return torch.from_numpy(out)
+                    out[row, k, x] = -frame[seen] if w.reflect[row] else frame[seen]
+    return torch.from_numpy(out)[..., None]
 
 
 # ---------------------------------------------------------------- which windows are drawn
 
 
-def test_window_starts_are_uniform_from_the_first_to_the_last_valid_frame_when_early_is_one():
+def test_window_starts_are_uniform_over_valid_frames_when_start_time_bias_is_one():
     # frames 0..10, windows of frames s..s+3: the last valid start is 7
-    start = drawn(make_sampler(early=1.0))["start"]
+    start = drawn(make_sampler(start_time_bias=1.0))["start"]
     assert set(start.tolist()) == set(range(8))
     assert_frequencies(start, dict.fromkeys(range(8), 1 / 8))
 
 
-@pytest.mark.parametrize("early", [0.5, 2.0, 3.0])
-def test_window_starts_follow_the_law_of_early(early):
-    # floor(8 r^early) = s where r lies from (s / 8)^(1 / early) to ((s + 1) / 8)^(1 / early)
-    start = drawn(make_sampler(early=early))["start"]
-    law = {s: ((s + 1) / 8) ** (1 / early) - (s / 8) ** (1 / early) for s in range(8)}
+@pytest.mark.parametrize("bias", [0.5, 2.0, 3.0])
+def test_window_starts_follow_the_law_of_start_time_bias(bias):
+    # floor(8 r^bias) = s where r lies from (s / 8)^(1 / bias) to ((s + 1) / 8)^(1 / bias)
+    start = drawn(make_sampler(start_time_bias=bias))["start"]
+    law = {s: ((s + 1) / 8) ** (1 / bias) - (s / 8) ** (1 / bias) for s in range(8)}
     assert set(start.tolist()) == set(range(8))
     assert_frequencies(start, law)
 
 
-def test_window_starts_are_all_zero_when_a_window_is_as_long_as_the_trajectory():
-    assert set(drawn(make_sampler(window=10, early=1.0))["start"].tolist()) == {0}
+def test_window_starts_are_zero_when_a_window_is_as_long_as_the_trajectory():
+    assert set(drawn(make_sampler(unroll_steps=10, start_time_bias=1.0))["start"].tolist()) == {0}
 
 
 def test_window_starts_reach_the_last_valid_frame_of_every_stride():
-    found = drawn(make_sampler(early=1.0, stretch=np.full(100, 3)))
+    found = drawn(make_sampler(start_time_bias=1.0, max_time_rescale=np.full(100, 3)))
     for stride, valid in {1: 8, 2: 5, 3: 2}.items():
         start = found["start"][found["stride"] == stride]
         assert_frequencies(start, dict.fromkeys(range(valid), 1 / valid))
@@ -140,16 +157,16 @@ def test_window_starts_reach_the_last_valid_frame_of_every_stride():
 
 def test_sampler_takes_every_stride_of_a_trajectory_equally_often():
     stretch = np.repeat([1, 2, 3], [40, 30, 30])
-    found = drawn(make_sampler(stretch=stretch))
+    found = drawn(make_sampler(max_time_rescale=stretch))
     for largest in (1, 2, 3):
         strides = found["stride"][stretch[found["trajectory"]] == largest]
         assert_frequencies(strides, dict.fromkeys(range(1, largest + 1), 1 / largest))
 
 
-def test_sampler_takes_every_trajectory_the_given_times_an_epoch():
-    sampler = make_sampler(trajectories=7, windows_per_trajectory=6, batch_size=3)
+def test_sampler_takes_every_trajectory_samples_per_trajectory_times_an_epoch():
+    sampler = make_sampler(num_trajectories=7, samples_per_trajectory=6, batch_size=3)
     for position in (0, len(sampler)):
-        sampler.position = lambda position=position: position
+        sampler.start_batch = lambda position=position: position
         found = drawn(sampler)
         assert Counter(found["trajectory"].tolist()) == dict.fromkeys(range(7), 6)
         assert found["number"].tolist() == list(range(42))
@@ -161,39 +178,39 @@ def test_sampler_mixes_the_trajectories_of_a_batch():
     assert all(30 <= len(set(batch.trajectory.tolist())) <= 50 for batch in batches)
 
 
-def test_shifts_are_uniform_over_the_points_and_mirrors_take_half():
+def test_translations_are_uniform_over_the_points_and_reflections_take_half():
     found = drawn(make_sampler())
-    assert_frequencies(found["shift"], dict.fromkeys(range(8), 1 / 8))
-    assert_frequencies(found["mirror"], {0: 0.5, 1: 0.5})
-    assert_frequencies(found["shift"][found["mirror"] == 1], dict.fromkeys(range(8), 1 / 8))
+    assert_frequencies(found["translate"], dict.fromkeys(range(8), 1 / 8))
+    assert_frequencies(found["reflect"], {0: 0.5, 1: 0.5})
+    assert_frequencies(found["translate"][found["reflect"] == 1], dict.fromkeys(range(8), 1 / 8))
 
 
-@pytest.mark.parametrize("name", ["shift", "mirror"])
-def test_augmentation_is_left_out_alone_when_it_is_off(name):
+@pytest.mark.parametrize("name", ["translate", "reflect"])
+def test_augmentation_leaves_the_other_draws_alone_when_off(name):
     found, on = drawn(make_sampler(**{name: False})), drawn(make_sampler())
     assert set(found[name].tolist()) == {0}
     for other in set(FIELDS) - {name}:
         assert np.array_equal(found[other], on[other])
 
 
-def test_epochs_differ_and_are_repeated_only_when_repeat_is_on():
+def test_epochs_are_repeated_only_when_windows_are_fixed():
     for repeat in (False, True):
-        sampler = make_sampler(repeat=repeat, windows_per_trajectory=2)
+        sampler = make_sampler(fixed_windows=repeat, samples_per_trajectory=2)
         epochs = []
         for epoch in range(3):
-            sampler.position = lambda epoch=epoch: epoch * 4
+            sampler.start_batch = lambda epoch=epoch: epoch * 4
             epochs.append(drawn(sampler))
         for later in (1, 2):
-            for name in ("trajectory", "start", "shift", "mirror"):
+            for name in ("trajectory", "start", "translate", "reflect"):
                 assert np.array_equal(epochs[0][name], epochs[later][name]) == repeat
         if not repeat:
             assert not np.array_equal(epochs[1]["start"], epochs[2]["start"])
 
 
-def test_sampler_goes_on_with_the_very_next_batch_when_repeat_is_on():
-    sampler = make_sampler(repeat=True, windows_per_trajectory=2)
+def test_sampler_continues_with_the_next_batch_when_windows_are_fixed():
+    sampler = make_sampler(fixed_windows=True, samples_per_trajectory=2)
     whole = list(sampler)
-    sampler.position = lambda: 2 * 4 + 3
+    sampler.start_batch = lambda: 2 * 4 + 3
     rest = list(sampler)
     assert len(whole) == 4
     assert len(rest) == 1
@@ -201,37 +218,41 @@ def test_sampler_goes_on_with_the_very_next_batch_when_repeat_is_on():
     assert np.array_equal(rest[0].start, whole[3].start)
 
 
-def test_order_depends_on_the_seed():
+def test_window_order_depends_on_the_seed():
     first, again, other = (drawn(make_sampler(seed=seed)) for seed in (0, 0, 1))
-    for name in ("trajectory", "start", "shift", "mirror"):
+    for name in ("trajectory", "start", "translate", "reflect"):
         assert np.array_equal(first[name], again[name])
         assert not np.array_equal(first[name], other[name])
 
 
-def test_epochs_of_neighbouring_seeds_are_not_each_other():
+def test_epochs_of_neighboring_seeds_differ():
     sampler = make_sampler(seed=0)
-    sampler.position = lambda: len(sampler)
+    sampler.start_batch = lambda: len(sampler)
     assert not np.array_equal(drawn(sampler)["start"], drawn(make_sampler(seed=1))["start"])
 
 
 def test_sampler_length_is_the_windows_by_the_global_batch_rounded_down():
-    sizes = {"trajectories": 5, "windows_per_trajectory": 5, "batch_size": 4}
-    assert make_sampler(**sizes).windows == 25
+    sizes = {"num_trajectories": 5, "samples_per_trajectory": 5, "batch_size": 4}
+    assert make_sampler(**sizes).num_windows == 25
     for world, batches in {1: 6, 2: 3, 3: 2}.items():
         sampler = make_sampler(**sizes, world=world)
         assert len(sampler) == batches
         assert len(list(sampler)) == batches
 
 
-def test_windows_come_round_when_they_are_fewer_than_a_batch():
-    (batch,) = make_sampler(trajectories=3, windows_per_trajectory=1, batch_size=7)
+def test_windows_are_repeated_when_fewer_than_a_batch():
+    (batch,) = make_sampler(num_trajectories=3, samples_per_trajectory=1, batch_size=7)
     assert batch.number.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert np.array_equal(batch.start[:3], batch.start[3:6])
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_a_global_batch_in_the_order_of_their_rank(world):
-    sizes = {"trajectories": 10, "windows_per_trajectory": 6, "stretch": np.full(10, 2)}
+    sizes = {
+        "num_trajectories": 10,
+        "samples_per_trajectory": 6,
+        "max_time_rescale": np.full(10, 2),
+    }
     whole = list(make_sampler(**sizes, batch_size=2 * world))
     shares = [list(make_sampler(**sizes, batch_size=2, rank=r, world=world)) for r in range(world)]
     assert len(whole) == 60 // (2 * world)
@@ -244,19 +265,31 @@ def test_processes_share_a_global_batch_in_the_order_of_their_rank(world):
 # ---------------------------------------------------------------- what a window holds
 
 
-@pytest.mark.parametrize("physics", [burgers, advection])
-def test_window_content_is_the_trajectory_at_start_and_every_stride(physics):
+@pytest.mark.parametrize("equation", [burgers.EQUATION, advection.EQUATION])
+def test_window_content_is_the_trajectory_at_start_and_every_stride(equation):
     values, w = codes(2, 9, 8), every_window()
-    nu = np.array([0.25, 0.5])
-    batch = WindowDataset([], values, 2, nu, physics)[w]
-    assert torch.equal(batch.u, written_out(values, w, 2, physics))
+    parameters = torch.tensor([[0.25], [0.5]])
+    batch = WindowDataset([], values[..., None], 2, parameters, line(8), equation)[w]
+    assert torch.equal(batch.u, written_out(values, w, 2, equation))
     assert batch.u.dtype == torch.float32
-    expected_nu = [nu[i] * stride for i, stride in zip(w.trajectory, w.stride, strict=True)]
-    assert batch.nu.tolist() == expected_nu
-    assert batch.nu.dtype == torch.float32
+    expected = [[0.25 * (i + 1) * k] for i, k in zip(w.trajectory, w.stride, strict=True)]
+    assert batch.parameters.tolist() == expected
+    assert batch.parameters.dtype == torch.float32
     assert batch.trajectory.tolist() == w.trajectory.tolist()
     assert batch.window.tolist() == w.number.tolist()
-    assert np.array_equal(values, codes(2, 9, 8))  # nothing was changed in place
+    # nothing was changed in place
+    assert np.array_equal(values, codes(2, 9, 8))
+    assert parameters.tolist() == [[0.25], [0.5]]
+
+
+@pytest.mark.parametrize("equation", [None, dataclasses.replace(burgers.EQUATION, symmetries=())])
+def test_window_content_is_the_trajectory_at_start_when_there_are_no_symmetries(equation):
+    values, w = codes(2, 9, 8), every_window()
+    parameters = torch.tensor([[0.25], [0.5]])
+    batch = WindowDataset([], values[..., None], 2, parameters, line(8), equation)[w]
+    assert torch.equal(batch.u, written_out(values, w, 2, None))
+    assert torch.equal(batch.parameters, parameters[w.trajectory])
+    assert w.stride.max() == 3  # the sampler's own are left as they are
 
 
 @pytest.mark.parametrize("thin", [(1, 1), (2, 4)])
@@ -270,17 +303,18 @@ def test_streamed_windows_equal_those_in_memory_with_strides(tmp_path, thin):
         files.append(TrajectoryFile(path, *thin))
     sources = [(files[0], 3), (files[1], 0)]
     values = np.concatenate([file.read([row]) for file, row in sources])
-    nu, w = np.array([0.25, 0.5]), every_window()
-    streamed = WindowDataset(sources, None, 2, nu, burgers)[w]
-    loaded = WindowDataset(sources, values, 2, nu, burgers)[w]
-    for name in ("u", "nu", "trajectory", "window"):
+    settings = (2, torch.tensor([[0.25], [0.5]]), line(8), burgers.EQUATION)
+    w = every_window()
+    streamed = WindowDataset(sources, None, *settings)[w]
+    loaded = WindowDataset(sources, values, *settings)[w]
+    for name in ("u", "parameters", "trajectory", "window"):
         assert torch.equal(getattr(streamed, name), getattr(loaded, name))
     first = codes(4, frames, points)[3, ::time_stride, ::space_stride]
-    assert np.array_equal(values[0], first)
+    assert np.array_equal(values[0, ..., 0], first)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_windows_are_hastened_only_while_their_first_field_stays_within_the_limit(
+def test_windows_are_rescaled_only_while_their_first_field_stays_within_the_cap(
     tmp_path, in_memory
 ):
     # the largest |u| of the first frame, which may stand anywhere and be negative
@@ -292,51 +326,102 @@ def test_windows_are_hastened_only_while_their_first_field_stays_within_the_limi
     file = TrajectoryFile(write_file(tmp_path / "a", values))
     sources = [(file, row) for row in range(5)]
     dataset = WindowDataset(
-        sources, values if in_memory else None, 1, np.full(5, 0.5), burgers, limit=1.0
+        sources,
+        values[..., None] if in_memory else None,
+        1,
+        torch.full((5, 1), 0.5),
+        line(4),
+        burgers.EQUATION,
+        amplitude_cap=1.0,
     )
     expected = {3: [3, 2, 2, 1, 1], 2: [2, 2, 2, 1, 1], 1: [1, 1, 1, 1, 1]}
     for asked, strides in expected.items():
         zeros = np.zeros(5, int)
-        w = WindowIndices(np.arange(5), np.arange(5), zeros, zeros, zeros, np.full(5, asked))
+        each, still = np.arange(5), zeros[:, None]
+        w = WindowIndices(each, each, zeros, still, zeros, np.full(5, asked))
         batch = dataset[w]
-        assert batch.nu.tolist() == [0.5 * stride for stride in strides]
-        assert (batch.u[:, 0, 1]).tolist() == [-s * k for s, k in zip(sizes, strides, strict=True)]
+        assert batch.parameters.tolist() == [[0.5 * stride] for stride in strides]
+        first = batch.u[:, 0, 1, 0].tolist()
+        assert first == [-s * k for s, k in zip(sizes, strides, strict=True)]
         assert w.stride.tolist() == [asked] * 5  # the sampler's own are left as they are
 
 
-def test_batch_shards_are_equal_parts_in_order():
-    u = torch.arange(36.0).reshape(6, 2, 3)
-    batch = Batch(u, torch.arange(6.0), torch.arange(6) + 10, torch.arange(6) + 20)
+def make_numbered_batch(n=6, space=(3,), num_parameters=2):
+    u = torch.arange(2.0 * n * math.prod(space)).reshape(n, 2, *space, 1)
+    parameters = torch.arange(float(n * num_parameters)).reshape(n, num_parameters)
+    return Batch(u, parameters, torch.arange(n) + 10, torch.arange(n) + 20)
+
+
+def test_batch_chunks_are_equal_parts_in_order():
+    batch = make_numbered_batch()
     assert len(batch) == 6
-    parts = batch.shards(2)
+    parts = batch.chunk(2)
     assert [part.window.tolist() for part in parts] == [[20, 21, 22], [23, 24, 25]]
     assert [part.trajectory.tolist() for part in parts] == [[10, 11, 12], [13, 14, 15]]
-    assert [part.nu.tolist() for part in parts] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
-    assert torch.equal(parts[1].u, u[3:])
-    assert [len(part) for part in batch.shards(3)] == [2, 2, 2]
+    assert parts[0].parameters.tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    assert parts[1].parameters.tolist() == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
+    assert torch.equal(parts[1].u, batch.u[3:])
+    assert [len(part) for part in batch.chunk(3)] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("name", ["u", "nu", "trajectory", "window"])
-def test_batch_of_lengths_that_differ_is_refused(name):
+@pytest.mark.parametrize("space", [(3,), (3, 4)])
+@pytest.mark.parametrize("num_parameters", [0, 2])
+def test_batch_cat_undoes_chunk(space, num_parameters):
+    batch = make_numbered_batch(6, space, num_parameters)
+    joined = Batch.cat(iter(batch.chunk(3)))
+    for name in ("u", "parameters", "trajectory", "window"):
+        assert torch.equal(getattr(joined, name), getattr(batch, name))
+
+
+def test_batch_cat_joins_batches_of_different_lengths_in_order():
+    joined = Batch.cat([make_numbered_batch(2), make_numbered_batch(3), make_numbered_batch(1)])
+    assert joined.u.shape == (6, 2, 3, 1)
+    assert joined.trajectory.tolist() == [10, 11, 10, 11, 12, 10]
+    assert joined.window.tolist() == [20, 21, 20, 21, 22, 20]
+    assert joined.parameters[:, 0].tolist() == [0.0, 2.0, 0.0, 2.0, 4.0, 0.0]
+    assert joined.u[:, 0, 0, 0].tolist() == [0.0, 6.0, 0.0, 6.0, 12.0, 0.0]
+
+
+def test_batch_to_moves_every_tensor_and_leaves_the_batch_alone():
+    batch = make_numbered_batch()
+    moved = batch.to("meta")
+    for name in ("u", "parameters", "trajectory", "window"):
+        before, after = getattr(batch, name), getattr(moved, name)
+        assert (before.device.type, after.device.type) == ("cpu", "meta")
+        assert (before.shape, before.dtype) == (after.shape, after.dtype)
+    same = batch.to(torch.device("cpu"))
+    assert torch.equal(same.u, batch.u)
+    assert torch.equal(same.window, batch.window)
+
+
+@pytest.mark.parametrize("name", ["u", "parameters", "trajectory", "window"])
+def test_batch_is_refused_when_lengths_or_ranks_differ(name):
     parts = {
-        "u": torch.zeros(3, 2, 4),
-        "nu": torch.zeros(3),
+        "u": torch.zeros(3, 2, 4, 1),
+        "parameters": torch.zeros(3, 1),
         "trajectory": torch.zeros(3, dtype=torch.int64),
         "window": torch.zeros(3, dtype=torch.int64),
     }
     Batch(**parts)
-    with pytest.raises(ValueError, match="a batch is u"):
-        Batch(**{**parts, name: parts[name][:2]})
-    if name == "u":
-        with pytest.raises(ValueError, match="a batch is u"):
-            Batch(**{**parts, "u": torch.zeros(3, 4)})
+    Batch(**{**parts, "parameters": torch.zeros(3, 0)})
+    # too short, and without the last axis
+    for wrong in (parts[name][:2], parts[name][..., 0]):
+        with pytest.raises(ValueError, match="a batch must be u"):
+            Batch(**{**parts, name: wrong})
 
 
 # ---------------------------------------------------------------- the datamodule: splits, scale
 
 
 def read_module(path, **changes):
-    settings = {"nu": 0.5, "train": 3, "validation": 2, "test": 4, "window": 2, "batch_size": 6}
+    settings = {
+        "nu": 0.5,
+        "num_train": 3,
+        "num_validation": 2,
+        "num_test": 4,
+        "unroll_steps": 2,
+        "batch_size": 6,
+    }
     data = BurgersDataModule(path=path, **{**settings, **changes})
     data.prepare_data()
     data.setup()
@@ -346,10 +431,10 @@ def read_module(path, **changes):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_splits_of_a_file_are_train_first_test_last_validation_before_it(tmp_path, in_memory):
     path = str(write_file(tmp_path / "a.hdf5", codes(12, 5, 8)))
-    data = read_module(path, in_memory=in_memory, eval_batch_size=3, shift=False, mirror=False)
+    data = read_module(path, in_memory=in_memory, eval_batch_size=3, augmentation=NO_AUGMENTATION)
     assert len(data.train_sources) == 3
     trained = torch.cat([batch.u for batch in data.train_dataloader()])
-    assert {trajectory_of(value) for value in trained[:, 0, 0].tolist()} == {0, 1, 2}
+    assert {trajectory_of(value) for value in trained[:, 0, 0, 0].tolist()} == {0, 1, 2}
     for split, loader, rows, sizes in (
         ("validation", data.val_dataloader(), [6, 7], [2]),
         ("test", data.test_dataloader(), [8, 9, 10, 11], [3, 1]),
@@ -357,46 +442,53 @@ def test_splits_of_a_file_are_train_first_test_last_validation_before_it(tmp_pat
         batches = list(loader)
         assert [len(batch) for batch in batches] == sizes
         u = torch.cat([batch.u for batch in batches])
-        assert torch.equal(u, torch.from_numpy(codes(12, 5, 8)[rows]))
+        assert torch.equal(u, torch.from_numpy(codes(12, 5, 8)[rows])[..., None])
         assert torch.equal(data.values[split], u)
         for name in ("trajectory", "window"):
             numbers = torch.cat([getattr(batch, name) for batch in batches])
             assert numbers.tolist() == list(range(len(rows)))
-        assert torch.cat([batch.nu for batch in batches]).tolist() == [0.5] * len(rows)
+        parameters = torch.cat([batch.parameters for batch in batches])
+        assert parameters.tolist() == [[0.5]] * len(rows)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_splits_of_two_files_hold_each_files_own_rows_and_parameter(tmp_path, in_memory):
+def test_splits_of_two_files_hold_the_rows_and_parameter_of_each_file(tmp_path, in_memory):
     values = codes(12, 5, 8)
     paths = [
         str(write_file(tmp_path / f"Nu{nu}.hdf5", sign * values))
         for nu, sign in ((0.5, 1), (0.25, -1))
     ]
     data = read_module(
-        paths, nu=None, in_memory=in_memory, eval_batch_size=3, shift=False, mirror=False, stretch=1
+        paths,
+        nu=None,
+        in_memory=in_memory,
+        eval_batch_size=3,
+        augmentation={**NO_AUGMENTATION, "max_time_rescale": 1},
     )
-    assert data.nu == [0.5, 0.25]
+    assert data.training_parameters == [[0.5], [0.25]]
     batches = list(data.test_dataloader())
-    assert [(len(batch), batch.nu.unique().tolist()) for batch in batches] == [
-        (3, [0.5]), (1, [0.5]), (3, [0.25]), (1, [0.25]),
+    assert [(len(batch), batch.parameters.unique(dim=0).tolist()) for batch in batches] == [
+        (3, [[0.5]]), (1, [[0.5]]), (3, [[0.25]]), (1, [[0.25]]),
     ]  # fmt: skip
     u = torch.cat([batch.u for batch in batches])
-    assert torch.equal(u, torch.from_numpy(np.concatenate([values[8:], -values[8:]])))
+    expected = np.concatenate([values[8:], -values[8:]])[..., None]
+    assert torch.equal(u, torch.from_numpy(expected))
     assert torch.cat([batch.trajectory for batch in batches]).tolist() == list(range(8))
     validation = torch.cat([batch.u for batch in data.val_dataloader()])
-    assert torch.equal(validation, torch.from_numpy(np.concatenate([values[6:8], -values[6:8]])))
+    expected = np.concatenate([values[6:8], -values[6:8]])[..., None]
+    assert torch.equal(validation, torch.from_numpy(expected))
     seen = set()
     for batch in data.train_dataloader():
-        for field, nu, trajectory in zip(batch.u, batch.nu, batch.trajectory, strict=True):
-            first = field[0, 0].item()
+        for field, nu, trajectory in zip(batch.u, batch.parameters, batch.trajectory, strict=True):
+            first = field[0, 0, 0].item()
             seen.add((first < 0, trajectory_of(abs(first)), nu.item(), trajectory.item()))
     assert seen == {(False, k, 0.5, k) for k in range(3)} | {
         (True, k, 0.25, 3 + k) for k in range(3)
     }
-    assert {name: nus.tolist() for name, nus in data.nus.items()} == {
-        "train": [0.5] * 3 + [0.25] * 3,
-        "validation": [0.5] * 2 + [0.25] * 2,
-        "test": [0.5] * 4 + [0.25] * 4,
+    assert {name: parameters.tolist() for name, parameters in data.parameters.items()} == {
+        "train": [[0.5]] * 3 + [[0.25]] * 3,
+        "validation": [[0.5]] * 2 + [[0.25]] * 2,
+        "test": [[0.5]] * 4 + [[0.25]] * 4,
     }
 
 
@@ -409,9 +501,7 @@ def amplitudes():
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_scale_is_the_standard_deviation_of_the_training_trajectories_of_all_files(
-    tmp_path, in_memory
-):
+def test_std_is_that_of_the_training_trajectories_of_all_files(tmp_path, in_memory):
     values = amplitudes()
     paths = [str(write_file(tmp_path / f"Nu{nu}.hdf5", nu * values)) for nu in (0.5, 4)]
     for path, nu, parts in ((paths[0], 0.5, [0.5]), (paths, None, [0.5, 4.0])):
@@ -419,30 +509,31 @@ def test_scale_is_the_standard_deviation_of_the_training_trajectories_of_all_fil
         known = np.concatenate([(part * values[:3]).astype(np.float64).ravel() for part in parts])
         mean = sum(known) / len(known)
         expected = math.sqrt(sum((value - mean) ** 2 for value in known) / len(known))
-        assert data.scale == pytest.approx(expected, rel=1e-6)
+        assert data.spec.std == pytest.approx((expected,), rel=1e-6)
+        assert data.spec.mean == (0.0,)  # the mean stays in the field
 
 
-def test_usual_size_is_the_four_fifths_quantile_of_the_largest_first_values(tmp_path):
+def test_amplitude_cap_is_the_four_fifths_quantile_of_the_largest_initial_values(tmp_path):
     values = amplitudes()
     values[:, 1:] *= 100  # only first frames count
     data = read_module(str(write_file(tmp_path / "a.hdf5", values)))
     small, middle, large = sorted(np.abs(values[:3, 0]).max(-1).tolist())
     assert small < middle < large
     # of three values the 0.8 quantile is 0.6 of the way from the second to the third
-    assert data.usual_size == pytest.approx(middle + 0.6 * (large - middle), rel=1e-6)
-    assert data.train_dataloader().dataset.limit == data.usual_size
+    assert data.amplitude_cap == pytest.approx(middle + 0.6 * (large - middle), rel=1e-6)
+    assert data.train_dataloader().dataset.amplitude_cap == data.amplitude_cap
 
 
-def test_streamed_scale_is_taken_from_all_over_the_training_trajectories(tmp_path):
+def test_streamed_std_is_taken_from_all_over_the_training_trajectories(tmp_path):
     # too many to read: some are. The first half is small, the second large
     rng = np.random.default_rng(0)
     values = rng.normal(size=(1204, 2, 32))
     values[600:] *= 3.0
     values[1200:] *= 1000.0
     path = str(write_file(tmp_path / "a.hdf5", values))
-    sizes = {"train": 1200, "validation": 2, "test": 2, "window": 1}
-    data = read_module(path, **sizes, in_memory=False, shift=False, mirror=False)
-    assert data.scale == pytest.approx(math.sqrt((1 + 9) / 2), rel=0.02)
+    sizes = {"num_train": 1200, "num_validation": 2, "num_test": 2, "unroll_steps": 1}
+    data = read_module(path, **sizes, in_memory=False, augmentation=NO_AUGMENTATION)
+    assert data.spec.std == pytest.approx((math.sqrt((1 + 9) / 2),), rel=0.02)
     assert len(data.train_sources) == 1200
     # windows are those of all trajectories, not of the ones that were read
     windows = [
@@ -450,29 +541,37 @@ def test_streamed_scale_is_taken_from_all_over_the_training_trajectories(tmp_pat
     ]
     trajectory = torch.cat([batch.trajectory for batch in windows])
     assert trajectory.max() > 1000
-    expected = torch.from_numpy(values.astype(np.float32))[trajectory]
+    expected = torch.from_numpy(values.astype(np.float32))[trajectory][..., None]
     assert torch.equal(torch.cat([batch.u for batch in windows]), expected)
 
 
 @pytest.mark.parametrize("size", [1e-13, 1e13])
-def test_data_of_a_size_that_can_not_be_trained_on_are_refused(tmp_path, size):
+def test_data_are_refused_when_their_std_is_too_small_or_too_large(tmp_path, size):
     path = str(write_file(tmp_path / "a.hdf5", amplitudes() * size))
     with pytest.raises(UpsError, match="standard deviation"):
         read_module(path)
 
 
-def test_stretch_of_a_trajectory_is_bounded_by_parameter_setting_and_length(tmp_path):
+def test_stride_of_a_trajectory_is_bounded_by_parameter_setting_and_length(tmp_path):
     values = np.random.default_rng(0).normal(size=(4, 9, 4))
     nus = (1.0, 3.0, 5.0, 9.0)
     paths = [str(write_file(tmp_path / f"Nu{nu:g}.hdf5", values)) for nu in nus]
-    settings = {"nu": None, "train": 2, "validation": 1, "test": 1, "windows_per_trajectory": 200}
+    settings = {
+        "nu": None,
+        "num_train": 2,
+        "num_validation": 1,
+        "num_test": 1,
+        "samples_per_trajectory": 200,
+    }
     for window, stretch, expected in (
         (1, 20, [8, 3, 1, 1]),  # eight frames on: the ninth frame is the last
         (1, 4, [4, 3, 1, 1]),
         (4, 20, [2, 2, 1, 1]),
         (1, 1, [1, 1, 1, 1]),
     ):
-        data = read_module(paths, **settings, window=window, stretch=stretch)
+        data = read_module(
+            paths, **settings, unroll_steps=window, augmentation={"max_time_rescale": stretch}
+        )
         found = drawn(data.train_dataloader().sampler)
         file = found["trajectory"] // 2
         largest = [int(found["stride"][file == k].max()) for k in range(4)]
@@ -480,11 +579,13 @@ def test_stretch_of_a_trajectory_is_bounded_by_parameter_setting_and_length(tmp_
         assert (found["start"] + window * found["stride"]).max() == 8
 
 
-def test_stretch_reaches_a_parameter_that_is_a_whole_multiple_but_for_rounding(tmp_path):
+def test_stride_reaches_a_parameter_that_is_a_whole_multiple_but_for_rounding(tmp_path):
     values = np.random.default_rng(0).normal(size=(4, 9, 4))
     paths = [str(write_file(tmp_path / f"Nu{nu}.hdf5", values)) for nu in (0.3, 0.9)]
     assert np.float32(0.9) / np.float32(0.3) < 3
-    data = read_module(paths, nu=None, train=2, validation=1, test=1, windows_per_trajectory=60)
+    data = read_module(
+        paths, nu=None, num_train=2, num_validation=1, num_test=1, samples_per_trajectory=60
+    )
     found = drawn(data.train_dataloader().sampler)
     assert set(found["stride"][found["trajectory"] < 2].tolist()) == {1, 2, 3}
     assert set(found["stride"][found["trajectory"] >= 2].tolist()) == {1}
@@ -492,24 +593,32 @@ def test_stretch_reaches_a_parameter_that_is_a_whole_multiple_but_for_rounding(t
 
 def test_settings_of_the_datamodule_arrive_in_its_sampler(tmp_path):
     path = str(write_file(tmp_path / "a.hdf5", np.random.default_rng(0).normal(size=(30, 11, 8))))
-    sizes = {"train": 20, "window": 3, "windows_per_trajectory": 50, "batch_size": 10}
+    sizes = {"num_train": 20, "unroll_steps": 3, "samples_per_trajectory": 50, "batch_size": 10}
     first = drawn(read_module(path, **sizes).train_dataloader().sampler)
     assert len(first["start"]) == 1000
     # the default draws early frames more often: floor(8 r^2)
     law = {s: ((s + 1) / 8) ** 0.5 - (s / 8) ** 0.5 for s in range(8)}
     assert_frequencies(first["start"], law)
-    assert_frequencies(first["shift"], dict.fromkeys(range(8), 1 / 8))
-    even = drawn(read_module(path, **sizes, early=1.0).train_dataloader().sampler)
+    assert_frequencies(first["translate"], dict.fromkeys(range(8), 1 / 8))
+    even = drawn(read_module(path, **sizes, start_time_bias=1.0).train_dataloader().sampler)
     assert_frequencies(even["start"], dict.fromkeys(range(8), 1 / 8))
-    for name in ("shift", "mirror"):
-        off = drawn(read_module(path, **sizes, **{name: False}).train_dataloader().sampler)
+    for name in ("translate", "reflect"):
+        off = drawn(
+            read_module(path, **sizes, augmentation={name: False}).train_dataloader().sampler
+        )
         assert not off[name].any()
-    other_order = drawn(read_module(path, **sizes, order_seed=1).train_dataloader().sampler)
+    other_order = drawn(read_module(path, **sizes, sampler_seed=1).train_dataloader().sampler)
     assert not np.array_equal(other_order["start"], first["start"])
     other_data = drawn(read_module(path, **sizes, seed=1).train_dataloader().sampler)
     assert np.array_equal(other_data["start"], first["start"])
     by_hand = drawn(
-        make_sampler(trajectories=20, windows_per_trajectory=50, batch_size=10, early=2.0, seed=1)
+        make_sampler(
+            num_trajectories=20,
+            samples_per_trajectory=50,
+            batch_size=10,
+            start_time_bias=2.0,
+            seed=1,
+        )
     )
     for name in FIELDS:
         assert np.array_equal(other_order[name], by_hand[name])
@@ -517,9 +626,9 @@ def test_settings_of_the_datamodule_arrive_in_its_sampler(tmp_path):
 
 def test_sampler_of_a_trainer_takes_its_position_rank_and_world(tmp_path):
     path = str(write_file(tmp_path / "a.hdf5", codes(12, 5, 8)))
-    sizes = {"windows_per_trajectory": 8, "batch_size": 2}
+    sizes = {"samples_per_trajectory": 8, "batch_size": 2}
     for repeat in (False, True):
-        data = read_module(path, **sizes, repeat=repeat)
+        data = read_module(path, **sizes, fixed_windows=repeat)
         total = SimpleNamespace(ready=7)
         loop = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
         data.trainer = SimpleNamespace(
@@ -528,8 +637,9 @@ def test_sampler_of_a_trainer_takes_its_position_rank_and_world(tmp_path):
         sampler = data.train_dataloader().sampler
         # 24 windows in global batches of 4: six an epoch; batch 7 is the second of the second epoch
         by_hand = make_sampler(
-            trajectories=3, frames=5, window=2, windows_per_trajectory=8, batch_size=2, early=2.0,
-            repeat=repeat, rank=1, world=2, position=lambda: 7,
+            num_trajectories=3, num_frames=5, unroll_steps=2, samples_per_trajectory=8,
+            batch_size=2, start_time_bias=2.0,
+            fixed_windows=repeat, rank=1, world=2, start_batch=lambda: 7,
         )  # fmt: skip
         found, expected = drawn(sampler), drawn(by_hand)
         assert len(found["start"]) == 5 * 2
@@ -539,15 +649,17 @@ def test_sampler_of_a_trainer_takes_its_position_rank_and_world(tmp_path):
         assert len(drawn(sampler)["start"]) == 1 * 2
 
 
-def test_first_epoch_holds_every_window_by_its_number_whatever_the_position(tmp_path):
+def test_fixed_batches_hold_every_window_by_its_number_at_any_position(tmp_path):
     path = str(write_file(tmp_path / "a.hdf5", codes(12, 9, 8)))
-    loader = read_module(path, repeat=True, windows_per_trajectory=8).train_dataloader()
-    loader.sampler.position = lambda: 2
+    loader = read_module(path, fixed_windows=True, samples_per_trajectory=8).train_dataloader()
+    loader.sampler.start_batch = lambda: 2
     numbered = torch.cat(
         [batch.window for batch in loader.sampler.iter_fixed_batches(loader.dataset)]
     )
     assert numbered.tolist() == list(range(24))
-    loader.sampler.position = lambda: 8  # the third epoch of four batches: the same windows again
+    loader.sampler.start_batch = lambda: (
+        8
+    )  # the third epoch of four batches: the same windows again
     epochs = list(loader.sampler.iter_fixed_batches(loader.dataset)), list(loader)
     for a, b in zip(*epochs, strict=True):
         assert torch.equal(a.u, b.u)
@@ -559,34 +671,40 @@ def test_first_epoch_holds_every_window_by_its_number_whatever_the_position(tmp_
 
 @pytest.mark.parametrize("extra", [0, 1])
 @pytest.mark.parametrize(("time_stride", "space_stride"), [(1, 1), (3, 2), (5, 4)])
-def test_thinning_picks_frames_points_and_coordinates(tmp_path, time_stride, space_stride, extra):
+def test_downsampling_picks_frames_points_and_coordinates(
+    tmp_path, time_stride, space_stride, extra
+):
     values = codes(3, 12, 16)
     path = write_file(tmp_path / "a.hdf5", values, dt=0.01, length=2.0, extra=extra)
     file = TrajectoryFile(path, time_stride, space_stride)
     frames = list(range(0, 12, time_stride))
     points = list(range(0, 16, space_stride))
-    assert (file.trajectories, file.frames, file.points) == (3, len(frames), len(points))
-    expected = values[:, frames][:, :, points]
+    assert (file.trajectories, file.frames) == (3, len(frames))
+    assert file.grid.shape == (len(points),)
+    expected = values[:, frames][:, :, points][..., None]
     assert np.array_equal(file.read([2, 0]), expected[[2, 0]])
     assert np.array_equal(file.read([1], 1), expected[[1], 1:])
     assert np.array_equal(file.read([1], 1, 2), expected[[1], 1:3])
     assert np.array_equal(file.read([1], 0, 1), expected[[1], :1])
     assert file.read([0]).dtype == np.float32
     assert file.dt == pytest.approx(0.01 * time_stride, rel=1e-5)
-    assert file.length == 2.0
+    assert file.grid.extent == (2.0,)
+    assert file.grid.is_periodic
+    assert file.grid.origin == pytest.approx((1 / 16,), rel=1e-6)
     assert file.x == pytest.approx([(i + 0.5) * 2.0 / 16 for i in points], rel=1e-6)
     assert file.t == pytest.approx([0.01 * i for i in frames], abs=1e-8)
 
 
-def test_thinned_data_arrive_in_the_module(tmp_path):
+def test_downsampled_data_arrive_in_the_module(tmp_path):
     values = codes(9, 12, 16)
     path = str(write_file(tmp_path / "a.hdf5", values, dt=0.02, length=2.0))
-    data = read_module(path, time_stride=5, space_stride=4)
-    assert (data.frames, data.points, data.length) == (3, 4, 2.0)
-    assert data.dt == pytest.approx(0.1, rel=1e-5)
-    assert data.x.tolist() == pytest.approx([0.0625, 0.5625, 1.0625, 1.5625])
-    assert torch.equal(data.values["test"], torch.from_numpy(values[5:, ::5, ::4]))
-    assert np.array_equal(data.train_values, values[:3, ::5, ::4])
+    data = read_module(path, temporal_downsampling=5, spatial_downsampling=4)
+    grid = data.spec.grid
+    assert (data.num_frames, data.spec.shape, grid.extent) == (3, (4, 1), (2.0,))
+    assert data.spec.dt == pytest.approx(0.1, rel=1e-5)
+    assert grid.axis(0).tolist() == pytest.approx([0.0625, 0.5625, 1.0625, 1.5625])
+    assert torch.equal(data.values["test"], torch.from_numpy(values[5:, ::5, ::4])[..., None])
+    assert np.array_equal(data.train_values, values[:3, ::5, ::4, None])
     assert data.dataset == {
         "name": "burgers-nu0.5",
         "hash": data.dataset["hash"],
@@ -604,13 +722,17 @@ def written_out_hash(values):
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def test_digest_equals_a_hash_of_shape_and_bytes_however_it_is_cut():
+def test_digest_equals_a_hash_of_shape_and_bytes_for_any_parts():
     values = codes(5, 3, 4)
     expected = written_out_hash(values)
     assert digest([values]) == expected
     assert digest([values[:2], values[2:]]) == expected
     assert digest([np.asfortranarray(values)]) == expected
+    assert digest([values[..., None]]) == expected  # an axis of one channel does not count
     assert digest([values.reshape(5, 4, 3)]) != expected
+    assert digest([np.stack([values, values], -1)]) != digest(
+        [np.concatenate([values, values], -1)]
+    )
     assert digest([values[::-1]]) != expected
     for place in ((0, 0, 0), (4, 2, 3)):
         changed = values.copy()
@@ -618,12 +740,12 @@ def test_digest_equals_a_hash_of_shape_and_bytes_however_it_is_cut():
         assert digest([changed]) != expected
 
 
-def test_data_hash_is_that_of_the_thinned_test_set_alone(tmp_path):
+def test_data_hash_is_that_of_the_downsampled_test_set_alone(tmp_path):
     values = codes(9, 5, 8)
 
     def hash_of(changed):
         path = str(write_file(tmp_path / f"{len(list(tmp_path.iterdir()))}.hdf5", changed))
-        return read_module(path, time_stride=2, space_stride=2).dataset["hash"]
+        return read_module(path, temporal_downsampling=2, spatial_downsampling=2).dataset["hash"]
 
     expected = written_out_hash(values[5:, ::2, ::2])
     assert hash_of(values) == expected
@@ -647,16 +769,17 @@ def test_data_hash_is_that_of_the_thinned_test_set_alone(tmp_path):
         ("NU1.5E-2", 0.015),
     ],
 )
-def test_parameter_is_read_from_the_files_name(name, nu):
-    assert BurgersDataModule(path=name, nu=None).nu == nu
-    assert BurgersDataModule(path=name, nu=nu).nu == nu
+def test_parameter_is_read_from_the_name_of_the_file(name, nu):
+    assert BurgersDataModule(path=name, nu=None).training_parameters == [[nu]]
+    assert BurgersDataModule(path=name, nu=nu).training_parameters == [[nu]]
     with pytest.raises(UpsError, match=r"data\.nu"):
         BurgersDataModule(path=name, nu=2 * nu)
 
 
 def test_parameter_of_advection_is_its_beta():
     path = "1D_Advection_Sols_beta0.4_nu3.hdf5"
-    assert TrajectoryDataModule(path=path, nu=None, equation="advection").nu == 0.4
+    read = TrajectoryDataModule(path=path, nu=None, equation="advection")
+    assert read.training_parameters == [[0.4]]
     made = TrajectoryDataModule(nu=[0.4, 1.0], equation="advection")
     assert [path.name.rpartition("-")[0] for _, path in made.parts] == [
         "advection-beta0.4",
@@ -667,32 +790,32 @@ def test_parameter_of_advection_is_its_beta():
 # ---------------------------------------------------------------- generated data
 
 SMALL = {
-    "points": 16,
-    "solver_points": 32,
-    "frames": 4,
+    "num_points": 16,
+    "reference_num_points": 32,
+    "num_frames": 4,
     "dt": 0.03,
-    "train": 40,
-    "validation": 5,
-    "test": 6,
-    "window": 2,
+    "num_train": 40,
+    "num_validation": 5,
+    "num_test": 6,
+    "unroll_steps": 2,
 }
 SIZES = {"train": 40, "validation": 5, "test": 6}
 
 
 def make_module(folder, **changes):
-    data = BurgersDataModule(directory=str(folder), **{**SMALL, **changes})
+    data = BurgersDataModule(cache_dir=str(folder), **{**SMALL, **changes})
     data.prepare_data()
     data.setup()
     return data
 
 
 def first_frames(data):
-    """(split, nu) -> initial conditions (N, X) of a generated data set."""
+    """(split, nu) -> initial conditions (N, X) of a generated data set of one channel."""
     found = {}
     train = torch.from_numpy(data.train_values)
     for split, values in {"train": train, **data.values}.items():
         for (nu, _), part in zip(data.parts, values.split(SIZES[split]), strict=True):
-            found[split, nu] = part[:, 0]
+            found[split, nu] = part[:, 0, :, 0]
     return found
 
 
@@ -709,7 +832,7 @@ def test_generated_initial_conditions_are_pairwise_different_over_splits_and_par
     assert distance.min() > 0.02
 
 
-def test_generated_initial_conditions_are_those_of_the_recipes_seeds(two):
+def test_generated_initial_conditions_are_those_of_the_seeds_of_the_recipe(two):
     # of file p, split i: seed 3 (data.seed + p) + i, on the fine grid; every second point is kept
     x = (torch.arange(32) + 0.5) / 32
     for part, nu in enumerate((0.01, 0.3)):
@@ -734,7 +857,7 @@ def test_generated_data_seed_changes_every_initial_condition(two, tmp_path):
 
 def test_generated_trajectories_are_solved_with_their_own_parameter_and_stay_in_order(two):
     # in groups of 16 of like speed within a split; the fastest of a group sets its time step
-    found = torch.from_numpy(two.train_values)
+    found = torch.from_numpy(two.train_values)[..., 0]
     assert found.shape == (80, 4, 16)
     for part, nu in enumerate((0.01, 0.3)):
         fine = periodic_1d.initial_conditions(40, periodic_1d.cell_centers(32), 3 * part)
@@ -760,19 +883,21 @@ def test_generated_file_holds_its_splits_in_order_with_recipe_and_hash(two):
                 "solver_points": 32, "dt": 0.03, "frames": 4,
                 "train": 40, "validation": 5, "test": 6,
             }  # fmt: skip
-        assert np.array_equal(two.train_values[40 * part : 40 * part + 40], values[:40])
-        assert np.array_equal(two.values["validation"][5 * part : 5 * part + 5], values[40:45])
-        assert np.array_equal(two.values["test"][6 * part : 6 * part + 6], values[45:])
-    tests = two.values["test"].numpy()
+        own = values[..., None]
+        assert np.array_equal(two.train_values[40 * part : 40 * part + 40], own[:40])
+        assert np.array_equal(two.values["validation"][5 * part : 5 * part + 5], own[40:45])
+        assert np.array_equal(two.values["test"][6 * part : 6 * part + 6], own[45:])
+    tests = two.values["test"].numpy()[..., 0]
     assert two.dataset["hash"] == written_out_hash(tests)
     assert two.dataset["trajectories"] == 12
-    assert (two.dt, two.length) == (pytest.approx(0.03), 1.0)
-    assert two.x.tolist() == pytest.approx([(2 * i + 0.5) / 32 for i in range(16)])
+    assert (two.spec.dt, two.spec.grid.extent) == (pytest.approx(0.03), (1.0,))
+    x = two.spec.grid.axis(0).tolist()
+    assert x == pytest.approx([(2 * i + 0.5) / 32 for i in range(16)])
 
 
 @pytest.mark.parametrize("row", [0, 39, 40, 44, 45, 50])
 def test_changed_value_of_a_generated_file_is_refused_in_every_split(two, tmp_path, row):
-    data = BurgersDataModule(directory=str(tmp_path), **SMALL, nu=[0.01, 0.3])
+    data = BurgersDataModule(cache_dir=str(tmp_path), **SMALL, nu=[0.01, 0.3])
     for (_, path), (_, source) in zip(data.parts, two.parts, strict=True):
         path.write_bytes(source.read_bytes())
     with h5py.File(data.parts[1][1], "r+") as file:
@@ -782,10 +907,10 @@ def test_changed_value_of_a_generated_file_is_refused_in_every_split(two, tmp_pa
         data.setup()
 
 
-def test_planned_bytes_are_those_of_the_files_that_are_missing(two, tmp_path):
+def test_planned_bytes_are_those_of_the_missing_files(two, tmp_path):
     with h5py.File(two.path) as file:
         each = file["tensor"].size * file["tensor"].dtype.itemsize
-    data = BurgersDataModule(directory=str(tmp_path), **SMALL, nu=[0.01, 0.3])
+    data = BurgersDataModule(cache_dir=str(tmp_path), **SMALL, nu=[0.01, 0.3])
     assert data.to_be_made() == 2 * each
     data.parts[0][1].touch()
     assert data.to_be_made() == each
@@ -793,9 +918,7 @@ def test_planned_bytes_are_those_of_the_files_that_are_missing(two, tmp_path):
     assert BurgersDataModule(path="nu0.5", nu=None).to_be_made() == 0
 
 
-def test_memory_and_disk_are_asked_for_the_training_data_and_what_is_still_to_be_made(
-    monkeypatch, tmp_path
-):
+def test_memory_and_disk_checks_get_the_training_data_and_the_missing_files(monkeypatch, tmp_path):
     asked = {"check_memory": [], "check_disk_space": []}
     for name, calls in asked.items():
         monkeypatch.setattr(
@@ -814,33 +937,55 @@ def test_memory_and_disk_are_asked_for_the_training_data_and_what_is_still_to_be
 
 def test_generated_file_is_named_by_what_decides_its_values():
     def name(**changes):
-        return BurgersDataModule(**{**SMALL, **changes}).path.name
+        settings = {"equation": "burgers", "nu": 0.001, **SMALL, **changes}
+        return TrajectoryDataModule(**settings).path.name
 
     deciding = {
-        "points": 8, "solver_points": 64, "frames": 5, "dt": 0.04, "train": 41, "validation": 6,
-        "test": 7, "nu": 0.5, "seed": 1, "equation": "advection",
+        "num_points": 8, "reference_num_points": 64, "num_frames": 5, "dt": 0.04,
+        "num_train": 41, "num_validation": 6, "num_test": 7,
+        "nu": 0.5, "seed": 1, "equation": "advection",
     }  # fmt: skip
     others = {
-        "window": 1, "windows_per_trajectory": 3, "batch_size": 1, "eval_batch_size": 1,
-        "shift": False, "mirror": False, "early": 1.0, "stretch": 1, "repeat": True,
-        "in_memory": False, "num_workers": 1, "order_seed": 1,
+        "unroll_steps": 1, "samples_per_trajectory": 3, "batch_size": 1, "eval_batch_size": 1,
+        "augmentation": {**NO_AUGMENTATION, "max_time_rescale": 1},
+        "start_time_bias": 1.0, "fixed_windows": True,
+        "in_memory": False, "num_workers": 1, "sampler_seed": 1,
     }  # fmt: skip
     names = {name(**{key: value}) for key, value in deciding.items()}
     assert len(names | {name()}) == len(deciding) + 1
     assert {name(**{key: value}) for key, value in others.items()} == {name()}
 
 
+def test_burgers_data_module_differs_from_the_common_one_by_its_defaults_alone():
+    common = inspect.signature(TrajectoryDataModule).parameters
+    defaults = {name: value.default for name, value in common.items() if name != "equation"}
+    own = {"equation": "burgers", "nu": 0.001, "start_time_bias": 2.0}
+    assert dict(BurgersDataModule().hparams) == {**defaults, **own}
+    changed = {"path": "Nu0.1.hdf5", "nu": 0.1, "augmentation": {"translate": False}}
+    for key, default in defaults.items():
+        if key not in changed:
+            changed[key] = f"{default}/x" if isinstance(default, str) else default + 1
+    data = BurgersDataModule(**changed)
+    assert dict(data.hparams) == {**changed, "equation": "burgers"}  # each arrives as itself
+    assert BurgersDataModule("Nu0.1.hdf5", nu=None).training_parameters == [[0.1]]
+    with pytest.raises(TypeError, match="equation"):
+        TrajectoryDataModule(nu=0.1)
+    with pytest.raises(TypeError, match="equation"):
+        BurgersDataModule(equation="advection")
+
+
 def test_generated_points_must_divide_those_of_the_solver():
-    with pytest.raises(UpsError, match=r"a divisor of data\.solver_points=64"):
-        BurgersDataModule(points=48, solver_points=64)
-    with pytest.raises(UpsError, match=r"data\.path must be given"):
+    words = r"`data\.num_points` must be a divisor of data\.reference_num_points=64, got 48"
+    with pytest.raises(UpsError, match=words):
+        BurgersDataModule(num_points=48, reference_num_points=64)
+    with pytest.raises(UpsError, match=r"`data\.path` must be a PDEBench file, .*; got null"):
         BurgersDataModule(nu=None)
 
 
 # ---------------------------------------------------------------- the equations' common line
 
 
-def test_grid_holds_cell_centres():
+def test_cell_centers_are_half_a_cell_from_the_ends():
     assert periodic_1d.cell_centers(4).tolist() == [0.125, 0.375, 0.625, 0.875]
     assert periodic_1d.cell_centers(4, 2.0).tolist() == [0.25, 0.75, 1.25, 1.75]
 
@@ -925,7 +1070,7 @@ def test_integrals_of_the_line_equal_sums():
     assert periodic_1d.total_variation(u).tolist() == [3 + 6 + 3.5 + 0.5, 6.0]
 
 
-def test_half_slopes_are_van_leers_where_neighbours_agree():
+def test_half_slopes_are_those_of_van_leer_where_neighbors_agree():
     a = torch.tensor([1.0, -1.0, 1.0, 0.0, 2.0])
     b = torch.tensor([3.0, -3.0, -3.0, 2.0, 2.0])
     # half of the harmonic mean 2ab / (a + b)
@@ -957,31 +1102,36 @@ def test_configured_data_arrive_in_the_module(composed):
         for key, value in config.items():
             if key not in ("_target_", "nu"):
                 assert data.hparams[key] == value, key
-        assert config.order_seed == 5
+        assert config.sampler_seed == 5
         assert config.seed == 0
-        assert data.equation == ("advection" if "equation" in config else "burgers")
+        assert data.equation_name == config.get("equation", "burgers")
+        assert data.equation.name == data.equation_name
 
 
-def test_configured_files_thin_pdebench_to_the_grid_of_generated_data(composed):
+def test_configured_files_downsample_pdebench_to_the_grid_of_generated_data(composed):
     # PDEBench: 10000 trajectories, 201 frames of 0.01, 1024 points
     made, read = composed["burgers"], composed["pdebench"]
-    assert made.frames == len(range(0, 201, read.time_stride)) == 41
-    assert made.points == 1024 // read.space_stride == 256
-    assert made.dt == pytest.approx(0.01 * read.time_stride)
-    assert made.solver_points == 1024
-    assert read.train + read.validation + read.test == 10000
-    assert (read.train, read.validation, read.test) == (8900, 100, 1000)
-    assert (made.train, made.validation, made.test) == (1000, 100, 128)
-    assert (made.time_stride, made.space_stride) == (1, 1)
+    assert made.num_frames == len(range(0, 201, read.temporal_downsampling)) == 41
+    assert made.num_points == 1024 // read.spatial_downsampling == 256
+    assert made.dt == pytest.approx(0.01 * read.temporal_downsampling)
+    assert made.reference_num_points == 1024
+    assert read.num_train + read.num_validation + read.num_test == 10000
+    assert (read.num_train, read.num_validation, read.num_test) == (8900, 100, 1000)
+    assert (made.num_train, made.num_validation, made.num_test) == (1000, 100, 128)
+    assert (made.temporal_downsampling, made.spatial_downsampling) == (1, 1)
     assert (made.nu, read.nu) == (0.001, None)
     assert (made.in_memory, read.in_memory) == (True, False)
-    assert composed["pdebench_advection"].time_stride == read.time_stride
+    assert composed["pdebench_advection"].temporal_downsampling == read.temporal_downsampling
     assert composed["pdebench_advection"].nu is None
     assert composed["advection"].nu == 0.4
-    earlier = {name: config.early for name, config in composed.items()}
+    assert composed["pdebench"].equation == "burgers"
+    for name in ("advection", "pdebench_advection"):
+        assert composed[name].equation == "advection"
+    earlier = {name: config.start_time_bias for name, config in composed.items()}
     assert earlier == {
         "burgers": 2.0, "pdebench": 2.0, "advection": 1.0, "pdebench_advection": 1.0,
     }  # fmt: skip
     for config in composed.values():
-        assert (config.shift, config.mirror, config.repeat) == (True, True, False)
-        assert (config.window, config.stretch, config.windows_per_trajectory) == (3, 3, 10)
+        assert config.augmentation == {"translate": True, "reflect": True, "max_time_rescale": 3}
+        assert not config.fixed_windows
+        assert (config.unroll_steps, config.samples_per_trajectory) == (3, 10)

@@ -3,7 +3,7 @@
 Results are measured in physical space.
 
 >>> import ups
->>> sim = ups.load("outputs/burgers_upt")
+>>> sim = ups.load("outputs/burgers")
 >>> u = sim.rollout(u0, steps=40, nu=0.001)  # u0 (B, X) -> (B, 40, X)
 """
 

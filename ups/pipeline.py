@@ -1,11 +1,7 @@
-"""The pipeline of a run: train the pending stages, test, report.
-
-python -m ups.pipeline SCRATCH STAGE=PARTS ... is the preflight's rehearsal in a separate process.
-"""
+"""The pipeline of a run: train the pending stages, test, report."""
 
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,9 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
+from ups.callbacks import LeaderboardWriter
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.callbacks.resource_probe import result_path
-from ups.core.errors import is_out_of_memory, to_user_error
 from ups.core.io import write_text
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
@@ -25,9 +21,9 @@ from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
 from ups.runs.distributed import shutdown_distributed
 from ups.runs.loggers import check_logger_installed, open_loggers
-from ups.runs.preflight import OUT_OF_MEMORY, REFUSED, preflight
+from ups.runs.preflight import preflight
 from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
-from ups.runs.reports import finished_results, log_next_steps, report, report_paths
+from ups.runs.reports import ReportWriter, finished_results, log_next_steps, report_paths
 from ups.runs.run_dir import run_directory
 from ups.runs.stages import (
     pending_stages,
@@ -38,7 +34,7 @@ from ups.runs.stages import (
     weights_path,
     with_gradient_accumulation,
 )
-from ups.runs.training import Loggers, build_simulator, fit
+from ups.runs.training import Loggers, build_simulator, fit, make_test_callbacks
 from ups.simulation.checkpoint import latest_checkpoint, load
 from ups.simulation.guidance import TTC
 
@@ -59,14 +55,18 @@ def run(cfg: DictConfig) -> float:
         todo = pending_stages(cfg, folder)
         if not todo and (results := finished_results(cfg, folder)):
             log.info("finished already, in %s; overwrite=true or another name begins anew", folder)
-            print_table(results["dataset"], results["rows"])
+            # an earlier call may have been killed between its evaluation and the leaderboard
+            for callback in make_test_callbacks(cfg):
+                if isinstance(callback, LeaderboardWriter):
+                    callback.write()
+            print_table(results.dataset, results.rows)
             log_next_steps(cfg, folder)
             return validation_score(folder)
         if not todo:
             # raises an error before data are generated if there is nothing to test
             latest_checkpoint(folder)
         write_provenance(cfg, folder)
-        parts = preflight(cfg, todo, folder)
+        parts = preflight(cfg, todo, folder, rehearse)
         if cfg.stage.name == "preflight":
             return 0.0
         with open_loggers(cfg, folder) as loggers:
@@ -138,7 +138,9 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     with_ttc = options.pop("enabled") and True in report_paths(cfg, folder)
     simulator.ttc = TTC(**options)
     module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
+    reports = ReportWriter(cfg, folder)
     trainer = pl.Trainer(
+        callbacks=[reports, *make_test_callbacks(cfg)],
         accelerator=cfg.trainer.accelerator,
         devices=1,
         logger=logger,
@@ -151,38 +153,24 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
         data.dataset["trajectories"],
         data.dataset["hash"],
     )
-    started = time.perf_counter()
     trainer.test(module, datamodule=data, verbose=False)
-    seconds = time.perf_counter() - started
-    report(cfg, module, data, folder)
-    return seconds
+    print_table(data.dataset, module.rows)
+    log_next_steps(cfg, folder)
+    return reports.seconds
 
 
-def rehearse(scratch: Path, stages: list[str]) -> None:
-    """The preflight's rehearsal in a separate process: trains stages and tests.
+def rehearse(cfg: DictConfig, parts: dict[str, int], scratch: Path) -> None:
+    """The preflight's rehearsal: trains stages, tests, and writes the time of the test.
 
     Args:
-        scratch: a folder with the configuration in config.yaml.
-        stages: "STAGE=PARTS" for each stage.
+        cfg: a configuration by ``ups.runs.preflight.make_dry_run_config``.
+        parts: the stages, with the number of parts of their batches.
+        scratch: the folder of all output.
     """
-    cfg: Any = OmegaConf.load(scratch / "config.yaml")
     folder, logger = scratch / cfg.name, CSVLogger(scratch)
-    try:
-        for stage, _, parts in (stage.partition("=") for stage in stages):
-            train(cfg, stage, folder, logger, int(parts), TimeLimit())
-        started = time.perf_counter()
-        seconds = test(cfg, folder, logger)
-        write_text(
-            result_path(scratch, "test"),
-            json.dumps({"seconds": seconds, "beside": time.perf_counter() - started - seconds}),
-        )
-    except Exception as error:
-        stop = to_user_error(error)
-        if stop is None:
-            raise
-        print(stop, file=sys.stderr)
-        sys.exit(OUT_OF_MEMORY if is_out_of_memory(error) else REFUSED)
-
-
-if __name__ == "__main__":
-    rehearse(Path(sys.argv[1]), sys.argv[2:])
+    for stage, split in parts.items():
+        train(cfg, stage, folder, logger, split, TimeLimit())
+    started = time.perf_counter()
+    seconds = test(cfg, folder, logger)
+    measured = {"seconds": seconds, "beside": time.perf_counter() - started - seconds}
+    write_text(result_path(scratch, "test"), json.dumps(measured))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ups.core.errors import UpsError
 from ups.evaluation.report.html import write_comparison
+from ups.runs.settings import is_bookkeeping_key
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        write_comparison(given.runs, given.output)
+        write_comparison(given.runs, given.output, is_bookkeeping_key)
     except UpsError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -8,10 +8,11 @@ import os
 import re
 import signal
 import sys
+import traceback
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import yaml
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.core.errors import Interrupted, RunIncomplete, to_user_error
-from ups.runs.config import KEYS, RULES
+from ups.core.renamed_keys import rename_arguments, rename_config
 
 CONF = next(
     str(p)
@@ -55,6 +56,8 @@ def main(cfg: DictConfig) -> float:
     try:
         from ups import pipeline  # here, so that --help doesn't wait for torch
 
+        for warning in rename_config(cfg, HydraConfig.get().overrides.task):
+            log.warning("%s", warning)
         return pipeline.run(cfg)
     except BaseException as error:
         stop = to_user_error(error)
@@ -72,21 +75,42 @@ def main(cfg: DictConfig) -> float:
 
 
 def cli() -> None:
-    """Run ``main``; an error of Hydra is printed as one sentence, without a traceback."""
+    """Run ``main``; an error of Hydra is printed as one sentence, without a traceback.
+
+    Keys and choices of the previous release are renamed first.
+    """
+    sys.argv[1:], warnings = rename_arguments(sys.argv[1:])
+    for warning in warnings:
+        print(warning, file=sys.stderr)
     if "HYDRA_FULL_ERROR" in os.environ:
         return main()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra re-raise errors
     try:
         main()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
-        text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
-        lines = [
-            line.strip()
-            for line in text.splitlines()
-            if line.strip() and not re.search("object_type|To append to your config", line)
-        ]
-        print("\n".join([*dict.fromkeys(lines), *suggest_fixes(text)]), file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
+    except (ValueError, TypeError, AttributeError) as error:
+        if not is_raised_by_hydra(error):
+            raise
+        refuse(error)
+
+
+def is_raised_by_hydra(error: BaseException) -> bool:
+    """Whether Hydra's own code raised ``error``, for example for a choice that is null."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(hydra.__file__).parent)
+
+
+def refuse(error: BaseException) -> NoReturn:
+    """Print an error of Hydra as a sentence and exit."""
+    text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and not re.search("object_type|To append to your config", line)
+    ]
+    print("\n".join([*dict.fromkeys(lines), *suggest_fixes(text)]), file=sys.stderr)
+    sys.exit(2)
 
 
 def suggest_fixes(refusal: str) -> list[str]:
@@ -98,7 +122,11 @@ def suggest_fixes(refusal: str) -> list[str]:
         refusal: Hydra's message.
     """
     unknown = re.search(r"Could not override '(.+?)'", refusal)
-    near = get_close_matches(unknown[1], sorted({*KEYS, *RULES})) if unknown else []
+    near: list[str] = []
+    if unknown:
+        from ups.runs.config import known_keys  # here, because it imports torch
+
+        near = get_close_matches(unknown[1], known_keys())
     found = [f"Close to it: {', '.join(near)}"] if near else []
     if "hydra/launcher" in refusal:
         found.append(

@@ -30,7 +30,7 @@ def run(folder, *args, memory=None, timeout=600):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
         "MALLOC_ARENA_MAX": "2",
     }  # else each thread takes 64 MB of addresses
     return subprocess.run(
@@ -63,10 +63,10 @@ def enough(tmp_path_factory):
     return 1024 * int(done.stdout.split("VmPeak:")[1].split()[0])
 
 
-HUGE = ["data.batch_size=16384", "data.windows_per_trajectory=2000", "trainer.max_epochs=1"]
+HUGE = ["data.batch_size=16384", "data.samples_per_trajectory=2000", "trainer.max_epochs=1"]
 
 
-def test_batches_that_do_not_fit_are_taken_in_parts_and_the_run_finishes(tmp_path, enough):
+def test_batches_are_taken_in_parts_when_they_do_not_fit(tmp_path, enough):
     done = run(tmp_path, "name=big", *HUGE, memory=enough + 2**29)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
@@ -81,7 +81,7 @@ def test_batches_that_do_not_fit_are_taken_in_parts_and_the_run_finishes(tmp_pat
     )  # the effective batch is what was asked for
 
 
-def test_batches_that_can_not_be_halved_are_refused_with_what_may_fit(tmp_path, enough):
+def test_batches_are_refused_with_what_may_fit_when_they_can_not_be_halved(tmp_path, enough):
     done = run(tmp_path, "name=odd", *HUGE, "data.batch_size=16383", memory=enough + 2**29)
     assert done.returncode == 2
     assert (
@@ -93,13 +93,13 @@ def test_batches_that_can_not_be_halved_are_refused_with_what_may_fit(tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_process_that_the_system_kills_for_its_memory_is_taken_for_one_that_does_not_fit(
+def test_preflight_treats_oom_kill_as_out_of_memory(
     tmp_path,
 ):
     (tmp_path / "mine.py").write_text(
         "import os, signal\n"
-        "from ups.models import UPT\n"
-        "class Greedy(UPT):\n"
+        "from ups.models import MixerUPT\n"
+        "class Greedy(MixerUPT):\n"
         "    def encode(self, u):\n"
         "        if self.training and len(u) > 3:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -109,14 +109,14 @@ def test_a_process_that_the_system_kills_for_its_memory_is_taken_for_one_that_do
         tmp_path,
         "model.architecture=mine.Greedy",
         "data.batch_size=8",
-        "stage.operator.module.threads=1",
+        "stage.operator.module.num_cpu_shards=1",
         "trainer.max_epochs=1",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "they are taken in 4 parts" in done.stdout
 
 
-def test_a_batch_in_parts_trains_as_the_whole_one_does(tmp_path):
+def test_batches_in_parts_train_like_whole_ones(tmp_path):
     """The same effective batches: the losses agree to rounding."""
     from hydra import compose, initialize_config_dir
     from lightning.pytorch.loggers import CSVLogger
@@ -141,11 +141,11 @@ def test_a_batch_in_parts_trains_as_the_whole_one_does(tmp_path):
         assert torch.allclose(value, states[1][key], atol=2e-3), key
 
 
-def test_a_batch_is_trained_on_or_the_run_stops(tmp_path):
+def test_run_stops_when_training_is_out_of_memory(tmp_path):
     """Row 10: out of memory in the middle of training ends the run; nothing is skipped."""
     (tmp_path / "mine.py").write_text(
-        "from ups.models import UPT\n"
-        "class Late(UPT):\n"
+        "from ups.models import MixerUPT\n"
+        "class Late(MixerUPT):\n"
         "    calls = 0\n"
         "    def encode(self, u):\n"
         "        Late.calls += self.training\n"
@@ -158,7 +158,7 @@ def test_a_batch_is_trained_on_or_the_run_stops(tmp_path):
         tmp_path,
         "preflight=false",
         "model.architecture=mine.Late",
-        "stage.operator.module.threads=1",
+        "stage.operator.module.num_cpu_shards=1",
         "name=late",
     )
     assert done.returncode == 2, done.stdout + done.stderr

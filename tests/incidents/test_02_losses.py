@@ -13,19 +13,19 @@ pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 MINE = """
 import torch
-from ups.models import UPT
+from ups.models import MixerUPT
 
-class FrozenEncoder(UPT):
+class FrozenEncoder(MixerUPT):
     def encode(self, u):
         return super().encode(u).detach()
 
-class FrozenDecoder(UPT):
+class FrozenDecoder(MixerUPT):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.patches_out.requires_grad_(False)
         self.decoder.requires_grad_(False)
 
-class Breaks(UPT):
+class Breaks(MixerUPT):
     calls = 0
     def step(self, z, dt, nu):
         Breaks.calls += self.training
@@ -51,7 +51,7 @@ def run(folder, architecture, *args):
     ("architecture", "part"), [("FrozenEncoder", "encoder"), ("FrozenDecoder", "decoder")]
 )
 @pytest.mark.parametrize("preflight", ["true", "false"])
-def test_an_inverse_loss_without_gradient_stops_the_run(tmp_path, architecture, part, preflight):
+def test_run_stops_when_an_inverse_loss_has_no_gradient(tmp_path, architecture, part, preflight):
     done = run(tmp_path, architecture, f"preflight={preflight}", "loss.inverse_loss_frequency=3")
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"the {part} gets no gradient from it" in done.stdout
@@ -59,13 +59,13 @@ def test_an_inverse_loss_without_gradient_stops_the_run(tmp_path, architecture, 
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_loss_that_becomes_nan_stops_at_that_step_and_the_last_checkpoint_is_finite(tmp_path):
+def test_run_stops_with_a_finite_checkpoint_when_a_loss_becomes_nan(tmp_path):
     import torch
 
     done = run(
         tmp_path,
         "Breaks",
-        "stage.operator.module.threads=1",
+        "stage.operator.module.num_cpu_shards=1",
         "callbacks.last.every_n_train_steps=6",
     )
     assert done.returncode == 2, done.stdout + done.stderr
@@ -75,7 +75,7 @@ def test_a_loss_that_becomes_nan_stops_at_that_step_and_the_last_checkpoint_is_f
     assert kept["global_step"] == 18
 
 
-def test_the_best_weights_are_those_of_the_lowest_validation_error(tmp_path):
+def test_best_weights_are_those_of_the_lowest_validation_error(tmp_path):
     """Of trajectories that training never saw, whatever the training loss does after that."""
     import re
 
@@ -88,7 +88,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_error(tmp_path):
         *TINY,
         "trainer.max_epochs=8",
         "stage.operator.module.lr=0.03",
-        "stage.operator.module.final_lr=1",
+        "stage.operator.module.min_lr_ratio=1",
     ]
     done = subprocess.run(
         [*command, "name=one"], cwd=tmp_path, capture_output=True, text=True, timeout=600

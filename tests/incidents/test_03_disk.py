@@ -59,37 +59,33 @@ def refused(done):
     return done.stdout
 
 
-def test_generated_data_that_the_disk_can_not_hold_are_refused_with_both_numbers(
-    small_disk, tmp_path
-):
+def test_generation_is_refused_with_both_sizes_when_the_disk_is_too_small(small_disk, tmp_path):
     folder = small_disk("1m")
-    text = refused(run(tmp_path, f"data.directory={folder}/data", "data.train=2000"))
+    text = refused(run(tmp_path, f"data.cache_dir={folder}/data", "data.num_train=2000"))
     assert "the generated data set needs 2.8 MB at" in text
     assert "only 1." in text
     assert not list(folder.rglob("*.hdf5"))
 
 
-def test_a_latent_cache_that_the_disk_can_not_hold_is_refused_by_the_preflight(
-    small_disk, tmp_path
-):
+def test_preflight_refuses_a_latent_cache_when_the_disk_is_too_small(small_disk, tmp_path):
     folder = small_disk("2m")
     args = [
         "stage=all",
         f"output_dir={folder}",
-        f"data.directory={tmp_path}/data",
-        "stage.diffusion.data.windows_per_trajectory=2000",
+        f"data.cache_dir={tmp_path}/data",
+        "stage.diffusion.data.samples_per_trajectory=2000",
     ]
     text = refused(run(tmp_path, *args, "preflight=true"))
     assert "this run needs" in text
     assert "Epoch" not in text  # before the first stage
 
 
-def test_a_latent_cache_beyond_its_limit_is_refused(tmp_path):
-    text = refused(run(tmp_path, "stage=all", "stage.diffusion.module.latent_cache_limit=1000"))
-    assert "but latent_cache_limit allows 1.0 kB; latent_cache=null does without" in text
+def test_latent_cache_is_refused_when_larger_than_its_limit(tmp_path):
+    text = refused(run(tmp_path, "stage=all", "stage.diffusion.module.latent_cache_max_bytes=1000"))
+    assert "but latent_cache_max_bytes allows 1.0 kB; latent_cache_dtype=null does without" in text
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_it_whole(small_disk):
+def test_previous_checkpoint_stays_whole_when_the_next_does_not_fit(small_disk):
     folder = small_disk("1m")
     path = folder / "one.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
@@ -102,14 +98,12 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_it_whole(small_dis
     assert os.listdir(folder) == ["one.ckpt"]
 
 
-def test_a_disk_that_fills_up_during_a_run_ends_it_with_a_sentence_and_it_goes_on_later(
-    small_disk, tmp_path
-):
+def test_run_ends_in_one_sentence_and_resumes_when_the_disk_fills_up(small_disk, tmp_path):
     folder = small_disk("300k")
     args = [
         "name=one",
         f"output_dir={folder}",
-        f"data.directory={tmp_path}/data",
+        f"data.cache_dir={tmp_path}/data",
         "callbacks.last.every_n_train_steps=2",
     ]
     (folder / "ballast").write_bytes(b"0" * 150_000)
@@ -126,7 +120,7 @@ def test_a_disk_that_fills_up_during_a_run_ends_it_with_a_sentence_and_it_goes_o
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_no_space_at_any_call_leaves_what_was_there(tmp_path, monkeypatch, call, number):
+def test_files_stay_whole_when_any_call_finds_no_space(tmp_path, monkeypatch, call, number):
     path = tmp_path / "file.json"
     io.write_text(path, "before")
 
@@ -166,9 +160,9 @@ def test_readers_and_workers_never_write(tmp_path):
     path.chmod(0o444)
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")}
     sizes = [
-        "data.train=8",
-        "data.validation=2",
-        "data.test=4",
+        "data.num_train=8",
+        "data.num_validation=2",
+        "data.num_test=4",
         "data.batch_size=4",
         "data.num_workers=2",
         "data.in_memory=false",
@@ -179,7 +173,7 @@ def test_readers_and_workers_never_write(tmp_path):
         "ups.run",
         "data=pdebench",
         f"data.path={path}",
-        "model=tiny",
+        "model=mixer_tiny",
         "trainer.max_epochs=1",
         "name=r",
         *sizes,
@@ -198,19 +192,26 @@ def test_readers_and_workers_never_write(tmp_path):
     ]
 
 
-def test_a_cache_changes_nothing_beyond_its_dtype(tmp_path):
+def test_latent_cache_changes_nothing_beyond_its_dtype(tmp_path):
     """The same windows by the cache and without it: equal in float32, close in float16."""
     from ups.datamodules import BurgersDataModule
     from ups.simulation.residual_targets import PARTS, LatentCache, residual_targets
 
-    sizes = {"points": 32, "solver_points": 64, "frames": 8, "train": 4, "validation": 1, "test": 1}
+    sizes = {
+        "num_points": 32,
+        "reference_num_points": 64,
+        "num_frames": 8,
+        "num_train": 4,
+        "num_validation": 1,
+        "num_test": 1,
+    }
     data = BurgersDataModule(
-        directory=str(tmp_path),
+        cache_dir=str(tmp_path),
         **sizes,
-        window=2,
+        unroll_steps=2,
         batch_size=4,
-        windows_per_trajectory=3,
-        repeat=True,
+        samples_per_trajectory=3,
+        fixed_windows=True,
     )
     data.prepare_data()
     data.setup()
@@ -218,7 +219,7 @@ def test_a_cache_changes_nothing_beyond_its_dtype(tmp_path):
     for dtype, close in (("float32", 0.0), ("float16", 1e-3)):
         batches = list(loader.sampler.iter_fixed_batches(loader.dataset))
         cache = LatentCache(
-            tmp_path / dtype, simulator, batches, loader.sampler.windows, 3, dtype, 1
+            tmp_path / dtype, simulator, batches, loader.sampler.num_windows, 3, dtype, 1
         )
         for batch in batches:
             anew, cached = residual_targets(simulator, batch, 1), cache.read(batch)

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.integration  # starts processes, or whole runs
 ALL = [
     *(argument for argument in TINY if argument != "preflight=false"),
     "stage=all",
-    "ttc.candidates=2",
+    "ttc.num_candidates=2",
 ]
 SMALL_CORRECTOR = [
-    f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}"
-    for part in ("mean", "noise")
+    f"stage.diffusion.module.corrector.{part}={{hidden_dim:16,depth:2,mlp_ratio:1.0,dilations:[1]}}"
+    for part in ("mean_network", "denoiser")
 ]
 MINE = """
 from ups.modules import DiffusionModule
@@ -48,7 +48,7 @@ def run(folder, *args):
     )
 
 
-def test_a_later_stage_that_fails_is_found_before_the_first_epoch(tmp_path):
+def test_preflight_finds_a_later_stage_that_fails(tmp_path):
     done = run(tmp_path, "stage.diffusion.module._target_=mine.Diffusion")
     assert done.returncode == 2
     assert "preflight: stage diffusion fails" in done.stdout
@@ -56,14 +56,14 @@ def test_a_later_stage_that_fails_is_found_before_the_first_epoch(tmp_path):
     assert "Epoch" not in done.stdout
 
 
-def test_a_part_without_gradient_is_found_too(tmp_path):
+def test_preflight_finds_a_part_without_gradient(tmp_path):
     done = run(tmp_path, "stage.diffusion.module._target_=mine.Deaf")
     assert done.returncode == 2
-    assert "preflight: stage diffusion: its part 'noise_network' gets no gradient" in done.stdout
+    assert "preflight: stage diffusion: its part 'denoiser' gets no gradient" in done.stdout
 
 
 @pytest.mark.slow
-def test_the_preflight_alone_trains_nothing_and_says_what_all_would_need(tmp_path):
+def test_preflight_alone_trains_nothing_and_prints_the_needs_of_all_stages(tmp_path):
     done = run(tmp_path, "stage=preflight", "name=p")
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("operator", "diffusion", "consistency", "test", "all"):
@@ -85,11 +85,11 @@ def test_the_preflight_alone_trains_nothing_and_says_what_all_would_need(tmp_pat
 
 
 @pytest.mark.slow
-def test_estimates_are_near_what_the_run_then_takes(tmp_path):
+def test_preflight_estimates_are_close_to_the_needs_of_the_run(tmp_path):
     """Within a factor of eight: the machine may do other things in one of the two, and not in
     the other.
     """
-    done = run(tmp_path, "stage=operator", "name=o", "data.windows_per_trajectory=60")
+    done = run(tmp_path, "stage=operator", "name=o", "data.samples_per_trajectory=60")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "outputs/o/preflight.json").read_text())["operator"]
     log = (tmp_path / "outputs/o/run.log").read_text()
@@ -115,7 +115,7 @@ def stopped_while_training(folder, *args):
     return printed
 
 
-def test_a_run_that_goes_on_is_not_rehearsed_again(tmp_path):
+def test_preflight_is_skipped_when_a_run_resumes(tmp_path):
     assert "preflight: every stage" in stopped_while_training(
         tmp_path, "name=r", "trainer.max_epochs=5000"
     )

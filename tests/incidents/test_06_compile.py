@@ -23,11 +23,11 @@ RUN = [
     "trainer.max_epochs=1",
     "name=c",
     "compile=true",
-    "stage.operator.module.threads=1",
+    "stage.operator.module.num_cpu_shards=1",
 ]
 
 
-def test_the_cache_is_emptied_where_it_outgrows_its_limit(tmp_path, caplog):
+def test_compile_cache_is_emptied_when_larger_than_its_limit(tmp_path, caplog):
     folder = tmp_path / "cache"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep/kernel").write_bytes(b"0" * 2000)
@@ -37,12 +37,13 @@ def test_the_cache_is_emptied_where_it_outgrows_its_limit(tmp_path, caplog):
         CompileCachePruner(folder, 1999).on_train_epoch_start(None, None)
     assert not folder.exists()
     assert (
-        "held 2.0 kB, more than compile_cache_limit allows (2.0 kB), and was emptied" in caplog.text
+        "held 2.0 kB, more than compile_cache_max_bytes allows (2.0 kB), and was emptied"
+        in caplog.text
     )
 
 
 @pytest.mark.slow
-def test_kernels_that_can_not_be_written_are_done_without(tmp_path):
+def test_compile_falls_back_to_eager_when_kernels_can_not_be_written(tmp_path):
     (tmp_path / "outputs/c").mkdir(parents=True)
     (tmp_path / "outputs/c/compile_cache").write_text("a file where the folder should be")
     done = subprocess.run(RUN, cwd=tmp_path, capture_output=True, text=True, timeout=600)
@@ -53,7 +54,7 @@ def test_kernels_that_can_not_be_written_are_done_without(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
-def test_kernels_stay_in_the_folder_of_the_run(tmp_path):
+def test_compiled_kernels_stay_in_the_folder_of_the_run(tmp_path):
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     done = subprocess.run(

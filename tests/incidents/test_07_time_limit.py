@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration  # starts processes, or whole runs
 # a learning rate this high makes the best epoch one in the middle
 WILD = [
     "stage.operator.module.lr=0.1",
-    "stage.operator.module.final_lr=1",
+    "stage.operator.module.min_lr_ratio=1",
     "callbacks.ema.decay=0",
     "trainer.max_epochs=8",
 ]
@@ -139,12 +139,16 @@ def test_alarm_ends_what_is_outside_of_training():
 
 
 def test_limit_of_one_stage_is_refused(call):
-    with pytest.raises(UpsError, match=r"stage\.operator\.trainer\.max_time is not allowed"):
+    with pytest.raises(UpsError, match=r"stage\.operator\.trainer\.max_time` must be null"):
         call("+stage.operator.trainer.max_time=00:00:00:10", "name=one")
 
 
 def test_time_limit_ends_generation_of_data_with_its_exit_code(tmp_path):
-    sizes = ["data.train=100000", "data.solver_points=1024", "trainer.max_time=00:00:00:02"]
+    sizes = [
+        "data.num_train=100000",
+        "data.reference_num_points=1024",
+        "trainer.max_time=00:00:00:02",
+    ]
     command = [sys.executable, "-m", "ups.run", *TINY, *sizes, "name=one"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     text = done.stdout + done.stderr

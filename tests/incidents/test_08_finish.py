@@ -29,24 +29,24 @@ def at_the_end(words="over"):
     )
 
 
-def test_it_runs_once_after_everything_else(tmp_path):
+def test_on_finish_runs_once_after_everything_else(tmp_path):
     run(tmp_path, "name=one", at_the_end())
     noted = (tmp_path / "over").read_text()
     assert noted.count("outputs/one/reports/eval_operator.json") == 1
     assert "next: ups.load" in noted  # the log's last line
 
 
-def test_it_runs_when_the_run_fails(tmp_path):
+def test_on_finish_runs_when_the_run_fails(tmp_path):
     run(tmp_path, "name=one", "data.nu=-1", "callbacks.on_finish='echo x >> over'", code=2)
     assert (tmp_path / "over").read_text() == "x\n"
 
 
-def test_it_runs_once_for_a_sweep(tmp_path):
+def test_on_finish_runs_once_for_a_sweep(tmp_path):
     run(tmp_path, "-m", "seed=0,1", "name=sweep", "callbacks.on_finish='echo x >> over'")
     assert (tmp_path / "over").read_text() == "x\n"
 
 
-def test_it_runs_when_the_run_is_stopped(tmp_path):
+def test_on_finish_runs_when_the_run_is_stopped(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -66,7 +66,7 @@ def test_it_runs_when_the_run_is_stopped(tmp_path):
     assert (tmp_path / "over").read_text() == "x\n"
 
 
-def test_a_second_signal_does_not_forestall_it(tmp_path):
+def test_on_finish_runs_when_a_second_signal_arrives(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -95,13 +95,13 @@ def test_a_second_signal_does_not_forestall_it(tmp_path):
     assert (tmp_path / "over").read_text() == "x\n"
 
 
-def test_its_failure_never_fails_the_run(tmp_path):
+def test_run_succeeds_when_on_finish_fails(tmp_path):
     run(tmp_path, "name=one", "callbacks.on_finish='echo x >> over; exit 5'")
     assert (tmp_path / "over").read_text() == "x\n" * 3
 
 
 @pytest.mark.parametrize("command", ["sleep 500", "exit 1", "/nowhere/at/all"])
-def test_three_tries_with_a_timeout(tmp_path, command, caplog):
+def test_on_finish_is_tried_three_times_with_a_timeout(tmp_path, command, caplog):
     finish(f"echo x >> {tmp_path}/tries; {command}", timeout=1.5)
     assert (tmp_path / "tries").read_text() == "x\n" * 3
     assert caplog.text.count("callbacks.on_finish, try") == 3

@@ -54,7 +54,7 @@ def run(folder, *args):
     )
 
 
-def test_a_run_tells_what_made_it_and_the_leaderboard_too(repository):
+def test_provenance_is_in_the_run_and_in_the_leaderboard(repository):
     folder, commit = repository
     done = run(folder, f"expect.commit='{commit[:8]}'")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,7 +70,7 @@ def test_a_run_tells_what_made_it_and_the_leaderboard_too(repository):
 
 
 @pytest.mark.parametrize("key", ["commit", "config_hash", "data_hash"])
-def test_another_than_expected_is_refused_before_anything_is_trained(repository, key):
+def test_run_is_refused_before_training_when_provenance_is_not_the_expected_one(repository, key):
     folder, _ = repository
     done = run(folder, "name=other", f"expect.{key}='0123456'")
     assert done.returncode == 2
@@ -79,14 +79,14 @@ def test_another_than_expected_is_refused_before_anything_is_trained(repository,
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_run_may_insist_on_what_it_was(repository):
+def test_run_repeats_when_it_expects_its_own_provenance(repository):
     """With every stage, whose settings differ, and the preflight, whose data are few."""
     folder, _ = repository
     shutil.rmtree(folder / "outputs", ignore_errors=True)
     short = [
         "stage=all",
         "preflight=true",
-        "data.test=12",
+        "data.num_test=12",
         *(f"stage.{s}.trainer.max_epochs=1" for s in ("diffusion", "consistency")),
     ]
     assert run(folder, *short).returncode == 0
@@ -96,7 +96,7 @@ def test_a_run_may_insist_on_what_it_was(repository):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_changed_files_are_not_the_expected_commit(repository):
+def test_run_is_refused_when_files_differ_from_the_expected_commit(repository):
     folder, commit = repository
     (folder / "conf/config.yaml").write_text(
         (folder / "conf/config.yaml").read_text() + "# changed\n"
@@ -106,7 +106,7 @@ def test_changed_files_are_not_the_expected_commit(repository):
     assert "files of the repository have been changed since" in done.stdout + done.stderr
 
 
-def test_it_stands_there_while_the_run_still_trains(tmp_path):
+def test_provenance_is_written_before_training_ends(tmp_path):
     done = subprocess.run(
         [*RUN, "trainer.max_epochs=5000", "trainer.max_time=00:00:00:05"],
         cwd=tmp_path,

@@ -100,7 +100,7 @@ def start(folder, *args):
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(calm, tmp_path):
+def test_run_ends_with_the_same_weights_after_twenty_kills(calm, tmp_path):
     """In steps, in validation, while a checkpoint is written."""
     whole, rng, kills = calm(150), random.Random(0), 0
     while kills < 20:
@@ -116,10 +116,10 @@ def test_twenty_kills_at_random_moments(calm, tmp_path):
 
 
 @pytest.mark.slow
-def test_kills_in_every_stage(tmp_path):
+def test_run_ends_with_the_same_weights_after_kills_in_every_stage(tmp_path):
     """The later stages have a cache, measured scales and noise of their own."""
     lengths = [f"stage.{stage}.trainer.max_epochs=12" for stage in ("diffusion", "consistency")]
-    arguments = ["stage=all", "data.test=2", *lengths]
+    arguments = ["stage=all", "data.num_test=2", *lengths]
     finish(tmp_path, "calm", 40, *arguments)
     rng, kills, where = random.Random(1), 0, set()
     while not (tmp_path / "outputs/killed/checkpoints/consistency.ckpt").exists():
@@ -146,7 +146,7 @@ def test_kills_in_every_stage(tmp_path):
         *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGKILL, signal.SIGINT)),
     ],
 )
-def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, sign):
+def test_stopped_run_resumes_to_the_same_weights(calm, tmp_path, sign):
     process = start(tmp_path, "stopped", 30)
     while not (tmp_path / "outputs/stopped/checkpoints/operator-last.ckpt").exists():
         time.sleep(0.02)
@@ -166,7 +166,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, sign):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [2, 12])  # 12: one step an epoch
-def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(calm, tmp_path, accumulate):
+def test_run_resumes_after_its_time_limit(calm, tmp_path, accumulate):
     epochs, codes, accumulated = 500, [], f"trainer.accumulate_grad_batches={accumulate}"
     # long enough for a busy machine to begin training within it, and much shorter than the training
     arguments = command("limited", epochs, accumulated, "trainer.max_time=00:00:00:12")
@@ -185,10 +185,10 @@ def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(calm, tmp_path,
 
 
 @pytest.mark.parametrize("when", ["solving", "testing"])
-def test_a_signal_outside_of_training_ends_the_call_too(tmp_path, when):
+def test_signal_ends_the_call_outside_of_training(tmp_path, when):
     sizes = {
-        "solving": ["data.train=4000", "data.solver_points=1024"],
-        "testing": ["data.test=6000"],
+        "solving": ["data.num_train=4000", "data.reference_num_points=1024"],
+        "testing": ["data.num_test=6000"],
     }[when]
     arguments = [*command("one", 1), *sizes]
     process = subprocess.Popen(
@@ -209,7 +209,7 @@ def test_a_signal_outside_of_training_ends_the_call_too(tmp_path, when):
     assert not list((tmp_path / "outputs").rglob("*.part"))
 
 
-def test_a_signal_ends_a_whole_sweep(tmp_path):
+def test_signal_ends_a_whole_sweep(tmp_path):
     sweep = [
         sys.executable,
         "-m",
@@ -233,7 +233,7 @@ def test_a_signal_ends_a_whole_sweep(tmp_path):
     assert "parameters to train" not in text  # of one more job
 
 
-def test_two_calls_of_one_run_do_not_meet(tmp_path):
+def test_run_dir_lock_rejects_second_process(tmp_path):
     first = start(tmp_path, "one", 5000)
     second = subprocess.run(
         command("one", 5000), cwd=tmp_path, capture_output=True, text=True, timeout=600

@@ -1,28 +1,83 @@
 """Row 15: parallel jobs write one leaderboard."""
 
 import csv
+import json
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
+import pytest
+from conftest import TINY
+
 from ups.evaluation import leaderboard
+from ups.evaluation.results import Evaluation, Row
+
+pytestmark = pytest.mark.integration  # starts processes, or whole runs
+
+RUN = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
+DYING = """
+import os, signal
+import lightning.pytorch as pl
+
+class Dying(pl.Callback):
+    def __init__(self, output_dir):
+        pass
+
+    def on_test_end(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def _write(task):
-    path, worker = task
+    """Test fifty runs, as jobs of a sweep do: its own evaluation file, and then the table."""
+    folder, worker = task
+    row = Row('m,"quoted"', "latent", "none", False, {"nrmse": 0.1})
     for i in range(50):
-        leaderboard.upsert_rows(
-            path,
-            [{"name": f"{worker}-{i}", "stage": "operator", "model": 'm,"quoted"', "nrmse": 0.1}],
-        )
+        evaluation = Evaluation({"hash": "x"}, [row], {"time": f"{worker}-{i}"})
+        evaluation.write(folder / f"{worker}-{i}/reports/eval_operator.json")
+        leaderboard.write(folder)
 
 
-def test_eight_writers_leave_four_hundred_whole_rows(tmp_path):
-    path = tmp_path / "leaderboard.csv"
+def test_leaderboard_holds_all_rows_of_eight_writers(tmp_path):
     with ProcessPoolExecutor(8) as pool:
-        list(pool.map(_write, [(path, worker) for worker in range(8)]))
-    with path.open(newline="") as file:
+        list(pool.map(_write, [(tmp_path, worker) for worker in range(8)]))
+    with (tmp_path / "leaderboard.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 400
     assert {row["name"] for row in rows} == {
         f"{worker}-{i}" for worker in range(8) for i in range(50)
     }
     assert all(row["model"] == 'm,"quoted"' and float(row["nrmse"]) == 0.1 for row in rows)
+    page = (tmp_path / "leaderboard.html").read_text()
+    data = page.split('<script id="rows" type="application/json">')[1].split("</script>")[0]
+    assert len(json.loads(data)) == 400
+
+
+def test_leaderboard_gets_a_run_that_was_killed_before_by_the_same_command(tmp_path):
+    (tmp_path / "dying.py").write_text(DYING)
+    killed = [*RUN, "callbacks.leaderboard._target_=dying.Dying"]
+    done = subprocess.run(killed, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == -9, done.stdout + done.stderr
+    run = tmp_path / "outputs/one"
+    for name in ("report.html", "eval_operator.png", "eval_operator.json"):
+        assert (run / "reports" / name).exists()
+    assert not (tmp_path / "outputs/leaderboard.csv").exists()
+    done = subprocess.run(RUN, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "finished already" in done.stdout
+    rows = leaderboard.read(tmp_path / "outputs/leaderboard.csv")
+    assert [row["name"] for row in rows] == ["one", "one", "baseline"]
+
+
+def test_run_writes_no_leaderboard_when_its_callback_is_off(tmp_path):
+    off = [*RUN, "callbacks.leaderboard=null"]
+    for _ in range(2):
+        done = subprocess.run(off, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not list((tmp_path / "outputs").glob("leaderboard*"))
+    assert (tmp_path / "outputs/one/reports/eval_operator.json").exists()
+    # it is in the table of the next run that writes one
+    other = [*RUN, "name=two"]
+    done = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    rows = leaderboard.read(tmp_path / "outputs/leaderboard.csv")
+    assert {row["name"] for row in rows} == {"one", "two", "baseline"}

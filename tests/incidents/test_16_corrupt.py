@@ -42,7 +42,7 @@ def no_hang():
     signal.alarm(0)
 
 
-def test_damaged_data_files(tmp_path, no_hang):
+def test_damaged_data_files_are_refused(tmp_path, no_hang):
     path = pdebench_file(
         tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", trajectories=4, frames=5, points=32
     )
@@ -66,10 +66,10 @@ def test_damaged_data_files(tmp_path, no_hang):
         path.unlink()
     assert refused + read == INPUTS // 2
     assert refused > INPUTS // 10
-    assert truth.shape == (4, 5, 32)
+    assert truth.shape == (4, 5, 32, 1)
 
 
-def test_damaged_checkpoints(tmp_path, no_hang):
+def test_damaged_checkpoints_are_refused(tmp_path, no_hang):
     from ups.runs.training import write_stage_weights
 
     simulator, folder = make_simulator(), tmp_path / "run"
@@ -101,15 +101,15 @@ def test_damaged_checkpoints(tmp_path, no_hang):
     assert refused > INPUTS // 4
 
 
-def test_one_changed_bit_in_made_data_is_noticed(tmp_path):
+def test_generated_data_are_refused_when_one_bit_has_changed(tmp_path):
     sizes = {
-        "points": 32,
-        "solver_points": 64,
-        "frames": 11,
-        "train": 24,
-        "validation": 4,
-        "test": 6,
-        "directory": str(tmp_path),
+        "num_points": 32,
+        "reference_num_points": 64,
+        "num_frames": 11,
+        "num_train": 24,
+        "num_validation": 4,
+        "num_test": 6,
+        "cache_dir": str(tmp_path),
     }
     data = BurgersDataModule(**sizes)
     data.prepare_data()
@@ -119,7 +119,7 @@ def test_one_changed_bit_in_made_data_is_noticed(tmp_path):
         data.setup()
 
 
-def test_a_checkpoint_of_something_else_is_not_gone_on_from(runs, tmp_path):
+def test_checkpoint_of_another_stage_or_program_is_refused(runs, tmp_path):
     shutil.copytree(runs / "stopped", tmp_path, dirs_exist_ok=True)
     last = tmp_path / "outputs/one/checkpoints/operator-last.ckpt"
     whole = AtomicCheckpointIO().load_checkpoint(last)
@@ -142,9 +142,9 @@ def test_a_checkpoint_of_something_else_is_not_gone_on_from(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "where", ["output_dir=file", "output_dir=file/deeper", "data.directory=file"]
+    "where", ["output_dir=file", "output_dir=file/deeper", "data.cache_dir=file"]
 )
-def test_what_can_not_be_written_is_named(tmp_path, where):
+def test_path_that_can_not_be_written_is_named(tmp_path, where):
     (tmp_path / "file").touch()
     done = subprocess.run(
         [*RUNS["finished"], where], cwd=tmp_path, capture_output=True, text=True, timeout=600
@@ -157,16 +157,19 @@ def test_what_can_not_be_written_is_named(tmp_path, where):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trainer.check_val_every_n_epoch=5", "at most stage operator's max_epochs=1 is"),
+        ("trainer.check_val_every_n_epoch=5", "at most stage operator's max_epochs=1, got 5."),
         ("trainer.accelerator=abc", "trainer: "),
         ("trainer.devices=0", "trainer: "),
-        ("model.encoder=-1", "model.encoder=-1 is not allowed"),
-        ("callbacks.finite_loss=abc", "callbacks.finite_loss='abc' is not allowed"),
+        (
+            "model.encoder_depth=-1",
+            "`model.encoder_depth` must be an integer >= 0 and <= 1000, got -1.",
+        ),
+        ("callbacks.finite_loss=abc", "`callbacks.finite_loss` must be a mapping"),
         ("callbacks.best=null", "without a validation by which callbacks.best"),
-        ("data.dt=1e30", "at most 1000"),
+        ("data.dt=1e30", "a number > 0 and <= 1000"),
     ],
 )
-def test_a_value_that_can_not_work_is_refused(tmp_path, override, words):
+def test_invalid_config_value_rejected(tmp_path, override, words):
     done = subprocess.run(
         [*RUNS["finished"], "trainer.max_epochs=1", override],
         cwd=tmp_path,
@@ -197,7 +200,7 @@ YAML = [
 
 
 @pytest.mark.parametrize("text", YAML)
-def test_damaged_yaml(tmp_path, text):
+def test_damaged_yaml_is_refused(tmp_path, text):
     (tmp_path / "conf/experiment").mkdir(parents=True)
     (tmp_path / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}")
     command = [sys.executable, "-m", "ups.run", "--config-dir", "conf", *TINY, "experiment=mine"]
@@ -242,7 +245,7 @@ def runs(tmp_path_factory):
         ("stopped", "operator-last.ckpt"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(runs, tmp_path, run, name):
+def test_damaged_file_of_a_run_is_named(runs, tmp_path, run, name):
     shutil.copytree(runs / run, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "outputs/one/checkpoints" / name
     path.write_bytes(b"{damaged")
@@ -253,14 +256,14 @@ def test_a_damaged_file_of_a_run_is_named(runs, tmp_path, run, name):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_generation_that_was_killed_leaves_nothing_that_looks_whole(tmp_path):
+def test_killed_generation_leaves_no_data_file(tmp_path):
     command = [
         sys.executable,
         "-m",
         "ups.run",
         *TINY,
-        "data.train=3000",
-        "data.solver_points=512",
+        "data.num_train=3000",
+        "data.reference_num_points=512",
         "trainer.max_epochs=1",
         "name=one",
     ]

@@ -26,7 +26,7 @@ class Evil:
         return os.system, ("touch hacked",)
 
 
-def test_a_checkpoint_that_holds_code_is_refused_and_the_code_not_run(tmp_path, monkeypatch):
+def test_load_refuses_a_checkpoint_with_code_and_does_not_run_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, save in (
         ("a.ckpt", torch.save),
@@ -40,7 +40,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_the_code_not_run(tmp_path, 
     assert not (tmp_path / "hacked").exists()
 
 
-def test_data_with_pickled_objects_are_refused(tmp_path):
+def test_trajectory_file_refuses_pickled_objects(tmp_path):
     path = tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5"
     with h5py.File(path, "w") as file:
         file["tensor"] = np.array([np.void(pickle.dumps(Evil()))] * 3)
@@ -49,9 +49,9 @@ def test_data_with_pickled_objects_are_refused(tmp_path):
         TrajectoryFile(path)
 
 
-def test_another_architecture_says_which_keys_differ(tmp_path):
+def test_load_names_the_keys_that_differ_when_the_architecture_does(tmp_path):
     simulator = make_simulator()
-    state = {f"simulator.{k}": v for k, v in make_simulator(width=24).state_dict().items()}
+    state = {f"simulator.{k}": v for k, v in make_simulator(hidden_dim=24).state_dict().items()}
     AtomicCheckpointIO().save_checkpoint(
         {"state_dict": state, "simulator": simulator.config()}, tmp_path / "x.ckpt"
     )
@@ -74,10 +74,10 @@ def test_another_architecture_says_which_keys_differ(tmp_path):
         "name=/tmp/out",
         "stage.name=../../out",
         "model.name=../../out",
-        "stage.operator.data.directory=null",
+        "stage.operator.data.cache_dir=null",
     ],
 )
-def test_names_in_configs_lead_nowhere_else(tmp_path, override):
+def test_run_writes_nowhere_else_when_names_in_configs_are_paths(tmp_path, override):
     folder = tmp_path / "inner"
     folder.mkdir()
     subprocess.run(

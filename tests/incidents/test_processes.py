@@ -18,11 +18,11 @@ pytestmark = pytest.mark.integration  # starts processes, or whole runs
 pytestmark = pytest.mark.slow
 ARGS = [
     *TINY, "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "callbacks.ema.decay=0.9",
-    "loss.inverse_loss_frequency=2", "stage.operator.module.threads=1",
+    "loss.inverse_loss_frequency=2", "stage.operator.module.num_cpu_shards=1",
 ]  # fmt: skip
 CORRECTOR = [
-    f"stage.diffusion.module.corrector.{part}={{width:16,depth:2,hidden:1.0,distances:[1]}}"
-    for part in ("mean", "noise")
+    f"stage.diffusion.module.corrector.{part}={{hidden_dim:16,depth:2,mlp_ratio:1.0,dilations:[1]}}"
+    for part in ("mean_network", "denoiser")
 ]
 
 
@@ -54,7 +54,7 @@ def both(tmp_path_factory):
     )
 
 
-def test_the_same_losses_step_by_step(both):
+def test_processes_have_the_losses_of_one_process_at_every_step(both):
     folder, one, two = both
     lines = [re.findall(r"Epoch .*nRMSE \S+", text) for text in (one, two)]
     assert lines[0] == lines[1] != []
@@ -79,7 +79,7 @@ def test_the_same_losses_step_by_step(both):
 
 
 @pytest.mark.parametrize("suffix", ["", "_ema"])
-def test_the_same_weights_raw_and_averaged(both, suffix):
+def test_processes_have_the_weights_of_one_process(both, suffix):
     states = [
         ups.load(both[0] / f"outputs/{name}/checkpoints/operator{suffix}.ckpt").state_dict()
         for name in ("one", "two")
@@ -87,7 +87,7 @@ def test_the_same_weights_raw_and_averaged(both, suffix):
     assert all(torch.allclose(states[0][key], states[1][key], atol=1e-4) for key in states[0])
 
 
-def test_rows_lines_and_preflight_stand_once(both):
+def test_processes_write_rows_lines_and_preflight_once(both):
     folder, one, two = both
     with (folder / "outputs/leaderboard.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -100,7 +100,7 @@ def test_rows_lines_and_preflight_stand_once(both):
     assert json.loads((folder / "outputs/two/provenance.json").read_text())["data_hash"]
 
 
-def test_all_stages_in_two_processes(tmp_path):
+def test_all_stages_train_in_two_processes(tmp_path):
     run(
         tmp_path,
         "all",
@@ -108,7 +108,7 @@ def test_all_stages_in_two_processes(tmp_path):
         "stage=all",
         "data.batch_size=4",
         "trainer.max_epochs=1",
-        "ttc.candidates=2",
+        "ttc.num_candidates=2",
         *CORRECTOR,
     )
     assert set(ups.load(tmp_path / "outputs/all").correctors) == {"diffusion", "consistency"}

@@ -1,4 +1,5 @@
-"""Lightning callbacks: inverse-loss frequency, epoch summaries, clean stops, atomic checkpoints.
+"""Lightning callbacks: inverse-loss frequency, epoch summaries, clean stops, atomic checkpoints,
+the leaderboard.
 
 EMA is Lightning's own callback.
 """
@@ -8,6 +9,7 @@ from ups.callbacks.compile_cache import CompileCachePruner
 from ups.callbacks.epoch_summary import EpochSummary
 from ups.callbacks.graceful_stop import GracefulStop
 from ups.callbacks.inverse_frequency import InverseLossFrequency
+from ups.callbacks.leaderboard import LeaderboardWriter
 from ups.callbacks.progress_bar import EpochProgressBar
 from ups.callbacks.terminate_on_nan import TerminateOnNaN
 
@@ -18,6 +20,7 @@ __all__ = [
     "EpochSummary",
     "GracefulStop",
     "InverseLossFrequency",
+    "LeaderboardWriter",
     "ResumeCheckpoint",
     "TerminateOnNaN",
 ]

@@ -10,12 +10,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ups.core.errors import UpsError
 from ups.core.io import read_tensors, write_bytes
+from ups.core.schema import PositiveInt
+from ups.simulation.converter import convert_state
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name, flushes and renames it.
 
-    It reads tensors and plain values only.
+    It reads tensors and plain values only, also under the names of earlier versions.
     """
 
     def save_checkpoint(
@@ -29,18 +31,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         try:
-            return read_tensors(path, map_location)
+            checkpoint = read_tensors(path, map_location)
         except Exception as error:  # torch raises many kinds
             raise UpsError(
                 f"{path} is not a checkpoint, or is damaged ({type(error).__name__})"
             ) from None
+        if isinstance(checkpoint, dict):
+            for key in ("state_dict", "current_model_state"):
+                if isinstance(checkpoint.get(key), dict):
+                    checkpoint[key] = convert_state(checkpoint[key])
+        return checkpoint
 
 
 class ResumeCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint for resuming, restricted to batches from which a run can resume.
 
     See ``is_resumable_after``.
+
+    Args:
+        every_n_train_steps: number of steps between two checkpoints.
+        options: all other arguments of ModelCheckpoint.
     """
+
+    def __init__(self, every_n_train_steps: PositiveInt = 500, **options: Any) -> None:
+        super().__init__(every_n_train_steps=every_n_train_steps, **options)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

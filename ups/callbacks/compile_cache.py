@@ -18,21 +18,22 @@ class CompileCachePruner(pl.Callback):
 
     Args:
         folder: folder of the cache.
-        limit: maximum size in bytes.
+        max_bytes: maximum size in bytes.
     """
 
-    def __init__(self, folder: Path, limit: float) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, max_bytes: float) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         used = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        if used > self.limit:
+        if used > self.max_bytes:
             shutil.rmtree(self.folder, ignore_errors=True)
             log.info(
-                "%s held %s, more than compile_cache_limit allows (%s), and was emptied",
+                "%s held %s, more than compile_cache_max_bytes allows (%s), and was emptied",
                 self.folder,
                 format_bytes(used),
-                format_bytes(self.limit),
+                format_bytes(self.max_bytes),
             )
 
     on_train_epoch_end = on_train_epoch_start

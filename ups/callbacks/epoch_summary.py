@@ -4,12 +4,13 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
 from ups.core.io import read_json
+from ups.core.schema import BOOKKEEPING_EVERYWHERE, PathStr
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,9 @@ class EpochSummary(pl.Callback):
         stages: the stages that the command trains.
     """
 
-    def __init__(self, dirpath: str, stages: Sequence[str]) -> None:
+    def __init__(
+        self, dirpath: Annotated[PathStr, BOOKKEEPING_EVERYWHERE], stages: Sequence[str]
+    ) -> None:
         self.path, self.stages = Path(dirpath) / "preflight.json", list(stages)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 
 from ups.core.errors import UpsError
+from ups.core.schema import PositiveInt
 
 
 class InverseLossFrequency(pl.Callback):
@@ -22,14 +23,14 @@ class InverseLossFrequency(pl.Callback):
             without gradient in the encoder or the decoder.
     """
 
-    def __init__(self, every: int = 1, parts: int = 1) -> None:
+    def __init__(self, every: PositiveInt = 1, parts: PositiveInt = 1) -> None:
         self.every, self.parts, self.checked = every, parts, False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        pl_module.inverse_now = batch_idx // self.parts % self.every == 0
-        if pl_module.stage == "operator" and pl_module.inverse_now and not self.checked:
+        pl_module.compute_inverse_losses = batch_idx // self.parts % self.every == 0
+        if pl_module.stage == "operator" and pl_module.compute_inverse_losses and not self.checked:
             self.checked = True
             check_inverse_loss_gradients(pl_module, batch)
 

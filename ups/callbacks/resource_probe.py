@@ -74,7 +74,7 @@ class ResourceProbe(pl.Callback):
             "checkpoint": (self.folder / "one.ckpt").stat().st_size,
             "cache_of_a_window": 0
             if cache is None
-            else cache.bytes / data.train_dataloader().sampler.windows,
+            else cache.bytes / data.train_dataloader().sampler.num_windows,
         }
         write_text(result_path(self.folder, pl_module.stage), json.dumps(seen))
         del self.held

@@ -69,10 +69,10 @@ def read_json(path: Path) -> dict[str, Any]:
         UpsError: the file is damaged.
     """
     try:
-        found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError(f"a mapping is expected, not {type(found).__name__}")
-        return found
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"a mapping is expected, not {type(content).__name__}")
+        return content
     except ValueError as error:
         raise UpsError(
             f"{path} is damaged ({error}); without it the run doesn't know what it has done"
@@ -123,8 +123,8 @@ def check_memory(planned: int, what: str) -> None:
     Raises:
         UpsError: less memory is free. The message has both numbers.
     """
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     free = next(
         (1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None
     )
@@ -155,4 +155,5 @@ def format_bytes(count: float) -> str:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, 64 hex digits."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

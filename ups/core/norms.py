@@ -3,22 +3,28 @@
 from torch import Tensor
 
 RELATIVE_ERROR_FLOOR = 0.01  # of the data's standard deviation
+TINY = 1e-15  # keeps the quotient of two zeros finite
 
 
-def relative_l2_squared(pred: Tensor, target: Tensor, floor: Tensor | float = 0.0) -> Tensor:
-    """|pred - target|^2 / |target|^2 over the last dimension.
+def relative_l2_squared(
+    pred: Tensor, target: Tensor, axes: tuple[int, ...], floor: Tensor | float = 0.0
+) -> Tensor:
+    """|pred - target|^2 / |target|^2 over space, mean over channels.
 
-    The relative error of a field that has decayed to almost zero is noise, and without a floor it
+    Each channel is relative to its own size, so that a small one counts as much as a large one. The
+    relative error of a field that has decayed to almost zero is noise, and without a floor it
     dominates a loss.
 
     Args:
-        pred: fields (..., X).
-        target: fields (..., X).
-        floor: the smallest root mean square of a ``target``; a smaller one counts as ``floor``.
+        pred: fields (..., *space, C).
+        target: fields (..., *space, C).
+        axes: the axes of space, see ``FieldSpec.space_axes``.
+        floor: the smallest root mean square of a channel of ``target`` (C,) or one number; a
+            smaller one counts as ``floor``.
 
     Returns:
         The squared relative errors (...).
     """
-    return (pred - target).square().sum(-1) / target.square().sum(-1).clamp_min(
-        target.shape[-1] * floor**2 + 1e-12
-    )
+    error = (pred - target).square().mean(axes)
+    size = target.square().mean(axes).clamp_min(floor**2 + TINY)
+    return (error / size).mean(-1)

@@ -1,25 +1,9 @@
-"""Flat configurations: how two of them differ, and which keys decide a result."""
+"""Flat configurations, and how two of them differ."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-# keys that may differ between two calls that continue one run
-BOOKKEEPING_KEYS = (
-    *(
-        "name",
-        "output_dir",
-        "overwrite",
-        "preflight",
-        "expect",
-        "compile_cache_limit",
-        "logger",
-        "callbacks.on_finish",
-    ),
-    *("callbacks.epoch_log", "trainer.max_time", "trainer.log_every_n_steps"),
-    *("data.directory", "data.num_workers", "data.in_memory", "data.eval_batch_size"),
-)
 
 
 def diff_configs(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
@@ -49,10 +33,3 @@ def flatten_config(cfg: DictConfig) -> dict[str, Any]:
         return {prefix[:-1]: node}
 
     return walk(OmegaConf.to_container(cfg, resolve=True), "")
-
-
-def is_bookkeeping_key(key: str) -> bool:
-    """Whether ``key`` may differ between two calls that continue one run."""
-    return any(
-        key == free or key.startswith(f"{free}.") for free in BOOKKEEPING_KEYS
-    ) or key.endswith((".dirpath", ".save_dir", ".threads"))

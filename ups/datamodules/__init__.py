@@ -1,5 +1,6 @@
 """LightningDataModules, and the reader of PDEBench's HDF5 layout."""
 
-from ups.datamodules.trajectories import BurgersDataModule, TrajectoryDataModule
+from ups.datamodules.burgers import BurgersDataModule
+from ups.datamodules.trajectories import TrajectoryDataModule
 
 __all__ = ["BurgersDataModule", "TrajectoryDataModule"]

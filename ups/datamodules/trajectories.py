@@ -1,88 +1,113 @@
 """Trajectories of an equation of ``ups.physics``, generated or read from PDEBench's files."""
 
-import hashlib
-import json
-import os
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import h5py
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le
 from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
-from ups.core.io import atomic_write, check_disk_space, check_memory
+from ups.core.fields import FieldSpec
+from ups.core.io import check_disk_space, check_memory
+from ups.core.schema import (
+    BOOKKEEPING,
+    LARGEST,
+    EquationName,
+    NonNegativeInt,
+    OneOrMore,
+    PathStr,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    SettingsOf,
+    Words,
+    validate,
+)
+from ups.datamodules.generate import SPLITS, generate, short_hash
+from ups.datamodules.readers import Reader, get_reader
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowSampler
-from ups.physics import Equation, get_equation, periodic_1d
+from ups.physics import get_equation
 
-SPLITS = ("train", "validation", "test")
-SCALES = 1e-12, 1e12  # of the data: float32 and its squares neither underflow nor overflow
+# smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
+# overflow
+STD_LIMITS = (1e-12, 1e12)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Augmentation of training windows by the equation's symmetries.
+
+    Args:
+        translate: whether to translate windows at random.
+        reflect: whether to reflect windows at random.
+        max_time_rescale: largest factor of time rescaling. Windows take every 1st, 2nd, ...
+            ``max_time_rescale``-th frame equally often. Rescaled, they solve the equation at as
+            many times ``nu`` (see docs/method.md). A window is only rescaled to a value within the
+            list of ``nu`` and to fields of a usual initial size.
+    """
+
+    translate: bool = True
+    reflect: bool = True
+    max_time_rescale: PositiveInt = 3
 
 
 class TrajectoryDataModule(pl.LightningDataModule):
-    """Trajectories u (N, T, X) of an equation on [0, 1), split by trajectory.
+    """Trajectories u (N, T, *space, C), split by trajectory.
 
-    Without ``path`` the data are generated once and cached in ``directory``: the equation's initial
+    Without ``path`` the data are generated once and cached in ``cache_dir``: the equation's initial
     conditions, solved by its ``solve``. With ``path`` any of PDEBench's 1D files of the equation is
-    read. The first ``train`` trajectories are for training, the last ``test`` ones for the test,
-    and the ``validation`` ones lie before those.
+    read. The first ``num_train`` trajectories are for training, the last ``num_test`` ones for the
+    test, and the ``num_validation`` ones lie before those.
 
     ``nu`` and ``path`` may be lists, for one model over several values. Each value has its own file
     with the same number of trajectories, and the splits hold one value after the other.
 
-    Training batches are windows of ``window`` + 1 frames. Validation and test batches are whole
-    trajectories of one ``nu``.
+    Training batches are windows of ``unroll_steps`` + 1 frames. Validation and test batches are
+    whole trajectories of one ``nu``.
 
     Args:
-        path: PDEBench files to read; None to generate the data.
-        directory: folder of generated files. A file of the same recipe is reused.
+        equation: name of the equation, see ``ups.physics.get_equation``; None if the data of
+            ``path`` have none. Such data are not augmented.
+        path: files to read; None to generate the data.
+        cache_dir: folder of generated files. A file of the same recipe is reused.
         nu: the equation's parameter; None, with ``path``, for the value in the file's name.
-        points: number of points X of generated data, a divisor of ``solver_points``.
-        solver_points: number of points of the solver.
+        num_points: number of points X of generated data, a divisor of ``reference_num_points``.
+        reference_num_points: number of points of the solver.
         dt: the time between frames of generated data.
-        frames: number of frames T of generated data.
-        train: number of training trajectories.
-        validation: number of validation trajectories.
-        test: number of test trajectories.
-        time_stride: keep every ``time_stride``-th frame of ``path``.
-        space_stride: keep every ``space_stride``-th point of ``path``.
-        window: number of steps in a training window.
-        windows_per_trajectory: number of windows from each trajectory in an epoch.
+        num_frames: number of frames T of generated data.
+        num_train: number of training trajectories.
+        num_validation: number of validation trajectories.
+        num_test: number of test trajectories.
+        temporal_downsampling: keep every so many-th frame of ``path``.
+        spatial_downsampling: keep every so many-th point of ``path``.
+        unroll_steps: number of steps in a training window.
+        samples_per_trajectory: number of windows from each trajectory in an epoch.
         batch_size: windows in a training batch.
         eval_batch_size: trajectories in a validation or test batch.
-        shift: whether to shift windows at random.
-        mirror: whether to reflect windows at random.
-        early: above 1, early frames are drawn more often; 1 is uniform.
-        stretch: largest factor of time rescaling. Windows take every 1st, 2nd, ... ``stretch``-th
-            frame equally often. Rescaled, they solve the equation at as many times ``nu`` (see
-            docs/method.md). A window is only rescaled to a value within the list and to fields of a
-            usual initial size.
-        repeat: whether every epoch takes the same windows.
+        augmentation: the arguments of ``Augmentation``; None for its defaults.
+        start_time_bias: above 1, early frames are drawn more often; 1 is uniform.
+        fixed_windows: whether every epoch takes the same windows.
         in_memory: whether to keep the training data in memory.
         num_workers: worker processes of the training loader.
         seed: seed of generated data.
-        order_seed: seed of the order of the training windows.
-        equation: name of the equation, see ``ups.physics``.
+        sampler_seed: seed of the order of the training windows.
+        reader: what reads ``path``, see ``ups.datamodules.readers``.
 
     Attributes:
-        dt: the time between frames, after ``setup``, like all that follow.
-        length: the length of the periodic line.
-        frames: number of frames T.
-        points: number of points X.
-        x: positions (X,).
-        scale: standard deviation of the training data.
-        values: fields (N, T, X) of the validation and test splits.
-        nus: parameters (N,) of each split.
+        training_parameters: the parameters (P,) of each file.
+        spec: describes the field, after ``setup``, like all that follow.
+        num_frames: number of frames T.
+        values: fields (N, T, *space, C) of the validation and test splits.
+        parameters: parameters (N, P) of each split.
         dataset: a dict that identifies the test set.
 
     Raises:
@@ -92,54 +117,53 @@ class TrajectoryDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        path: str | Sequence[str] | None = None,
-        directory: str = "outputs/data",
-        nu: float | Sequence[float] | None = 0.001,
-        points: int = 256,
-        solver_points: int = 1024,
-        dt: float = 0.05,
-        frames: int = 41,
-        train: int = 1000,
-        validation: int = 100,
-        test: int = 128,
-        time_stride: int = 1,
-        space_stride: int = 1,
-        window: int = 4,
-        windows_per_trajectory: int = 10,
-        batch_size: int = 16,
-        eval_batch_size: int = 64,
-        shift: bool = True,
-        mirror: bool = True,
-        early: float = 2.0,
-        stretch: int = 3,
-        repeat: bool = False,
-        in_memory: bool = True,
-        num_workers: int = 0,
-        seed: int = 0,
-        order_seed: int = 0,
-        equation: str = "burgers",
+        *,
+        equation: EquationName | None,
+        path: OneOrMore[PathStr] | None = None,
+        cache_dir: Annotated[PathStr, BOOKKEEPING] = "outputs/data",
+        nu: OneOrMore[PositiveFloat] | None = None,
+        num_points: Annotated[int, Ge(2), Le(LARGEST)] = 256,
+        reference_num_points: Annotated[int, Ge(4), Le(LARGEST)] = 1024,
+        dt: Annotated[float, Gt(0), Le(1000)] = 0.05,
+        num_frames: Annotated[int, Ge(2), Le(LARGEST)] = 41,
+        num_train: PositiveInt = 1000,
+        num_validation: PositiveInt = 100,
+        num_test: PositiveInt = 128,
+        temporal_downsampling: PositiveInt = 1,
+        spatial_downsampling: PositiveInt = 1,
+        unroll_steps: PositiveInt = 3,
+        samples_per_trajectory: PositiveInt = 10,
+        batch_size: PositiveInt = 16,
+        eval_batch_size: Annotated[PositiveInt, BOOKKEEPING] = 64,
+        augmentation: Annotated[Mapping[str, Any] | None, SettingsOf(Augmentation)] = None,
+        start_time_bias: PositiveFloat = 1.0,
+        fixed_windows: bool = False,
+        in_memory: Annotated[bool, BOOKKEEPING] = True,
+        num_workers: Annotated[NonNegativeInt, BOOKKEEPING] = 0,
+        seed: Seed = 0,
+        sampler_seed: Seed = 0,
+        reader: Annotated[str, Words("pdebench, or package.module.Class")] = "pdebench",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.equation = equation
-        if path is None and nu is None:
+        self.equation_name = equation
+        self.equation = None if equation is None else get_equation(equation)
+        validate(Augmentation, augmentation or {}, "data.augmentation")
+        self.augmentation = Augmentation(**(augmentation or {}))
+        if path is None and (nu is None or equation is None):
             raise UpsError(
-                "data.path must be given, a PDEBench file to read; or data.nu, a number, "
-                "to make data"
+                "`data.path` must be a PDEBench file, or `data.equation` and `data.nu` what to "
+                "generate data of; got null."
             )
-        if path is None and solver_points % points:
+        if path is None and reference_num_points % num_points:
             raise UpsError(
-                f"data.points={points} is not allowed: "
-                f"a divisor of data.solver_points={solver_points} is"
+                f"`data.num_points` must be a divisor of "
+                f"data.reference_num_points={reference_num_points}, got {num_points}."
             )
-        self.parts = self._parts(path, Path(directory), nu)  # pairs (nu, file)
-        self.nu = self.parts[0][0] if len(self.parts) == 1 else [value for value, _ in self.parts]
+        self.parts = self._parts(path, Path(cache_dir), nu)  # pairs of nu, or None, and a file
+        self.training_parameters = [[] if value is None else [value] for value, _ in self.parts]
         self.path = self.parts[0][1]
         self.ready = False
-
-    @property
-    def physics(self) -> Equation:
-        return get_equation(self.equation)
 
     def prepare_data(self) -> None:
         if self.hparams["path"] is None:
@@ -149,12 +173,15 @@ class TrajectoryDataModule(pl.LightningDataModule):
                     continue
                 with FileLock(f"{path}.lock"):  # of parallel sweep jobs only one generates it
                     if not path.exists():
-                        self._make(i, nu, path)
+                        check_disk_space(path, self.to_be_made(), "the generated data set")
+                        assert self.equation is not None and nu is not None
+                        generate(self.equation, self._recipe(i, nu), path)
 
     def to_be_made(self) -> int:
         """The number of bytes that ``prepare_data`` will write."""
         h: Any = self.hparams
-        each = (h.train + h.validation + h.test) * h.frames * h.points * 4
+        trajectories = h.num_train + h.num_validation + h.num_test
+        each = trajectories * h.num_frames * h.num_points * 4
         return 0 if h.path is not None else sum(each for _, path in self.parts if not path.exists())
 
     def setup(self, stage: str | None = None) -> None:
@@ -164,36 +191,29 @@ class TrajectoryDataModule(pl.LightningDataModule):
         files = self.open_files()
         first = files[0]
         for file in files[1:]:
-            if (file.points, file.frames, file.dt) != (first.points, first.frames, first.dt):
+            if (file.grid, file.frames, file.dt) != (first.grid, first.frames, first.dt):
                 raise UpsError(
-                    f"{file.path} has {file.points} points, {file.frames} frames "
-                    f"and dt {file.dt:g}, but {first.path} {first.points}, {first.frames} "
+                    f"{file.path} has {file.grid.num_points} points, {file.frames} frames "
+                    f"and dt {file.dt:g}, but {first.path} {first.grid.num_points}, {first.frames} "
                     f"and {first.dt:g}; files of one data set must agree"
                 )
-        if h.window >= first.frames:
+        if h.unroll_steps >= first.frames:
             raise UpsError(
-                f"data.window={h.window}: {first.path} has {first.frames} frames, "
+                f"data.unroll_steps={h.unroll_steps}: {first.path} has {first.frames} frames, "
                 f"so at most {first.frames - 1} is allowed"
             )
         n = first.trajectories
         rows = {
-            "train": range(h.train),
-            "validation": range(n - h.test - h.validation, n - h.test),
-            "test": range(n - h.test, n),
+            "train": range(h.num_train),
+            "validation": range(n - h.num_test - h.num_validation, n - h.num_test),
+            "test": range(n - h.num_test, n),
         }
-        self.dt, self.length, self.frames, self.points = (
-            first.dt,
-            first.length,
-            first.frames,
-            first.points,
-        )
-        self.x = torch.from_numpy(first.x)
+        self.num_frames = first.frames
         if h.in_memory:
-            check_memory(
-                len(files) * h.train * first.frames * first.points * 4, "data.in_memory=true"
-            )
+            num_values = len(files) * h.num_train * first.frames * first.grid.num_points
+            check_memory(4 * num_values, "data.in_memory=true")
         self.train_sources = [(file, row) for file in files for row in rows["train"]]
-        some = rows["train"] if h.in_memory else rows["train"][:: max(1, h.train // 500)]
+        some = rows["train"] if h.in_memory else rows["train"][:: max(1, h.num_train // 500)]
         read = {
             split: [file.read(chosen) for file in files]
             for split, chosen in {**rows, "train": some}.items()
@@ -203,33 +223,53 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 file.verify_checksum(parts)
         known = _joined(read["train"])
         self.train_values = known if h.in_memory else None
-        # the mean is kept: removing it would break the symmetry u -> -u
-        self.scale = float(np.std(known, dtype=np.float64))
+        self.spec = self._describe(first, known)
         # the initial amplitude of most solutions
-        self.usual_size = float(np.quantile(np.abs(known[:, 0]).max(-1), 0.8))
-        if not SCALES[0] < self.scale < SCALES[1]:
-            allowed = f"from {SCALES[0]:g} to {SCALES[1]:g}"
-            raise UpsError(
-                f"{first.path}: the training data's standard deviation is {self.scale:g}; "
-                f"{allowed} is what can be trained on"
-            )
+        amplitudes = np.abs(known[:, 0]).reshape(len(known), -1).max(1)
+        self.amplitude_cap = float(np.quantile(amplitudes, 0.8))
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
-        self.nus = {
-            split: torch.tensor([nu for nu, _ in self.parts]).repeat_interleave(h[split])
+        self.parameters = {
+            split: torch.tensor(self.training_parameters).repeat_interleave(h[f"num_{split}"], 0)
             for split in SPLITS
         }
+        nus = [nu for nu, _ in self.parts]
         self.dataset: dict[str, Any] = {
-            "name": self._name(*(nu for nu, _ in self.parts)),
+            "name": self._name(*nus),
             "hash": digest([self.values["test"].numpy()]),
             "split": "test",
             "trajectories": len(self.values["test"]),
-            "points": self.points,
-            "frames": self.frames,
-            "nu": self.nu,
+            "points": first.grid.num_points,
+            "frames": first.frames,
+            "nu": nus[0] if len(nus) == 1 else nus,
         }
         self.ready = True
 
-    def open_files(self) -> list[TrajectoryFile]:
+    def _describe(self, file: Reader, values: np.ndarray) -> FieldSpec:
+        """Describe the field, with the statistics of training data (N, T, *space, C).
+
+        Raises:
+            UpsError: a standard deviation is too small or too large.
+        """
+        axes = tuple(range(values.ndim - 1))
+        std = np.std(values, axes, dtype=np.float64)
+        low, high = STD_LIMITS
+        if not ((low < std) & (std < high)).all():
+            raise UpsError(
+                f"{file.path}: the standard deviation of the training data must be from {low:g} "
+                f"to {high:g}, got {', '.join(f'{value:g}' for value in std)}."
+            )
+        if self.equation is None:
+            parameters = tuple("nu" for _ in self.training_parameters[0])
+            channels = tuple(f"u{c}" if c else "u" for c in range(values.shape[-1]))
+        else:
+            parameters = self.equation.parameters
+            channels = self.equation.channels
+        # the mean is kept in the field: removing it would break the symmetry u -> -u
+        return FieldSpec(
+            file.grid, channels, parameters, file.dt, std=tuple(float(value) for value in std)
+        )
+
+    def open_files(self) -> list[Reader]:
         """Open the files that exist.
 
         Raises:
@@ -241,45 +281,72 @@ class TrajectoryDataModule(pl.LightningDataModule):
             if self.hparams["path"] is not None or path.exists()
         ]
 
-    def _open(self, path: Path) -> TrajectoryFile:
+    def _open(self, path: Path) -> Reader:
         h: Any = self.hparams
-        file = TrajectoryFile(path, h.time_stride, h.space_stride)
-        if h.train + h.validation + h.test > file.trajectories:
+        reader = get_reader(h.reader) if h.path is not None else TrajectoryFile
+        file = reader(path, h.temporal_downsampling, h.spatial_downsampling)
+        wanted = h.num_train + h.num_validation + h.num_test
+        if wanted > file.trajectories:
             raise UpsError(
-                f"{path} holds {file.trajectories} trajectories, but data.train={h.train}, "
-                f"data.validation={h.validation} and data.test={h.test} ask for "
-                f"{h.train + h.validation + h.test}"
+                f"{path} holds {file.trajectories} trajectories, but "
+                f"data.num_train={h.num_train}, data.num_validation={h.num_validation} "
+                f"and data.num_test={h.num_test} ask for {wanted}"
             )
         return file
 
     def train_dataloader(self) -> DataLoader[Batch]:
         h: Any = self.hparams
-        trainer, nus = self.trainer, self.nus["train"].numpy()
+        trainer = self.trainer
         sampler = WindowSampler(
             len(self.train_sources),
-            self.frames,
-            h.window,
-            self.points,
-            windows_per_trajectory=h.windows_per_trajectory,
+            self.num_frames,
+            h.unroll_steps,
+            self.spec.grid.shape,
+            samples_per_trajectory=h.samples_per_trajectory,
             batch_size=h.batch_size,
-            shift=h.shift,
-            mirror=h.mirror,
-            early=h.early,
-            stretch=np.minimum(
-                nus.max() / nus + 1e-6, min(h.stretch, (self.frames - 1) // h.window)
-            ).astype(int),
-            repeat=h.repeat,
-            seed=h.order_seed,
-            position=lambda: (
+            translate=self.augmentation.translate,
+            reflect=self.augmentation.reflect,
+            start_time_bias=h.start_time_bias,
+            max_time_rescale=self._max_time_rescale(),
+            fixed_windows=h.fixed_windows,
+            seed=h.sampler_seed,
+            start_batch=lambda: (
                 trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
             ),
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
         dataset = WindowDataset(
-            self.train_sources, self.train_values, h.window, nus, self.physics, self.usual_size
+            self.train_sources,
+            self.train_values,
+            h.unroll_steps,
+            self.parameters["train"],
+            self.spec.grid,
+            self.equation,
+            self.amplitude_cap,
         )
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=h.num_workers)
+
+    def _max_time_rescale(self) -> np.ndarray:
+        """The largest stride of the windows of each trajectory (N,).
+
+        A rescaled window has parameters within the training range and fits into a trajectory.
+        """
+        largest = min(
+            self.augmentation.max_time_rescale,
+            (self.num_frames - 1) // self.hparams["unroll_steps"],
+        )
+        values = self.parameters["train"].numpy()
+        symmetry = self.equation.symmetry("rescale_time") if self.equation else None
+        strides = np.ones(len(values), int)
+        if symmetry is None or not values.size:
+            return strides
+        for stride in range(2, largest + 1):
+            factors = torch.full((len(values),), stride)
+            rescaled = symmetry.parameters(self.parameters["train"], factors).numpy()
+            is_within = (rescaled <= values.max(0) * (1 + 1e-6)).all(1)
+            strides[is_within] = stride
+        return strides
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._whole("validation")
@@ -288,143 +355,71 @@ class TrajectoryDataModule(pl.LightningDataModule):
         return self._whole("test")
 
     def _whole(self, split: str) -> DataLoader[Batch]:
-        size, each = self.hparams["eval_batch_size"], self.hparams[split]
+        size, each = self.hparams["eval_batch_size"], self.hparams[f"num_{split}"]
         batches = []
         for part in torch.arange(len(self.values[split])).split(each):  # one part for each nu
             batches += [
-                Batch(self.values[split][i], self.nus[split][i], i, i) for i in part.split(size)
+                Batch(self.values[split][i], self.parameters[split][i], i, i)
+                for i in part.split(size)
             ]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
 
     def _parts(
-        self, path: str | Sequence[str] | None, directory: Path, nu: float | Sequence[float] | None
-    ) -> list[tuple[float, Path]]:
-        """Pair each value of nu with its file."""
+        self, path: str | Sequence[str] | None, cache_dir: Path, nu: float | Sequence[float] | None
+    ) -> list[tuple[float | None, Path]]:
+        """Pair each value of nu, or None, with its file."""
         paths = [path] if path is None or isinstance(path, str | Path) else list(path)
         nus = [nu] if nu is None or isinstance(nu, float | int) else list(nu)
         if path is None:
             return [
-                (float(n), directory / f"{self._name(n)}-{_key(self._recipe(i, n))}.hdf5")
+                (float(n), cache_dir / f"{self._name(n)}-{short_hash(self._recipe(i, n))}.hdf5")
                 for i, n in enumerate(nus)
                 if n is not None
             ]
         nus = nus * len(paths) if nus == [None] else nus
         if len(nus) != len(paths):
             raise UpsError(
-                f"data.path names {len(paths)} files and data.nu {len(nus)} values; one for each, "
-                "or data.nu=null, is allowed"
+                f"`data.nu` must be null or one value for each file: data.path names {len(paths)} "
+                f"files and data.nu {len(nus)} values."
             )
-        return [
-            (_nu_of(Path(p), n, self.physics.PARAMETER), Path(p))
-            for p, n in zip(paths, nus, strict=True)
-            if p is not None
-        ]
+        pairs = [(Path(p), n) for p, n in zip(paths, nus, strict=True) if p is not None]
+        if self.equation is None:
+            if len({n is None for _, n in pairs}) > 1:
+                raise UpsError(f"`data.nu` must be one value for each file, or null, got {nus}.")
+            return [(n, p) for p, n in pairs]
+        (symbol,) = self.equation.parameters
+        return [(_nu_of(p, n, symbol), p) for p, n in pairs]
 
-    def _name(self, *nus: float) -> str:
-        return f"{self.equation}-{self.physics.PARAMETER}" + ",".join(f"{nu:g}" for nu in nus)
+    def _name(self, *nus: float | None) -> str:
+        """The name of the data set."""
+        if self.equation is None:
+            return ",".join(path.stem for _, path in self.parts)
+        (symbol,) = self.equation.parameters
+        return f"{self.equation_name}-{symbol}" + ",".join(f"{nu:g}" for nu in nus)
 
     def _recipe(self, part: int, nu: float) -> dict:
         """Everything that determines the content of a generated file."""
-        names = ("points", "solver_points", "dt", "frames", *SPLITS)
-        seed = self.hparams["seed"] + part  # different initial conditions for every nu
+        h: Any = self.hparams
+        # These keys are hashed into the names of files and written into them. They keep the words
+        # of version 1, so that existing files are found again.
         return {
-            "equation": self.equation,
+            "equation": self.equation_name,
             "version": 1,
             "nu": nu,
-            "seed": seed,
-            **{name: self.hparams[name] for name in names},
+            "seed": h.seed + part,  # different initial conditions for every nu
+            "points": h.num_points,
+            "solver_points": h.reference_num_points,
+            "dt": h.dt,
+            "frames": h.num_frames,
+            "train": h.num_train,
+            "validation": h.num_validation,
+            "test": h.num_test,
         }
-
-    def _make(self, part: int, nu: float, path: Path) -> None:
-        """Generate a file, each split from its own seed.
-
-        The test set therefore does not depend on the sizes of the other splits.
-        """
-        h: Any = self.hparams
-        check_disk_space(path, self.to_be_made(), "the generated data set")
-        x, recipe = periodic_1d.cell_centers(h.solver_points), self._recipe(part, nu)
-        u0 = [
-            self.physics.initial_conditions(h[split], x, 3 * recipe["seed"] + i)
-            for i, split in enumerate(SPLITS)
-        ]
-        values = _solve_all(
-            self.physics, u0, np.arange(h.frames) * h.dt, nu, keep=h.solver_points // h.points
-        )
-        with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-            file["tensor"] = values.numpy()
-            file["x-coordinate"] = x[:: h.solver_points // h.points].numpy()
-            file["t-coordinate"] = (np.arange(h.frames + 1) * h.dt).astype(np.float32)
-            file.attrs["recipe"] = json.dumps(recipe)
-            file.attrs["hash"] = digest([values.numpy()])
-
-
-BurgersDataModule = TrajectoryDataModule  # the default equation is Burgers
-
-
-def _solve_all(physics: Equation, u0: list[Tensor], t: np.ndarray, nu: float, keep: int) -> Tensor:
-    """Solve the initial conditions of all splits, on the GPU if there is one.
-
-    They are solved in groups of similar speed that fit into the cache.
-
-    Args:
-        physics: the equation.
-        u0: initial conditions (N_i, X) of each split.
-        t: times (T,).
-        nu: the equation's parameter.
-        keep: keep every ``keep``-th point.
-
-    Returns:
-        Fields (sum of N_i, T, X / keep).
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = 16 if device.type == "cpu" else 512
-    # the fastest trajectory of a group sets its time step; groups stay within a split, so that
-    # splits don't depend on each other
-    groups = [split[rows] for split in u0 for rows in split.abs().amax(1).argsort().split(size)]
-    order = torch.cat(
-        [
-            split.abs().amax(1).argsort() + start
-            for split, start in zip(u0, _starts(u0), strict=True)
-        ]
-    )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-
-    def work(group: Tensor) -> Tensor:
-        return physics.solve(group.to(device), t.tolist(), nu)[..., ::keep].cpu()
-
-    with (
-        Progress(*columns) as progress,
-        ThreadPoolExecutor(os.cpu_count() if device.type == "cpu" else 1) as pool,
-    ):
-        task = progress.add_task(
-            f"solving for {physics.PARAMETER} {nu:g}, {u0[0].shape[1]} points", total=len(order)
-        )
-        done = []
-        try:
-            for solved in pool.map(work, groups):
-                done.append(solved)
-                progress.advance(task, len(solved))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # a signal ends the call now, not after all groups
-            raise
-    out = torch.empty(len(order), *done[0].shape[1:])
-    out[order] = torch.cat(done)
-    return out
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     # concatenate copies a single part
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _starts(parts: list[Tensor]) -> list[int]:
-    """The index of the first row of each part in their concatenation."""
-    return [sum(len(part) for part in parts[:i]) for i in range(len(parts))]
 
 
 def _nu_of(path: Path, nu: float | None, symbol: str) -> float:
@@ -437,18 +432,13 @@ def _nu_of(path: Path, nu: float | None, symbol: str) -> float:
     if nu is not None:
         if found is not None and float(found.group(1)) != nu:
             raise UpsError(
-                f"{path}: the file's name says {symbol} {found.group(1)}, data.nu {nu:g}; "
-                "data.nu=null takes the file's"
+                f"`data.nu` must be null or that of the file: the name of {path} says "
+                f"{symbol} {found.group(1)}, data.nu {nu:g}."
             )
         return nu
     if found is None:
         raise UpsError(
-            f"{path}: the file's name doesn't say {symbol}, as '..._{symbol}0.1.hdf5' would; "
-            "give data.nu=..."
+            f"`data.nu` must be a number, got null: the name of {path} doesn't say {symbol}, "
+            f"as '..._{symbol}0.1.hdf5' would."
         )
     return float(found.group(1))
-
-
-def _key(recipe: dict) -> str:
-    """A short hash of a recipe."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,86 +1,67 @@
-"""Baselines for every result: persistence, and the reference solver on coarser grids."""
+"""Baselines for every result: persistence, and the equation's solver on coarser grids."""
 
 import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec
 from ups.physics import Equation
 
 
 class Persistence:
-    """Predicts that the field does not change."""
+    """A stepper that does not change the field."""
 
     name = "persistence"
 
-    def rollout(self, u0: Tensor, steps: int, *, nu: Tensor) -> Tensor:
-        """Repeat ``u0`` (B, X): (B, steps, X)."""
-        return u0[:, None].expand(-1, steps, -1).contiguous()
+    def encode(self, u: Tensor, parameters: Tensor) -> Tensor:
+        return u
+
+    def step(self, state: Tensor, parameters: Tensor) -> Tensor:
+        return state
+
+    def decode(self, state: Tensor) -> Tensor:
+        return state
 
 
-class Solver:
-    """The equation's reference solver on a coarse grid, in float32.
+class SolverStepper:
+    """The equation's solver on a coarse grid, in float32.
 
-    It starts from cell averages, and van Leer's limited lines reconstruct its result on the fine
-    grid. Of the mass-conserving ways that were tested to go down to the coarse grid and back, this
-    one has the smallest error: the solver is a baseline, so it gets its best form.
+    It starts from averages over the cells of the coarse grid, and the equation's ``prolong``
+    reconstructs the fine grid from its result.
 
     Args:
-        physics: the equation.
-        points: number of points of the coarse grid.
-        dt: the time between frames.
-        length: the length of the periodic line.
+        equation: the equation.
+        spec: describes the field.
+        num_points: number of points of the coarse grid along its first axis.
+
+    Raises:
+        UpsError: the number of points is no divisor of the fine grid's.
     """
 
-    def __init__(self, physics: Equation, points: int, dt: float, length: float = 1.0) -> None:
-        self.physics, self.points, self.dt, self.length, self.name = (
-            physics,
-            points,
-            dt,
-            length,
-            f"solver-{points}",
-        )
+    def __init__(self, equation: Equation, spec: FieldSpec, num_points: int) -> None:
+        points = spec.grid.shape[0]
+        if points % num_points:
+            raise UpsError(f"`num_points` must be a divisor of {points}, got {num_points}.")
+        self.equation = equation
+        self.spec = spec
+        self.factor = points // num_points
+        self.grid = spec.grid.coarsened(self.factor)
+        self.name = f"solver-{num_points}"
 
-    def rollout(self, u0: Tensor, steps: int, *, nu: Tensor) -> Tensor:
-        """Solve from ``u0``.
-
-        Args:
-            u0: fields (B, X); X must be a multiple of ``points``.
-            steps: number of frames.
-            nu: the equation's parameter (B,), all of one value.
-
-        Returns:
-            Fields (B, steps, X).
+    def encode(self, u: Tensor, parameters: Tensor) -> Tensor:
+        """Average fields (B, *space, C) over the cells of the coarse grid.
 
         Raises:
-            UpsError: X or ``nu`` is not allowed.
+            UpsError: the parameters are not the same for all fields.
         """
-        if u0.shape[-1] % self.points or nu.unique().numel() > 1:
-            raise UpsError(
-                f"{self.name} takes fields of a multiple of {self.points} points, at one nu"
-            )
-        cells = u0.unflatten(-1, (self.points, -1))
-        t = [self.dt * k for k in range(1, steps + 1)]
-        coarse = self.physics.solve(
-            cells.mean(-1), t, nu[0].item(), self.length, dtype=torch.float32
-        )
-        return limited_linear_reconstruction(coarse, cells.shape[-1])
+        if bool((parameters != parameters[:1]).any()):
+            raise UpsError(f"{self.name} needs equal parameters for all fields of a batch.")
+        return self.equation.restrict(u, self.factor)
 
+    def step(self, state: Tensor, parameters: Tensor) -> Tensor:
+        values = parameters[0].tolist()
+        frames = self.equation.solve(state, [self.spec.dt], values, self.grid, torch.float32)
+        return frames[:, 0]
 
-def limited_linear_reconstruction(u: Tensor, factor: int) -> Tensor:
-    """Reconstruct a finer grid from cell averages, with a line in each cell.
-
-    It keeps the averages; the slope of a line is van Leer's limited one.
-
-    Args:
-        u: cell averages (..., X).
-        factor: how much finer the grid becomes.
-
-    Returns:
-        Values (..., X * factor).
-    """
-    if factor == 1:
-        return u
-    left, right = u - u.roll(1, -1), u.roll(-1, -1) - u
-    slope = torch.where(left * right > 0, 2 * left * right / (left + right + 1e-30), 0.0)
-    inside = (torch.arange(factor, device=u.device) + 0.5) / factor - 0.5
-    return torch.addcmul(u[..., None], slope[..., None], inside).flatten(-2)
+    def decode(self, state: Tensor) -> Tensor:
+        return self.equation.prolong(state, self.factor)

@@ -1,4 +1,8 @@
-"""outputs/leaderboard.csv and .html: one row for each result of all runs, written under a lock."""
+"""outputs/leaderboard.csv and .html: every result of all runs, derived from their evaluations.
+
+The runs' evaluation files are the only source. Rows of a run that was removed leave the table, and
+so do rows that an earlier version wrote for runs that no longer exist.
+"""
 
 import csv
 import io
@@ -11,37 +15,81 @@ from filelock import FileLock
 
 from ups.core.errors import UpsError
 from ups.core.io import write_text
+from ups.evaluation.results import EVALUATIONS, Evaluation, Row, read_evaluations
 
 PAGE = Path(__file__).with_name("leaderboard.html")
-# two results with the same values of these keys are the same row
+# two results with the same values of these keys are the same row, and the newer one is shown
 ROW_KEY = ("name", "model", "mode", "correct", "ttc", "dataset.hash")
 
 
-def upsert_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to the table; concurrent writers lose none.
+def write(output_dir: str | Path) -> None:
+    """Write both files from the evaluations of all runs in ``output_dir``.
 
-    A row replaces the row with the same ``ROW_KEY``. The html page beside the table shows the same
-    rows, sortable, with a plot of error against cost for one test set at a time. The columns are
-    the keys of all rows, in the order of their first appearance.
-
-    Args:
-        path: the csv file.
-        rows: the rows to add.
+    The html page shows the rows of the table, sortable, with a plot of error against cost for one
+    test set at a time.
     """
-    path = Path(path)
+    path = Path(output_dir) / "leaderboard.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Reading is within the lock, too: whoever is last to write has then seen the evaluations of
+    # all who wrote before. Without that an older view could replace a newer one.
     with FileLock(f"{path}.lock"):
-        table = {
-            _identity(row): row
-            for row in [*read(path), *[{k: _text(v) for k, v in row.items()} for row in rows]]
-        }
-        columns = list(dict.fromkeys(key for row in table.values() for key in row))
+        rows = [
+            {key: _text(value) for key, value in row.items()} for row in collect_rows(path.parent)
+        ]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table.values())
+        writer.writerows(rows)
         write_text(path, text.getvalue())
-        write_text(path.with_suffix(".html"), render_html([*table.values()]))
+        write_text(path.with_suffix(".html"), render_html(rows))
+
+
+def collect_rows(output_dir: Path) -> list[dict[str, Any]]:
+    """Collect the rows of all runs in ``output_dir``, in the order in which they were tested."""
+    folders = {path.parents[1] for path in output_dir.glob(f"*/{EVALUATIONS}")}
+    evaluations = [
+        (evaluation.time, folder.name, path.stem, evaluation)
+        for folder in sorted(folders)
+        for path, evaluation in read_evaluations(folder).items()
+    ]
+    table: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for _, name, stem, evaluation in sorted(evaluations, key=lambda found: found[:3]):
+        for row in flat_rows(name, stem, evaluation):
+            table[tuple(row.get(key) for key in ROW_KEY)] = row
+    return list(table.values())
+
+
+def flat_rows(name: str, stem: str, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Flatten the rows of an evaluation; lists of numbers over time are left out.
+
+    The entries of the data set and of the provenance become columns.
+
+    Args:
+        name: name of the run.
+        stem: name of the evaluation file, without its ending.
+        evaluation: the evaluation.
+    """
+    dataset = {f"dataset.{key}": value for key, value in evaluation.dataset.items()}
+    origin = {
+        key: value for key, value in evaluation.provenance.items() if not isinstance(value, Mapping)
+    }
+    versions = evaluation.provenance.get("versions", {})
+    # earlier versions did not record the stage of the command
+    stage = origin.pop("stage", None) or _stage_of(stem)
+    return [
+        {
+            # baselines belong to the data set and not to a run: they have one row each
+            "name": "baseline" if row.is_baseline else name,
+            "stage": stage,
+            "label": row.label,
+            **_numbers(row),
+            **dataset,
+            **origin,
+            **{f"version.{key}": value for key, value in versions.items()},
+        }
+        for row in evaluation.rows
+    ]
 
 
 def render_html(rows: Sequence[Mapping[str, str]]) -> str:
@@ -64,12 +112,19 @@ def read(path: Path) -> list[dict[str, str]]:
         with Path(path).open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UpsError(f"{path} is damaged ({error}); move it away and another is begun") from None
+        raise UpsError(f"{path} is damaged ({error}); the next run writes it again") from None
 
 
-def _identity(row: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(row.get(key, "") for key in ROW_KEY)
+def _stage_of(stem: str) -> str:
+    name = stem.removeprefix("eval_")
+    return "evaluate" if name in ("baseline", "ttc") else name
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not isinstance(value, list)}
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)

@@ -6,31 +6,34 @@ Source of the errors: Takamoto et al., NeurIPS 2022 Datasets and Benchmarks (``m
 reference code).
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from ups.core.errors import UpsError
+from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
 from ups.core.norms import RELATIVE_ERROR_FLOOR
-from ups.physics import Equation
+from ups.physics import Equation, Law
 
 NAMES = ("rmse", "nrmse", "crmse", "brmse", "max_error", "frmse_low", "frmse_mid", "frmse_high")
 _BANDS = {"frmse_low": (0, 4), "frmse_mid": (4, 12), "frmse_high": (12, None)}
 
 
 class RolloutMetrics(Metric):
-    """Accumulates PDEBench's metrics over batches of rollouts (B, T, X).
+    """Accumulates PDEBench's metrics over batches of rollouts (B, T, *space, C).
 
     Rollouts exclude the initial frame, and fields are dimensionless. ``compute`` returns a dict of
-    floats with the keys ``NAMES``, and ``nrmse_over_time``, a list of T values. Sums are in
-    float64.
+    floats with the keys ``NAMES``, means over channels, and ``nrmse_over_time``, a list of T
+    values. Sums are in float64.
 
     Args:
-        frames: number of frames T.
-        points: number of points X.
-        length: the length of the periodic line.
-        floor: the smallest root mean square of a target in the nRMSE; a smaller one counts as
-            ``floor``. PDEBench has no floor.
+        num_frames: number of frames T.
+        spec: describes the field.
+        floor: the smallest root mean square of a target in the nRMSE, in units of the channel's
+            standard deviation; a smaller one counts as ``floor``. PDEBench has no floor.
     """
 
     full_state_update = False
@@ -40,145 +43,251 @@ class RolloutMetrics(Metric):
     mass: Tensor
     boundary: Tensor
     largest: Tensor
-    spectrum: Tensor
+    power: Tensor
 
-    def __init__(self, frames: int, points: int, length: float = 1.0, floor: float = 0.0) -> None:
+    def __init__(self, num_frames: int, spec: FieldSpec, floor: float = 0.0) -> None:
         super().__init__()
-        self.points, self.length, self.floor = points, length, floor
-        for name, shape in {"samples": (), "rmse": (frames,), "nrmse": (frames,),
-                            "mass": (frames,), "boundary": (frames,),
-                            "spectrum": (frames, points // 2 + 1)}.items():  # fmt: skip
+        self.spec = spec
+        self.floor = floor
+        frames = (num_frames, spec.num_channels)
+        shapes: dict[str, tuple[int, ...]] = {
+            "samples": (),
+            "rmse": frames,
+            "nrmse": frames,
+            "mass": frames,
+            "boundary": frames,
+            "power": (num_frames, *_spectrum_shape(spec.domain.shape), spec.num_channels),
+        }
+        for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("largest", torch.zeros(frames, dtype=torch.float64), dist_reduce_fx="max")
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        if pred.shape != target.shape or pred.ndim != 3:
+        if pred.shape != target.shape or tuple(pred.shape[2:]) != self.spec.shape:
+            sizes = ", ".join(str(n) for n in self.spec.shape)
             raise UpsError(
-                "rollout metrics take two (B, T, X) tensors of one shape, "
-                f"not {tuple(pred.shape)}, {tuple(target.shape)}"
+                f"rollouts must have one shape (B, T, {sizes}), "
+                f"got {tuple(pred.shape)} and {tuple(target.shape)}."
             )
-        pred, target = pred.double(), target.double()
+        axes = self.spec.space_axes
+        pred = pred.double()
+        target = target.double()
         error = pred - target
-        rmse = error.square().mean(-1).sqrt()  # (B, T)
+        rmse = error.square().mean(axes).sqrt()  # (B, T, C)
+        floor = self.floor * torch.tensor(self.spec.std, dtype=rmse.dtype, device=rmse.device)
+        size = target.square().mean(axes).sqrt().maximum(floor)
         self.samples += len(pred)
         self.rmse += rmse.sum(0)
-        self.nrmse += (rmse / target.square().mean(-1).sqrt().clamp_min(self.floor)).sum(0)
-        self.mass += error.sum(-1).square().sum(0)
-        self.boundary += ((error[..., 0].square() + error[..., -1].square()) / 2).sqrt().sum(0)
-        self.spectrum += torch.fft.rfft(error).abs().square().sum(0)
-        self.largest = torch.maximum(self.largest, error.abs().amax((0, 2)))
+        self.nrmse += (rmse / size).sum(0)
+        self.mass += error.sum(axes).square().sum(0)
+        self.boundary += _boundary_mean_square(error, axes).sqrt().sum(0)
+        self.power += _spectrum(error, axes).abs().square().sum(0)
+        self.largest = torch.maximum(self.largest, error.abs().amax((0, *axes)))
 
-    def compute(self) -> dict:
-        spectrum = (self.spectrum / self.samples).sqrt() / self.points * self.length
+    def compute(self) -> dict[str, float | list[float]]:
+        num_points = self.spec.domain.num_points
+        volume = math.prod(self.spec.grid.extent)
+        power = _sum_shells(self.power / self.samples, self.spec.domain.shape)
+        frequencies = power.sqrt() / num_points * volume  # (T, F, C)
         nrmse = self.nrmse / self.samples
+        bands = {name: frequencies[:, low:high] for name, (low, high) in _BANDS.items()}
         return {
             "rmse": (self.rmse / self.samples).mean().item(),
             "nrmse": nrmse.mean().item(),
-            "crmse": ((self.mass / self.samples).sqrt() / self.points).mean().item(),
+            "crmse": ((self.mass / self.samples).sqrt() / num_points).mean().item(),
             "brmse": (self.boundary / self.samples).mean().item(),
             "max_error": self.largest.mean().item(),
-            **{
-                name: spectrum[:, low:high].sum().item() / max(1, spectrum[:, low:high].numel())
-                for name, (low, high) in _BANDS.items()
-            },
-            "nrmse_over_time": nrmse.tolist(),
+            **{name: band.sum().item() / max(1, band.numel()) for name, band in bands.items()},
+            "nrmse_over_time": nrmse.mean(-1).tolist(),
         }
 
 
-def pdebench_metrics(pred: Tensor, target: Tensor, length: float = 1.0) -> dict[str, float]:
+def pdebench_metrics(
+    pred: Tensor, target: Tensor, length: float | Sequence[float] = 1.0
+) -> dict[str, float]:
     """Compute PDEBench's metrics of one prediction.
 
     Args:
-        pred: fields (B, T, X) without the initial frame.
-        target: fields (B, T, X).
-        length: the length of the periodic line.
+        pred: fields (B, T, X), (B, T, X, Y) or (B, T, X, Y, C) without the initial frame.
+        target: fields of the same shape.
+        length: the length of the domain, one number or one for each axis.
 
     Returns:
-        The metrics by name, with the keys ``NAMES``.
+        The metrics by name, with the keys ``NAMES``, means over channels.
 
     Raises:
-        UpsError: the shapes are not (B, T, X), or they differ.
+        UpsError: the shapes are others, or they differ.
     """
-    pred, target = torch.as_tensor(pred), torch.as_tensor(target)
-    if pred.ndim != 3:
-        raise UpsError(f"pdebench_metrics takes (B, T, X) tensors, not {tuple(pred.shape)}")
-    metrics = RolloutMetrics(pred.shape[1], pred.shape[2], length).to(pred.device)
-    metrics.update(pred, target)
+    pred = torch.as_tensor(pred)
+    target = torch.as_tensor(target)
+    if pred.shape != target.shape or pred.ndim not in (3, 4, 5):
+        raise UpsError(
+            "`pred` and `target` must have one shape, (B, T, X), (B, T, X, Y) or (B, T, X, Y, C), "
+            f"got {tuple(pred.shape)} and {tuple(target.shape)}."
+        )
+    if pred.ndim < 5:
+        pred = pred.unsqueeze(-1)
+        target = target.unsqueeze(-1)
+    space = tuple(pred.shape[2:-1])
+    extent = tuple(length) if isinstance(length, Sequence) else (length,) * len(space)
+    channels = tuple(f"channel_{c}" for c in range(pred.shape[-1]))
+    metrics = RolloutMetrics(pred.shape[1], FieldSpec(Grid(space, extent), channels))
+    metrics.to(pred.device).update(pred, target)
     values = metrics.compute()
-    return {name: values[name] for name in NAMES}
+    return {name: values[name] for name in NAMES}  # type: ignore[misc]
+
+
+def _boundary_mean_square(error: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The mean square of errors (B, T, *space, C) over the points of all faces: (B, T, C)."""
+    total = torch.zeros_like(error.mean(axes))
+    points = 0
+    for axis in axes:
+        for side in (0, error.shape[axis] - 1):
+            face = error.narrow(axis, side, 1).square()
+            total = total + face.sum(axes)
+            points += face[0, 0, ..., 0].numel()
+    return total / points
+
+
+def _spectrum_shape(space: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the wave numbers that PDEBench's spectra have, see ``_spectrum``."""
+    return (space[0] // 2 + 1,) if len(space) == 1 else tuple(n // 2 for n in space)
+
+
+def _spectrum(error: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The Fourier coefficients of errors (B, T, *space, C) at wave numbers >= 0.
+
+    On a line these are all of a real field; in more dimensions PDEBench takes those that are below
+    half the number of points along each axis.
+    """
+    if len(axes) == 1:
+        return torch.fft.rfft(error, dim=axes[0])
+    spectrum = torch.fft.fftn(error, dim=axes)
+    for axis in axes:
+        spectrum = spectrum.narrow(axis, 0, spectrum.shape[axis] // 2)
+    return spectrum
+
+
+def _sum_shells(power: Tensor, space: tuple[int, ...]) -> Tensor:
+    """Sum squares (T, *wave numbers, C) over shells of |k|, rounded down: (T, F, C)."""
+    if len(space) == 1:
+        return power
+    axes = [torch.arange(n, device=power.device) for n in power.shape[1:-1]]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt().long()
+    shells = min(n // 2 for n in space)
+    inside = radius < shells
+    out = power.new_zeros(len(power), shells, power.shape[-1])
+    return out.index_add(1, radius[inside], power[:, inside])
 
 
 class PhysicsChecks(Metric):
-    """Accumulates violations of the equation's properties over batches of rollouts (B, T, X).
+    """Accumulates violations of an equation's properties over batches of rollouts.
 
-    The rollouts start from ``u0`` (B, X). ``compute`` returns a dict of floats:
+    ``compute`` returns a dict of floats:
 
-    - ``mass_gap`` and ``energy_gap``, if the equation conserves them: the mean over frames of |mass
-      - initial mass|, and the same of the energy;
-    - ``periodic_gap``: the mean error of the jump from the last point to the first;
-    - ``maximum_violation``: the mean over frames of how far the field exceeds its initial range;
-    - ``variation_growth`` and ``energy_growth``: the mean over steps of the relative growth of the
-      total variation and of the energy, with 0 for a decrease;
+    - ``<functional>_drift`` of each functional that the equation conserves: the mean over frames of
+      |value - initial value|;
+    - ``<functional>_growth`` of each functional that must not grow: the mean over steps of its
+      relative growth, with 0 for a decrease;
+    - ``maximum_principle_violation``, if the equation has that principle: the mean over frames of
+      how far the field exceeds its initial range;
+    - ``boundary_jump_error``, if an axis is periodic: the mean error of the jump from its last
+      point to its first;
     - ``correlation_time``: the mean time for which the correlation with the target stays above
       ``threshold``.
 
+    Without an equation only the last two remain.
+
     Args:
-        physics: the equation's module.
-        dt: the time between frames.
-        length: the length of the periodic line.
+        equation: the equation, or None.
+        spec: describes the field.
         threshold: the lowest correlation.
     """
 
     full_state_update = False
     samples: Tensor
     sums: Tensor
-    NAMES = (
-        "periodic_gap",
-        "maximum_violation",
-        "variation_growth",
-        "energy_growth",
-        "correlation_time",
-    )
 
-    def __init__(
-        self, physics: Equation, dt: float, length: float = 1.0, threshold: float = 0.8
-    ) -> None:
+    def __init__(self, equation: Equation | None, spec: FieldSpec, threshold: float = 0.8) -> None:
         super().__init__()
-        self.physics, self.dt, self.length, self.threshold = physics, dt, length, threshold
-        self.names = (*(f"{quantity}_gap" for quantity in physics.CONSERVED), *self.NAMES)
+        functionals = equation.functionals if equation else ()
+        self.spec = spec
+        self.threshold = threshold
+        self.conserved = [f for f in functionals if f.law is Law.CONSERVED]
+        self.non_increasing = [f for f in functionals if f.law is Law.NON_INCREASING]
+        self.has_maximum_principle = equation is not None and equation.has_maximum_principle
+        sides = spec.domain.boundary if isinstance(spec.domain, Grid) else ()
+        self.periodic_axes = [
+            axis
+            for axis, boundary in zip(spec.space_axes, sides, strict=False)
+            if boundary == PERIODIC_AXIS
+        ]
+        self.names = [
+            *(f"{functional.name}_drift" for functional in self.conserved),
+            *["boundary_jump_error"][: len(self.periodic_axes)],
+            *["maximum_principle_violation"][: self.has_maximum_principle],
+            *(f"{functional.name}_growth" for functional in self.non_increasing),
+            "correlation_time",
+        ]
         self.add_state("samples", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state(
             "sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum"
         )
 
     def update(self, u0: Tensor, pred: Tensor, target: Tensor) -> None:
-        u0, pred, target = u0.double()[:, None], pred.double(), target.double()
-        frames = torch.cat((u0, pred), 1)
-        beyond = (pred.amax(-1) - u0.amax(-1)).clamp_min(0) + (
-            u0.amin(-1) - pred.amin(-1)
-        ).clamp_min(0)
-        jumps = pred[..., 0] - pred[..., -1] - (target[..., 0] - target[..., -1])
-        high = (_correlation(pred, target) > self.threshold).cumprod(1).sum(1) * self.dt
-        kept = (getattr(self.physics, quantity) for quantity in self.physics.CONSERVED)
-        checks = (
-            *((quantity(pred, self.length) - quantity(u0, self.length)).abs() for quantity in kept),
-            jumps.abs(),
-            beyond,
-            _growth(
-                self.physics.total_variation(frames),
-                RELATIVE_ERROR_FLOOR * u0.square().mean(-1).sqrt(),
-            ),
-            _growth(
-                self.physics.energy(frames, self.length),
-                RELATIVE_ERROR_FLOOR**2 * self.physics.energy(u0, self.length),
-            ),
-            high[:, None],
-        )
+        """Add rollouts.
+
+        Args:
+            u0: initial fields (B, *space, C).
+            pred: predicted frames (B, T, *space, C).
+            target: true frames (B, T, *space, C).
+        """
+        u0 = u0.double()[:, None]
+        pred = pred.double()
+        target = target.double()
+        checks = self._equation_checks(u0, pred)
+        if self.periodic_axes:
+            jumps = [_jump(pred, axis) - _jump(target, axis) for axis in self.periodic_axes]
+            checks["boundary_jump_error"] = torch.stack([_mean_size(jump) for jump in jumps]).mean(
+                0
+            )
+        is_close = _correlation(pred, target, self.spec) > self.threshold
+        frames = is_close.cumprod(1).sum(1, keepdim=True)
+        checks["correlation_time"] = frames.double() * self.spec.dt
         self.samples += len(pred)
-        self.sums += torch.stack([check.mean(1).sum() for check in checks])
+        self.sums += torch.stack([checks[name].mean(1).sum() for name in self.names])
+
+    def _equation_checks(self, u0: Tensor, pred: Tensor) -> dict[str, Tensor]:
+        """The violations (B, T) by name, of frames (B, T, *space, C) from ``u0``."""
+        checks = {}
+        axes = self.spec.space_axes
+        frames = torch.cat((u0, pred), 1)
+        size = u0.square().mean((*axes, -1)).sqrt()
+        for functional in self.conserved:
+            values = functional.compute(frames, self.spec.grid)
+            checks[f"{functional.name}_drift"] = (values[:, 1:] - values[:, :1]).abs()
+        for functional in self.non_increasing:
+            values = functional.compute(frames, self.spec.grid)
+            floor = (RELATIVE_ERROR_FLOOR * size) ** functional.degree
+            checks[f"{functional.name}_growth"] = _growth(values, floor)
+        if self.has_maximum_principle:
+            above = (pred.amax(axes) - u0.amax(axes)).clamp_min(0)
+            below = (u0.amin(axes) - pred.amin(axes)).clamp_min(0)
+            checks["maximum_principle_violation"] = (above + below).mean(-1)
+        return checks
 
     def compute(self) -> dict[str, float]:
         return dict(zip(self.names, (self.sums / self.samples).tolist(), strict=True))
+
+
+def _jump(u: Tensor, axis: int) -> Tensor:
+    """The jump from the last point of an axis to the first: (B, T, *other axes, C)."""
+    return u.select(axis, 0) - u.select(axis, -1)
+
+
+def _mean_size(values: Tensor) -> Tensor:
+    """The mean of |values| (B, T, ...): (B, T)."""
+    return values.abs().flatten(2).mean(2)
 
 
 def _growth(values: Tensor, floor: Tensor) -> Tensor:
@@ -187,49 +296,59 @@ def _growth(values: Tensor, floor: Tensor) -> Tensor:
     It is relative to the earlier value or to ``floor`` (B, 1), whichever is larger. The floor is
     for fields that are constant or have decayed to almost zero: round-off is not growth.
     """
-    before, after = values[:, :-1], values[:, 1:]
+    before = values[:, :-1]
+    after = values[:, 1:]
     return (after - before).clamp_min(0) / torch.maximum(before, floor).clamp_min(1e-12)
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation over space: (B, T, X), (B, T, X) -> (B, T).
+def _correlation(a: Tensor, b: Tensor, spec: FieldSpec) -> Tensor:
+    """Pearson's correlation over space, mean over channels: (B, T).
 
     It is not defined for two constant fields, and is set to 1 for them.
     """
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    sizes = a.norm(dim=-1), b.norm(dim=-1)
-    correlation = (a * b).sum(-1) / (sizes[0] * sizes[1]).clamp_min(1e-30)
-    return torch.where(torch.maximum(*sizes) < 1e-12, 1.0, correlation)
+    axes = spec.space_axes
+    a = a - a.mean(axes, keepdim=True)
+    b = b - b.mean(axes, keepdim=True)
+    size_a = a.square().sum(axes).sqrt()
+    size_b = b.square().sum(axes).sqrt()
+    correlation = (a * b).sum(axes) / (size_a * size_b).clamp_min(1e-30)
+    is_constant = torch.maximum(size_a, size_b) < 1e-12
+    return torch.where(is_constant, 1.0, correlation).mean(-1)
 
 
-def energy_spectrum(u: Tensor) -> Tensor:
-    """The energy u^2/2 of fields (..., X) by wave number: (..., X/2 + 1).
+def energy_spectrum(u: Tensor, spec: FieldSpec) -> Tensor:
+    """The energy u^2/2 of fields (..., *space, C) by wave number |k|, rounded: (..., K).
 
-    Its sum is the mean of u^2/2 (Parseval).
+    Its sum is the mean of u^2/2 over space, summed over channels (Parseval).
     """
-    power = torch.fft.rfft(u.double(), norm="forward").abs().square()
-    # a wave and its conjugate count; the mean and the finest wave have no conjugate
-    both = torch.full_like(power, 2.0)
-    both[..., 0] = 1.0
-    if u.shape[-1] % 2 == 0:
-        both[..., -1] = 1.0
-    return both * power / 2
+    axes = spec.space_axes
+    power = torch.fft.fftn(u.double(), dim=axes, norm="forward").abs().square().sum(-1) / 2
+    numbers = [torch.fft.fftfreq(n, 1 / n, device=u.device) for n in spec.domain.shape]
+    radius = torch.stack(torch.meshgrid(*numbers, indexing="ij")).square().sum(0).sqrt()
+    shells = radius.round().long().flatten()
+    power = power.flatten(-spec.domain.num_dims)
+    out = power.new_zeros(*power.shape[:-1], int(shells.max()) + 1)
+    return out.index_add(-1, shells, power)
 
 
-def spread_skill(samples: Tensor, target: Tensor) -> Tensor:
+def spread_skill(samples: Tensor, target: Tensor, spec: FieldSpec) -> Tensor:
     """The squared spread of samples and the squared error of their mean.
 
     For calibrated draws both are equal on average (Fortin et al., J. Hydrometeorology 2014). The
     spread is the unbiased variance over the M draws times (M + 1)/M. Both are relative to the mean
-    square of the truth.
+    square of the truth, and means over channels.
 
     Args:
-        samples: draws (M, ..., X).
-        target: the truth (..., X).
+        samples: draws (M, ..., *space, C).
+        target: the truth (..., *space, C).
+        spec: describes the field.
 
     Returns:
         Squared spread and squared error (..., 2).
     """
-    m, size = len(samples), target.square().mean(-1).clamp_min(1e-12)
-    spread = samples.var(0).mean(-1) * (m + 1) / m
-    return torch.stack((spread, (samples.mean(0) - target).square().mean(-1)), -1) / size[..., None]
+    m = len(samples)
+    axes = spec.space_axes
+    size = target.square().mean(axes).clamp_min(1e-12)
+    spread = samples.var(0).mean(axes) * (m + 1) / m
+    error = (samples.mean(0) - target).square().mean(axes)
+    return torch.stack(((spread / size).mean(-1), (error / size).mean(-1)), -1)

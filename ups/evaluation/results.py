@@ -1,21 +1,221 @@
-"""Results as rows, the content of an evaluation file and of the leaderboard."""
+"""Results are data: rows, evaluations, and the one reader of a run's evaluation files.
+
+Tables, reports, the model card, the sweep's summary and the leaderboard are views of these.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from ups.core.io import write_text
+from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec
+from ups.core.io import read_json, write_text
 
-Row = Mapping[str, Any]
+EVALUATIONS = "reports/eval_*.json"  # in a run's folder
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Row(Mapping[str, Any]):
+    """The result of one way to predict; as a mapping it is its entry in an evaluation file.
+
+    Args:
+        model: the name of the model or of the baseline.
+        mode: "latent" or "physical".
+        correct: the corrector, or "none".
+        ttc: whether test-time conditioning was on.
+        metrics: everything that was measured, by name.
+    """
+
+    model: str
+    mode: str
+    correct: str
+    ttc: bool
+    metrics: Mapping[str, Any]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Row":
+        """Take a row of an evaluation file; a missing setting raises a KeyError."""
+        metrics = {RENAMED_METRICS.get(name, name): value for name, value in values.items()}
+        return cls(
+            model=metrics.pop("model"),
+            mode=metrics.pop("mode"),
+            correct=metrics.pop("correct"),
+            ttc=metrics.pop("ttc"),
+            metrics=metrics,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "mode": self.mode,
+            "correct": self.correct,
+            "ttc": self.ttc,
+            **self.metrics,
+        }
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+    @property
+    def setting(self) -> tuple[str, str, str, bool]:
+        """What tells the rows of one test set apart."""
+        return self.model, self.mode, self.correct, self.ttc
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is of persistence or of the solver, and so belongs to no run."""
+        return self.model == "persistence" or self.model.startswith("solver-")
+
+    @property
+    def label(self) -> str:
+        """Its name for people: "mixer-small + diffusion + ttc, latent"."""
+        corrections = [self.correct] if self.correct != "none" else []
+        if self.ttc:
+            corrections.append("ttc")
+        name = " + ".join([self.model, *corrections])
+        return name if self.is_baseline else f"{name}, {self.mode}"
+
+    @property
+    def series(self) -> str:
+        """Its name in logged series: "ttc_diffusion_latent" in test/ttc_diffusion_latent/nrmse."""
+        parts = ["ttc"] if self.ttc else []
+        if self.correct != "none":
+            parts.append(self.correct)
+        return "_".join([*parts, self.mode])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of an evaluation file.
+
+    Args:
+        dataset: description of the test set.
+        rows: the results, the run's own first.
+        provenance: description of the run. Its "evaluated" has hashes of the weights, by the name
+            of their file, and of the settings.
+    """
+
+    dataset: Mapping[str, Any]
+    rows: Sequence[Row]
+    provenance: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Evaluation":
+        """Read the file ``path``.
+
+        Raises:
+            UpsError: it is damaged.
+        """
+        content = read_json(path)
+        try:
+            provenance = dict(content.get("provenance", {}))
+            provenance["evaluated"] = dict(provenance.get("evaluated", {}))
+            return cls(
+                dict(content["dataset"]),
+                [Row.from_dict(row) for row in content["rows"]],
+                provenance,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UpsError(f"{path} is damaged: it is no evaluation ({error!r})") from None
+
+    def write(self, path: Path) -> None:
+        """Write the file ``path``, completely or not at all."""
+        content = {
+            "dataset": self.dataset,
+            "rows": [row.to_dict() for row in self.rows],
+            "provenance": self.provenance,
+        }
+        write_text(path, json.dumps(content, indent=1) + "\n")
+
+    @property
+    def time(self) -> str:
+        """When it was made, as text that sorts by time."""
+        return str(self.provenance.get("time", ""))
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Hashes of the weights that it measured, by the name of their file."""
+        evaluated = self.provenance.get("evaluated", {})
+        return {key: value for key, value in evaluated.items() if key != "settings"}
+
+    def is_fresh(self, evaluated: Mapping[str, str]) -> bool:
+        """Whether it measured exactly these weights; and with these "settings", if given."""
+        own = dict(self.weights)
+        if "settings" in evaluated:
+            own["settings"] = self.provenance.get("evaluated", {}).get("settings", "")
+        return own == evaluated
+
+
+def read_evaluations(
+    folder: Path, evaluated: Mapping[str, str] | None = None
+) -> dict[Path, Evaluation]:
+    """Read the fresh evaluations of the run in ``folder``, the newest last.
+
+    A damaged file is left out with a warning.
+
+    Args:
+        folder: the run's folder.
+        evaluated: what a fresh evaluation measured, see ``Evaluation.is_fresh``; default: the
+            weights of the newest one. Comparing files with each other costs no hash of the weights,
+            which a table of hundreds of runs could not pay.
+    """
+    found: dict[Path, Evaluation] = {}
+    for path in sorted(folder.glob(EVALUATIONS)):
+        try:
+            found[path] = Evaluation.read(path)
+        except UpsError as error:
+            log.warning("%s; it is left out", error)
+        except FileNotFoundError:  # its run is being removed
+            continue
+    ordered = sorted(found.items(), key=lambda item: item[1].time)
+    if evaluated is None:
+        evaluated = ordered[-1][1].weights if ordered else {}
+    return {path: evaluation for path, evaluation in ordered if evaluation.is_fresh(evaluated)}
+
+
+def merge_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Join evaluations, the newest last, to one on the newest's test set.
+
+    Each setting has one row, the newest: baselines are in every file.
+    """
+    newest = evaluations[-1]
+    rows: dict[tuple[str, str, str, bool], Row] = {}
+    for evaluation in evaluations:
+        if evaluation.dataset == newest.dataset:
+            rows |= {row.setting: row for row in evaluation.rows}
+    return Evaluation(newest.dataset, list(rows.values()), newest.provenance)
+
+
+# older name: name. Evaluation files and leaderboards of older versions hold the older names.
+RENAMED_METRICS = {
+    "mass_gap": "mass_drift",
+    "energy_gap": "energy_drift",
+    "periodic_gap": "boundary_jump_error",
+    "maximum_violation": "maximum_principle_violation",
+    "variation_growth": "tv_growth",
+    "spread_over_error": "spread_skill_ratio",
+    "spread_over_error_rms": "spread_skill_ratio_rms",
+    "one_step_spread_over_error": "one_step_spread_skill_ratio",
+    "one_step_spread_over_error_rms": "one_step_spread_skill_ratio_rms",
+}
 
 
 class Tested(Protocol):
     """What reports need from a finished test; see ``ups.modules.EvaluationModule``."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     examples: dict[str, tuple[Tensor, Tensor]]
     spectra: tuple[Tensor, Tensor] | None
 
@@ -24,49 +224,4 @@ class TestedData(Protocol):
     """What reports need from the test data."""
 
     dataset: dict[str, Any]
-    dt: float
-    length: float
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as JSON, completely or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def leaderboard_rows(
-    name: str,
-    stage: str,
-    dataset: Mapping[str, Any],
-    rows: Sequence[Row],
-    provenance: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Flatten the rows of an evaluation for the leaderboard; lists are left out.
-
-    The entries of the data set and of the provenance become columns.
-
-    Args:
-        name: name of the run.
-        stage: the ``stage`` of the command.
-        dataset: description of the test set.
-        rows: rows of the evaluation, the run's own first.
-        provenance: description of the run.
-    """
-    about = {f"dataset.{key}": value for key, value in dataset.items()}
-    origin = {key: value for key, value in provenance.items() if not isinstance(value, Mapping)}
-    versions = {f"version.{key}": value for key, value in provenance["versions"].items()}
-    flat = [
-        {key: value for key, value in row.items() if not isinstance(value, list)} for row in rows
-    ]
-    own = rows[0]["model"]
-    # baselines belong to the data set and not to a run: they have one row each
-    return [
-        {
-            "name": name if r["model"] == own else "baseline",
-            "stage": stage,
-            **r,
-            **about,
-            **origin,
-            **versions,
-        }
-        for r in flat
-    ]
+    spec: FieldSpec

@@ -18,8 +18,8 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
-from datetime import datetime, timezone
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,10 @@ import ups
 from ups.core.errors import UpsError
 from ups.core.io import write_bytes
 from ups.hub.model_card import render_model_card
-from ups.models.interpolation import interpolate
 from ups.runs.provenance import git_state, hardware
 from ups.simulation.checkpoint import load
 from ups.simulation.model_folder import to_safetensors
+from ups.simulation.resampling import Resampling
 from ups.simulation.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -43,14 +43,25 @@ TOLERANCE = 1e-4  # error of a graph, relative to the simulator's largest value
 
 
 class ExportWrapper(nn.Module):
-    """One of a simulator's three maps, "encode", "step" or "decode", as a module."""
+    """One of a simulator's three maps, "encode", "step" or "decode", as a module.
+
+    As in rollouts, fields of one channel have no channel axis. One parameter is ``nu`` (B,).
+    """
 
     def __init__(self, simulator: Simulator, name: str) -> None:
         super().__init__()
         self.simulator, self.name = simulator, name
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return getattr(self.simulator, self.name)(*inputs)
+        spec = self.simulator.spec
+        if self.name == "encode":
+            (u,) = inputs
+            return self.simulator.encode(u.unsqueeze(-1) if spec.num_channels == 1 else u)
+        if self.name == "step":
+            z, nu = inputs
+            return self.simulator.step(z, nu[:, None] if len(spec.parameters) == 1 else nu)
+        u = self.simulator.decode(*inputs)
+        return u.squeeze(-1) if spec.num_channels == 1 else u
 
 
 def to_torch(simulator: Simulator, folder: Path) -> None:
@@ -139,7 +150,7 @@ def _write_graphs(
             ) from error
         for batch in (1, 3):
             values = examples(simulator, batch)[name].values()
-            expected, found = getattr(simulator, name)(*values), call(*values)
+            expected, found = ExportWrapper(simulator, name)(*values), call(*values)
             gap = float((found - expected).abs().max() / expected.abs().max())
             if not gap < TOLERANCE:
                 raise UpsError(
@@ -152,12 +163,17 @@ def _write_graphs(
 
 def examples(simulator: Simulator, batch: int) -> dict[str, dict[str, Tensor]]:
     """Example inputs of the three maps, by name."""
-    u = simulator.scale * torch.randn(
-        batch, len(simulator.x), generator=torch.Generator().manual_seed(0)
-    )
-    nu = torch.full((batch,), simulator.nus[0] if simulator.nus else 1e-3)
+    spec = simulator.spec
+    generator = torch.Generator().manual_seed(0)
+    u = simulator.mean + simulator.std * torch.randn(batch, *spec.shape, generator=generator)
+    row = simulator.training_parameters[0] if simulator.training_parameters else [1e-3]
+    parameters = torch.tensor([row] * batch)
     z = simulator.encode(u)
-    return {"encode": {"u": u}, "step": {"z": z, "nu": nu}, "decode": {"z": z}}
+    return {
+        "encode": {"u": u.squeeze(-1) if spec.num_channels == 1 else u},
+        "step": {"z": z, "nu": parameters[:, 0] if len(row) == 1 else parameters},
+        "decode": {"z": z},
+    }
 
 
 def to_xarray(
@@ -165,10 +181,10 @@ def to_xarray(
     u0: Tensor,
     steps: int,
     *,
-    nu: float | Tensor,
+    nu: float | Tensor | None = None,
     x: Tensor | None = None,
     x_out: Tensor | None = None,
-    **how: Any,
+    **options: Any,
 ) -> "Dataset":
     """Roll out ``u0`` and return the trajectories, t = 0 included, as an xarray data set.
 
@@ -176,15 +192,16 @@ def to_xarray(
 
     Args:
         simulator: the simulator.
-        u0: initial fields (B, X).
+        u0: initial fields (B, *space, C), see ``Simulator.stream``.
         steps: number of frames after the initial one.
-        nu: the equation's parameter, one number or (B,).
+        nu: see ``Simulator.stream``.
         x: see ``Simulator.stream``.
         x_out: see ``Simulator.stream``.
-        how: other arguments of ``Simulator.rollout``.
+        options: other arguments of ``Simulator.rollout``.
 
     Returns:
-        A data set of ``u`` (trajectory, time, x) and ``nu`` (trajectory,).
+        A data set with a variable (trajectory, time, *space) for each channel and a coordinate
+        (trajectory,) for each parameter.
 
     Raises:
         UpsError: xarray is not installed.
@@ -195,59 +212,62 @@ def to_xarray(
         raise UpsError(
             "data sets need a package that is not installed; pip install 'ups[xarray]'"
         ) from None
-    u = simulator.rollout(u0, steps, nu=nu, x=x, x_out=x_out, **how)
-    place = simulator.x if x_out is None else torch.as_tensor(x_out)
-    first = torch.as_tensor(u0, dtype=u.dtype, device=u.device).reshape(len(u), -1)
-    if x is not None or x_out is not None:
-        first = interpolate(first, simulator.x if x is None else x, place, simulator.length)
-    now, (commit, dirty) = datetime.now(timezone.utc).isoformat(timespec="seconds"), git_state()
-    model = simulator.spec.get("name", "a simulator")
+    spec = simulator.spec
+    fields, _ = spec.add_channel_axis(torch.as_tensor(u0, dtype=torch.float32))
+    u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **options)
+    resampling = Resampling(
+        spec.grid, *(None if p is None else torch.as_tensor(p) for p in (x, x_out))
+    )
+    first = resampling.from_grids(resampling.to_grids(fields.to(u.device)))
+    values = torch.cat((first[:, None], u), 1).cpu().numpy()
+    names = "xyz"[: spec.domain.num_dims]
+    axes = [spec.grid.axis(d) for d in range(len(names))] if x_out is None else [x_out]
+    one = {"units": "1"}  # everything is dimensionless
+    coordinates: dict[str, Any] = {
+        "trajectory": range(len(u)),
+        "time": (
+            "time",
+            [simulator.dt * i for i in range(steps + 1)],
+            {**one, "axis": "T", "long_name": "time"},
+        ),
+    }
+    for name, axis, length in zip(names, axes, spec.grid.extent, strict=True):
+        about = {**one, "axis": name.upper(), "long_name": f"position, from 0 to {length:g}"}
+        coordinates[name] = (name, torch.as_tensor(axis).cpu().numpy(), about)
+    given = dict(options.get("parameters") or {}) or dict.fromkeys(spec.parameters, nu)
+    for name, value in given.items():
+        column = torch.as_tensor(value).expand(len(u)).cpu().numpy()
+        coordinates[name] = ("trajectory", column, {**one, "long_name": "parameter of the data"})
+    variables = {
+        channel: (
+            ("trajectory", "time", *names),
+            values[..., c],
+            {**one, "long_name": "field"},
+        )
+        for c, channel in enumerate(spec.channels)
+    }
+    return xarray.Dataset(variables, coordinates, _origin(simulator, options))
+
+
+def _origin(simulator: Simulator, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a data set of rollouts."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    commit, dirty = git_state()
+    model = simulator.model_config.get("name", "a simulator")
     code = f"{commit or 'unknown'}{' with changes' if dirty else ''}"
-    about = {
+    arguments = ", ".join(f"{key}={value}" for key, value in options.items())
+    return {
         "Conventions": "CF-1.11",
-        "title": f"rollouts of {simulator.equation} by {model} of UPS",
+        "title": f"rollouts of {simulator.equation_name or 'data'} by {model} of UPS",
         "source": f"ups {ups.__version__}, commit {code}, torch {torch.__version__}",
-        "history": f"{now} rollout({', '.join(f'{key}={value}' for key, value in how.items())})",
-        "equation": simulator.equation,
+        "history": f"{now} rollout({arguments})",
+        "equation": simulator.equation_name or "",
         "dt": simulator.dt,
-        "model": json.dumps(simulator.spec),
+        "model": json.dumps(simulator.model_config),
         # as in config.json of an exported folder
         "weights_sha256": hashlib.sha256(to_safetensors(simulator.state_dict())).hexdigest(),
         "hardware": hardware(),
     }
-    one = {"units": "1"}  # everything is dimensionless
-    return xarray.Dataset(
-        {
-            "u": (
-                ("trajectory", "time", "x"),
-                torch.cat((first[:, None], u), 1).cpu().numpy(),
-                {**one, "long_name": "field"},
-            )
-        },
-        {
-            "trajectory": range(len(u)),
-            "time": (
-                "time",
-                [simulator.dt * i for i in range(steps + 1)],
-                {**one, "axis": "T", "long_name": "time"},
-            ),
-            "x": (
-                "x",
-                place.cpu().numpy(),
-                {
-                    **one,
-                    "axis": "X",
-                    "long_name": f"position on a periodic line of length {simulator.length:g}",
-                },
-            ),
-            "nu": (
-                "trajectory",
-                torch.as_tensor(nu).expand(len(u)).cpu().numpy(),
-                {**one, "long_name": "viscosity, as in PDEBench"},
-            ),
-        },
-        about,
-    )
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from ups.core.errors import UpsError
-from ups.core.io import read_json, sha256
-from ups.core.settings import is_bookkeeping_key
-from ups.physics import EQUATIONS
-from ups.simulation.checkpoint import CHAIN, load, read_checkpoint
+from ups.core.io import sha256
+from ups.core.renamed_keys import load_config
+from ups.evaluation.results import Evaluation, Row, merge_evaluations, read_evaluations
+from ups.runs.settings import is_bookkeeping_key
+from ups.simulation.checkpoint import STAGES, load, read_checkpoint
 
 ERRORS = {
     "nrmse": "rollout nRMSE",
@@ -31,8 +31,8 @@ CARD = """---
 
     import ups
     sim = ups.load("{name}")    # a path to this folder, or the name of a model that comes with UPS
-    u = sim.rollout(u0, steps={steps}, nu={nu:g})    # u0 (B, {points}) on x in [0, {length:g}) -> \
-(B, {steps}, {points}), every {dt:g}
+    u = sim.rollout(u0, steps={frames}{nu})    # u0 (B, {sizes}) on x in {domain} -> \
+(B, {frames}, {sizes}), every {dt:g}
 
 {parameters} parameters in float32: {parts}. The model: {model}.
 
@@ -55,17 +55,16 @@ commit {commit}, {hardware}, torch {torch}.
 
 {trajectories} trajectories that training never saw ({dataset}, test set {hash}), {frames} frames \
 from t = 0, in physical space;
-`{name}` beside persistence and the numerical solver, all by the same code. Metrics as PDEBench \
+`{name}` beside the baselines, {baselines}, all by the same code. Metrics as PDEBench \
 defines them; times on the hardware above.
 
 {table}
 
 ## Limits
 
-Trained for nu = {nus}, steps of {dt:g} and {points} points of a periodic line of length \
-{length:g}, on initial conditions like those
-of its data, and for nothing beyond. Where the rows of the solver stand below its own, the solver \
-is the better choice.
+Trained for {nus}steps of {dt:g} and {points} points of {domain}, on initial conditions like those
+of its data, and for nothing beyond. Where a baseline has a smaller error at a lower cost, it is \
+the better choice.
 {notes}
 ## Licence
 
@@ -87,19 +86,22 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
     """
     simulator, results = load(run), load_test_results(run)
     cfg, dataset, origin, rows = (
-        OmegaConf.load(run / "config.yaml"),
-        results["dataset"],
-        results["provenance"],
-        results["rows"],
+        load_config(run / "config.yaml"),
+        results.dataset,
+        results.provenance,
+        results.rows,
     )
-    own = [row for row in rows if row["model"] == rows[0]["model"]]
-    rows = own + [row for row in rows if row not in own]
+    own = [row for row in rows if not row.is_baseline]
+    rows = own + [row for row in rows if row.is_baseline]
     words = [
         word
         for word in origin["command"].split()[1:]
         if not is_bookkeeping_key(word.partition("=")[0]) and not word.startswith("name=")
     ]
+    spec = simulator.spec
     nus = dataset["nu"] if isinstance(dataset["nu"], list) else [dataset["nu"]]
+    nus = [f"{nu:g}" for nu in nus if nu is not None]
+    channels = (spec.num_channels,) if spec.num_channels > 1 else ()
     sizes = {"model": simulator.model, **simulator.correctors}
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in sizes.items()}
     data = {
@@ -110,30 +112,33 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
     front = {
         **({"license": licence.lower()} if licence else {}),
         "library_name": "ups",
-        "tags": ["pde", simulator.equation, "neural-operator"],
+        "tags": ["pde", simulator.equation_name or "data", "neural-operator"],
         "model-index": [{"name": name, "results": [_result(row, dataset) for row in own]}],
     }
     return CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         name=name,
-        equation=str(EQUATIONS[simulator.equation].__doc__).splitlines()[0],
-        nu=nus[0],
-        nus=", ".join(f"{nu:g}" for nu in nus),
-        steps=dataset["frames"] - 1,
+        equation=simulator.equation.title if simulator.equation else dataset["name"],
+        nu=f", nu={nus[0]}" if nus else "",
+        nus=f"nu = {', '.join(nus)}, " if nus else "",
+        sizes=", ".join(str(n) for n in (*spec.grid.shape, *channels)),
         frames=dataset["frames"] - 1,
         points=dataset["points"],
-        length=simulator.length,
+        domain=" x ".join(f"[0, {length:g})" for length in spec.grid.extent),
         dt=simulator.dt,
         parameters=f"{sum(counts.values()):,}",
         parts=", ".join(f"{part} {count:,}" for part, count in counts.items()),
-        model=", ".join(f"{key} {value}" for key, value in simulator.spec.items()),
+        model=", ".join(f"{key} {value}" for key, value in simulator.model_config.items()),
         data="\n".join(f"- {key}: {value}" for key, value in data.items()),
         command=" ".join(words),
-        stages="\n".join(_stage(run, stem) for stem in CHAIN[: 1 + len(simulator.correctors)]),
+        stages="\n".join(
+            _stage(run, stem) for stem in list(STAGES.values())[: 1 + len(simulator.correctors)]
+        ),
         time=origin["time"],
         commit=f"{origin['commit']}{' with changes' if origin['dirty'] else ''}",
         hardware=origin["hardware"],
         torch=origin["versions"]["torch"],
+        baselines="persistence and the numerical solver" if simulator.equation else "persistence",
         trajectories=dataset["trajectories"],
         dataset=dataset["name"],
         hash=dataset["hash"],
@@ -143,26 +148,19 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
     )
 
 
-def load_test_results(run: Path) -> dict[str, Any]:
-    """Read the test results of all evaluations of a run: {"dataset", "provenance", "rows"}.
+def load_test_results(run: Path) -> Evaluation:
+    """Read the test results of all evaluations of a run's weights.
 
     Raises:
         UpsError: there are none of the run's current weights.
     """
-    results = [read_json(path) for path in sorted(run.glob("reports/eval_*.json"))]
-    files = {path.name: sha256(path)[:12] for path in run.glob("checkpoints/*_ema.ckpt")}
-    fresh = [r for r in results if files.items() <= r["provenance"]["evaluated"].items()]
+    weights = {path.name: sha256(path)[:12] for path in run.glob("checkpoints/*_ema.ckpt")}
+    fresh = read_evaluations(run, weights)
     if not fresh:
         raise UpsError(
             f"{run} has no test results of the weights that it holds; stage=evaluate makes them"
         )
-    # the key removes the copies of baselines, which each file holds
-    rows = {
-        (r["model"], r["mode"], r["correct"], r["ttc"]): r
-        for result in fresh
-        for r in result["rows"]
-    }
-    return {**fresh[0], "rows": list(rows.values())}
+    return merge_evaluations(list(fresh.values()))
 
 
 def _stage(run: Path, stem: str) -> str:
@@ -173,30 +171,21 @@ def _stage(run: Path, stem: str) -> str:
     )
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    return (
-        row["mode"]
-        + (f" + {row['correct']}" if row["correct"] != "none" else "")
-        + (" + ttc" if row["ttc"] else "")
-    )
-
-
-def _result(row: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
+def _result(row: Row, dataset: Mapping[str, Any]) -> dict[str, Any]:
     """One entry of Hugging Face's model-index."""
     metrics = [{"type": key, "name": name, "value": row[key]} for key, name in ERRORS.items()]
     return {
-        "task": {"type": "rollout", "name": _label(row)},
+        "task": {"type": "rollout", "name": row.label},
         "dataset": {"type": dataset["hash"], "name": dataset["name"], "split": dataset["split"]},
         "metrics": metrics,
     }
 
 
-def _table(rows: list[Mapping[str, Any]]) -> str:
-    heads = ["model", "rollout", *ERRORS.values(), "ms a trajectory"]
+def _table(rows: list[Row]) -> str:
+    heads = ["rollout", *ERRORS.values(), "ms a trajectory"]
     lines = [
         [
-            row["model"],
-            _label(row),
+            row.label,
             *(f"{row[key]:.4f}" for key in ERRORS),
             f"{1e3 * row['seconds_per_trajectory']:.1f}",
         ]

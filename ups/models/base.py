@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ups.models.upt import DT_SCALE, NU_SCALE
+from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid
+from ups.models.conditioning import condition_features
 
 
 class GridModel(nn.Module):
@@ -15,49 +17,62 @@ class GridModel(nn.Module):
     (``lambda_inv=0``).
 
     Args:
-        points: points of the training grid.
-        fields: components F of the field.
-        conserve: whether the equation conserves the mean of each field; then changes of the mean
-            are removed.
+        spec: describes the field.
+        conserve_mean: whether the equation conserves the mean of each channel; then changes of the
+            mean are removed.
+
+    Attributes:
+        in_channels: channels of ``forward``'s input: those of the field, dt and the parameters.
     """
 
-    inputs = 2  # channels of the condition, in addition to the field's
-
-    def __init__(self, points: int, fields: int = 1, conserve: bool = True) -> None:
+    def __init__(self, spec: FieldSpec, conserve_mean: bool = True) -> None:
         super().__init__()
-        self.tokens, self.width, self.free, self.fields, self.conserve = (
-            points,
-            fields,
-            fields,
-            fields,
-            conserve,
-        )
+        self.num_tokens = spec.domain.num_points
+        self.hidden_dim = spec.num_channels
+        self.num_dynamic_channels = spec.num_channels
+        self.num_channels = spec.num_channels
+        self.in_channels = spec.num_channels + 1 + len(spec.parameters)
+        self.space = spec.domain.shape
+        self.conserve_mean = conserve_mean
 
     def forward(self, u: Tensor) -> Tensor:
         """The change of the field over one step.
 
         Args:
-            u: the field and the condition of unit scale (B, F + 2, X).
+            u: the field of unit scale and the condition (B, in_channels, *space).
 
         Returns:
-            The change (B, F, X).
+            The change (B, num_channels, *space).
         """
         raise NotImplementedError
 
     def encode(self, u: Tensor) -> Tensor:
-        """Return fields (B, X, F) as tokens, unchanged."""
-        return u
+        """Return fields (B, *space, C) as tokens (B, N, W)."""
+        return u.flatten(1, -2)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return tokens as fields (B, X, F), unchanged."""
-        return z
+        """Return tokens (B, N, W) as fields (B, *space, C)."""
+        return z.unflatten(1, self.space)
 
-    def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
-        """Advance fields (B, X, F) by ``dt`` (B,) at ``nu`` (B,)."""
-        about = torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1)
-        change = self(torch.cat((z, about[:, None].expand(-1, z.shape[1], -1)), -1).mT).mT
-        return z + (change - change.mean(1, keepdim=True) if self.conserve else change)
+    def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
+        """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
+        condition = condition_features(dt, parameters)[:, None].expand(-1, z.shape[1], -1)
+        inputs = torch.cat((z, condition), -1).mT.unflatten(-1, self.space)
+        change = self(inputs).flatten(2).mT
+        return z + (change - change.mean(1, keepdim=True) if self.conserve_mean else change)
 
     def muon_parameters(self) -> list[Tensor]:
         """The weights that the optimizer may treat as matrices: none."""
         return []
+
+
+def periodic_line(spec: FieldSpec, model: str) -> int:
+    """The number of points of a field on a periodic line.
+
+    Raises:
+        UpsError: the field has another domain, which ``model`` can't work on.
+    """
+    domain = spec.domain
+    if not (isinstance(domain, Grid) and domain.num_dims == 1 and domain.is_periodic):
+        raise UpsError(f"{model} works on periodic lines only; `data` must be of that kind.")
+    return domain.num_points

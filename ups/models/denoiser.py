@@ -9,73 +9,82 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.models.upt import DT_SCALE, NU_SCALE, MixerBlock
+from ups.core.schema import (
+    Depth,
+    MlpRatio,
+    NonEmpty,
+    NonNegativeInt,
+    PositiveInt,
+)
+from ups.models.conditioning import condition_features
+from ups.models.mixer import MixerBlock
 
-LEVELS = 4  # number of sines and of cosines that encode a noise level
+NUM_FREQUENCIES = 4  # number of sines and of cosines that encode a noise level
 
 
 class Denoiser(nn.Module):
-    """Maps latent states, a noise level, dt and nu to tokens (B, N, out).
+    """Maps latent states, a noise level, dt and parameters to tokens (B, N, out_channels).
 
-    Its blocks are the UPT's.
+    Its blocks are those of ``ups.models.mixer.MixerUPT``.
 
     Args:
-        tokens: number of tokens N.
-        channels: channels of all input states together.
-        out: channels of the output, which is zero at initialization.
-        width: channels between the blocks.
-        hidden: see ``ups.models.upt.UPT``.
+        num_tokens: number of tokens N.
+        in_channels: channels of all input states together.
+        out_channels: channels of the output, which is zero at initialization.
+        hidden_dim: channels between the blocks.
+        mlp_ratio: see ``ups.models.mixer.MixerUPT``.
         depth: number of blocks.
-        distances: see ``ups.models.upt.UPT``.
+        dilations: see ``ups.models.mixer.MixerUPT``.
+        num_parameters: number of parameters P of the equation.
     """
 
     def __init__(
         self,
-        tokens: int,
-        channels: int,
-        out: int,
-        width: int = 64,
-        hidden: float = 1.0,
-        depth: int = 6,
-        distances: Sequence[int] = (1, 2, 4, 1),
+        num_tokens: int,
+        in_channels: int,
+        out_channels: int,
+        hidden_dim: PositiveInt = 64,
+        mlp_ratio: MlpRatio = 1.0,
+        depth: Depth = 6,
+        dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),
+        num_parameters: int = 1,
     ) -> None:
         super().__init__()
-        inner = round(hidden * width)
-        self.tokens_in = nn.Parameter(torch.randn(width, channels) * channels**-0.5)
-        self.constant = nn.Parameter(torch.randn(width, 1, 1))
-        self.condition = nn.Linear(2 + 2 * LEVELS, width)
+        mlp_dim = round(mlp_ratio * hidden_dim)
+        self.tokens_in = nn.Parameter(torch.randn(hidden_dim, in_channels) * in_channels**-0.5)
+        self.constant = nn.Parameter(torch.randn(hidden_dim, 1, 1))
+        self.condition = nn.Linear(1 + num_parameters + 2 * NUM_FREQUENCIES, hidden_dim)
         self.blocks = nn.Sequential(
-            *(MixerBlock(tokens, width, inner, distances[i % len(distances)]) for i in range(depth))
+            *(
+                MixerBlock(num_tokens, hidden_dim, mlp_dim, dilations[i % len(dilations)])
+                for i in range(depth)
+            )
         )
-        self.tokens_out = nn.Parameter(torch.zeros(out, width))
-        self.register_buffer("frequencies", 0.25 * 2.0 ** torch.arange(LEVELS), persistent=False)
+        self.tokens_out = nn.Parameter(torch.zeros(out_channels, hidden_dim))
+        self.register_buffer(
+            "frequencies", 0.25 * 2.0 ** torch.arange(NUM_FREQUENCIES), persistent=False
+        )
         self.frequencies: Tensor
 
-    def forward(self, parts: Sequence[Tensor], level: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
+    def forward(
+        self, parts: Sequence[Tensor], level: Tensor, dt: Tensor, parameters: Tensor
+    ) -> Tensor:
         """Apply the network.
 
         Args:
-            parts: latent states (B, N, C).
+            parts: latent states (B, N, W).
             level: logarithm of the noise level (B,).
             dt: the time of the step (B,).
-            nu: the equation's parameter (B,).
+            parameters: the equation's parameters (B, P).
 
         Returns:
-            Tokens (B, N, out).
+            Tokens (B, N, out_channels).
         """
         angles = level[:, None] * self.frequencies
-        about = torch.cat(
-            (
-                (dt / DT_SCALE - 1)[:, None],
-                (nu / NU_SCALE).log()[:, None],
-                angles.sin(),
-                angles.cos(),
-            ),
-            -1,
-        )
+        condition = torch.cat((condition_features(dt, parameters), angles.sin(), angles.cos()), -1)
         h = (
             F.linear(torch.cat(tuple(parts), -1), self.tokens_in, self.constant.view(-1))
-            + self.condition(about)[:, None]
+            + self.condition(condition)[:, None]
         )
         return F.linear(self.blocks(h), self.tokens_out)
 

@@ -5,7 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-from ups.models.base import GridModel
+from ups.core.fields import FieldSpec
+from ups.core.schema import PositiveInt
+from ups.models.base import GridModel, periodic_line
 
 
 class FNO(GridModel):
@@ -16,20 +18,26 @@ class FNO(GridModel):
     costs accuracy.
 
     Args:
-        points: points of the training grid.
+        spec: describes the field.
         modes: number of Fourier modes kept, negative ones included.
-        width: channels.
-        layers: number of Fourier layers.
-        conserve: see ``GridModel``.
+        hidden_channels: channels.
+        num_layers: number of Fourier layers.
+        conserve_mean: see ``GridModel``.
 
     Raises:
         UpsError: the package is not installed.
     """
 
     def __init__(
-        self, points: int, modes: int = 32, width: int = 64, layers: int = 4, conserve: bool = True
+        self,
+        spec: FieldSpec,
+        modes: PositiveInt = 32,
+        hidden_channels: PositiveInt = 64,
+        num_layers: PositiveInt = 4,
+        conserve_mean: bool = True,
     ) -> None:
-        super().__init__(points, conserve=conserve)
+        super().__init__(spec, conserve_mean)
+        periodic_line(spec, "model=fno")
         try:
             from neuralop import models
         except ModuleNotFoundError:
@@ -38,10 +46,10 @@ class FNO(GridModel):
             ) from None
         self.network = models.FNO(
             (modes,),
-            self.fields + self.inputs,
-            self.fields,
-            hidden_channels=width,
-            n_layers=layers,
+            self.in_channels,
+            self.num_channels,
+            hidden_channels=hidden_channels,
+            n_layers=num_layers,
             positional_embedding=None,
         )
         # the package adds its arguments, including functions, to the weights; checkpoints must hold

@@ -1,10 +1,10 @@
 """A dilated residual network, the strongest of the plain convolutional surrogates in 1D."""
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from ups.models.base import GridModel
+from ups.core.fields import FieldSpec
+from ups.core.schema import Depth, NonEmpty, PositiveInt
+from ups.models.base import GridModel, periodic_line
 
 
 class DilatedResNet(GridModel):
@@ -14,30 +14,34 @@ class DilatedResNet(GridModel):
     2022; as in PDEArena and APEBench.
 
     Args:
-        points: points of the training grid.
-        width: channels.
-        blocks: number of residual blocks.
+        spec: describes the field.
+        hidden_channels: channels.
+        num_blocks: number of residual blocks.
         dilations: the dilations of the convolutions of three points in each block.
-        conserve: see ``GridModel``.
+        conserve_mean: see ``GridModel``.
     """
 
     def __init__(
         self,
-        points: int,
-        width: int = 32,
-        blocks: int = 4,
-        dilations: Sequence[int] = (1, 2, 4, 8, 4, 2, 1),
-        conserve: bool = True,
+        spec: FieldSpec,
+        hidden_channels: PositiveInt = 32,
+        num_blocks: Depth = 4,
+        dilations: NonEmpty[PositiveInt] = (1, 2, 4, 8, 4, 2, 1),
+        conserve_mean: bool = True,
     ) -> None:
-        super().__init__(points, conserve=conserve)
+        super().__init__(spec, conserve_mean)
+        periodic_line(spec, "model=resnet")
 
         def block() -> nn.Sequential:
-            pairs = ((circular(width, width, 3, dilation=d), nn.ReLU()) for d in dilations)
+            pairs = (
+                (circular(hidden_channels, hidden_channels, 3, dilation=d), nn.ReLU())
+                for d in dilations
+            )
             return nn.Sequential(*(layer for pair in pairs for layer in pair))
 
-        self.lift = circular(self.fields + self.inputs, width, 3)
-        self.blocks = nn.ModuleList(block() for _ in range(blocks))
-        self.project = circular(width, self.fields, 3)
+        self.lift = circular(self.in_channels, hidden_channels, 3)
+        self.blocks = nn.ModuleList(block() for _ in range(num_blocks))
+        self.project = circular(hidden_channels, self.num_channels, 3)
 
     def forward(self, u: Tensor) -> Tensor:
         h = self.lift(u)

@@ -1,12 +1,16 @@
 """A U-Net for periodic lines."""
 
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-from ups.models.base import GridModel
+from ups.core.fields import FieldSpec
+from ups.core.schema import PositiveInt
+from ups.models.base import GridModel, periodic_line
 from ups.models.resnet import circular
 
 
@@ -17,30 +21,36 @@ class UNet(GridModel):
     2023) and APEBench, with group normalization.
 
     Args:
-        points: points of the training grid, a multiple of 2**levels.
-        width: channels at full resolution; each level doubles them.
-        levels: how often the resolution is halved.
-        conserve: see ``GridModel``.
+        spec: describes the field, of a multiple of 2**num_levels points.
+        hidden_channels: channels at full resolution; each level doubles them.
+        num_levels: how often the resolution is halved.
+        conserve_mean: see ``GridModel``.
     """
 
     def __init__(
-        self, points: int, width: int = 16, levels: int = 3, conserve: bool = True
+        self,
+        spec: FieldSpec,
+        hidden_channels: PositiveInt = 16,
+        num_levels: Annotated[int, Ge(0), Le(20)] = 3,
+        conserve_mean: bool = True,
     ) -> None:
-        super().__init__(points, conserve=conserve)
-        if points % 2**levels:
+        super().__init__(spec, conserve_mean)
+        num_points = periodic_line(spec, "model=unet")
+        if num_points % 2**num_levels:
             raise UpsError(
-                f"model.levels={levels}: the {points} points must be a multiple of {2**levels}"
+                f"model.num_levels={num_levels}: "
+                f"the {num_points} points must be a multiple of {2**num_levels}"
             )
-        widths = [width * 2**level for level in range(levels + 1)]
+        widths = [hidden_channels * 2**level for level in range(num_levels + 1)]
         pairs = list(pairwise(widths))
-        self.lift = _double(self.fields + self.inputs, width)
+        self.lift = _double(self.in_channels, hidden_channels)
         self.halve = nn.ModuleList(circular(fine, fine, 3, stride=2) for fine, _ in pairs)
         self.down = nn.ModuleList(_double(fine, coarse) for fine, coarse in pairs)
         self.widen = nn.ModuleList(
             nn.ConvTranspose1d(coarse, fine, 2, stride=2) for fine, coarse in pairs
         )
         self.up = nn.ModuleList(_double(2 * fine, fine) for fine, _ in pairs)
-        self.project = circular(width, self.fields, 3)
+        self.project = circular(hidden_channels, self.num_channels, 3)
 
     def forward(self, u: Tensor) -> Tensor:
         h, skips = self.lift(u), []

@@ -1,92 +1,41 @@
-"""A token mixer on patches of a periodic line, built for speed on a fixed set of tokens.
+"""The Universal Physics Transformer with the structure of the paper.
 
-It has the structure of the Universal Physics Transformer (Alkin et al., "Universal Physics
-Transformers", NeurIPS 2024): an encoder to a fixed number of latent tokens, an approximator that
-steps the tokens, and a decoder. It has no attention and no absolute positions. Token j is centered
-at (j + 1/2) L/N and reads the field through an overlapping circular patch; tokens mix with their
-neighbors on the circle. A shift of the field by the width of a token is therefore exactly a shift
-of the tokens.
+It has absolute positions and perceivers.
 """
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-
-NU_SCALE, DT_SCALE = 1e-3, 0.05  # centers of log nu and dt; they only set units
-
-
-class MixerBlock(nn.Module):
-    """h + W2 silu(W1 [h_{j-d}, h_j, h_{j+d}] + b): mixes tokens at distance d, then channels.
-
-    Tokens are rows of C channels: one copy concatenates three tokens to a row, and the rest is two
-    matrix products.
-
-    Args:
-        tokens: number of tokens N.
-        channels: channels C of a token.
-        hidden: channels inside the block.
-        distance: the distance d in tokens.
-    """
-
-    def __init__(self, tokens: int, channels: int, hidden: int, distance: int) -> None:
-        super().__init__()
-        self.register_buffer(
-            "meeting", circular_neighbor_indices(tokens, (-distance, 0, distance)), persistent=False
-        )
-        self.w1 = nn.Parameter(torch.randn(hidden, 3 * channels) * (3 * channels) ** -0.5)
-        self.b1 = nn.Parameter(torch.zeros(hidden, 1))
-        self.w2 = nn.Parameter(torch.randn(channels, hidden) * 0.5 * hidden**-0.5)
-        self.meeting: Tensor
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Map tokens (B, N, C) to tokens (B, N, C)."""
-        b, n, c = h.shape
-        y = F.silu(
-            F.linear(h.index_select(1, self.meeting).view(b * n, 3 * c), self.w1, self.b1.view(-1))
-        )
-        if torch.is_autocast_enabled(h.device.type):
-            # products in low precision, the running sum in full precision
-            return h + F.linear(y, self.w2).view(b, n, c)
-        return torch.addmm(h.reshape(b * n, c), y, self.w2.T).view(b, n, c)
-
-
-def circular_neighbor_indices(tokens: int, offsets: Sequence[int]) -> Tensor:
-    """The indices of each token's neighbors on a circle, token by token.
-
-    Args:
-        tokens: number of tokens N.
-        offsets: distances of the neighbors.
-
-    Returns:
-        Indices (N * len(offsets),).
-    """
-    return ((torch.arange(tokens)[:, None] + torch.tensor(offsets)) % tokens).flatten()
+from ups.core.fields import FieldSpec
+from ups.core.schema import Depth, PositiveInt
+from ups.models.base import periodic_line
+from ups.models.conditioning import condition_features
 
 
 class UPT(nn.Module):
-    """Encoder, approximator and decoder over ``tokens`` latent tokens of ``width`` channels.
+    """The Universal Physics Transformer of the paper, on a periodic line.
+
+    Source: Alkin et al., "Universal Physics Transformers", NeurIPS 2024.
+
+    - Encoder: points gathered in patches, sine-cosine positions, transformer blocks, a perceiver
+      onto learned queries.
+    - Approximator: transformer blocks modulated by dt and nu (Peebles and Xie, "DiT", ICCV 2023).
+    - Decoder: transformer blocks, a perceiver from the positions of the output.
+
+    Here the approximator adds to the tokens, and a LayerNorm without parameters keeps them at unit
+    scale after the encoder and after every step: without it latent rollouts diverge.
 
     Args:
-        points: points of the training grid, a multiple of ``tokens``.
-        tokens: N of the latent state (B, N, C).
-        width: C of the latent state.
-        hidden: channels inside a block, as a multiple of ``width``.
-        distances: distances of the tokens that the blocks of a part mix, in turn. In the
-            approximator their sum, in tokens, must reach as far as information travels in one step.
-        encoder: number of blocks in the encoder.
-        approximator: number of blocks in the approximator.
-        decoder: number of blocks in the decoder.
-        patch: number of patches of points/tokens points, centered on a token, that it reads and
-            writes; odd.
-        fields: components F of the field.
-        limit: root mean square at which tokens saturate; see ``soft_rms_clip``.
-        conserve: whether the equation conserves the mean of each field. Then the last F channels of
-            every token carry the mean through all steps unchanged and the decoder sets it, so that
-            mass is conserved to round-off.
+        spec: describes the field.
+        num_patches: number of patches in which the encoder gathers the points.
+        num_tokens: number of latent tokens N.
+        hidden_dim: channels W of a token.
+        num_heads: number of attention heads.
+        encoder_depth: number of blocks in the encoder.
+        approximator_depth: number of blocks in the approximator.
+        decoder_depth: number of blocks in the decoder.
 
     Raises:
         UpsError: the sizes don't fit together.
@@ -94,100 +43,177 @@ class UPT(nn.Module):
 
     def __init__(
         self,
-        points: int,
-        tokens: int = 32,
-        width: int = 64,
-        hidden: float = 1.0,
-        distances: Sequence[int] = (1,),
-        encoder: int = 2,
-        approximator: int = 4,
-        decoder: int = 2,
-        patch: int = 3,
-        fields: int = 1,
-        limit: float = 3.0,
-        conserve: bool = True,
+        spec: FieldSpec,
+        num_patches: PositiveInt = 64,
+        num_tokens: PositiveInt = 64,
+        hidden_dim: PositiveInt = 48,
+        num_heads: PositiveInt = 4,
+        encoder_depth: Depth = 2,
+        approximator_depth: Depth = 4,
+        decoder_depth: Depth = 2,
     ) -> None:
         super().__init__()
-        if points % tokens or tokens < patch or patch % 2 == 0:
+        num_points = periodic_line(spec, "model=upt")
+        if num_points % num_patches or hidden_dim % num_heads or hidden_dim % 4:
             raise UpsError(
-                f"model.tokens={tokens}, model.patch={patch}: "
-                f"the {points} points must be a multiple of tokens; patch odd, at most tokens"
+                f"model.num_patches={num_patches}, model.hidden_dim={hidden_dim}, "
+                f"model.num_heads={num_heads}: the {num_points} points must be a multiple of "
+                "num_patches, hidden_dim one of 4 and of num_heads"
             )
-        self.tokens, self.width, self.patch, self.limit = tokens, width, patch, limit
-        self.offsets = range(-(patch // 2), patch // 2 + 1)
+        self.num_patches = num_patches
+        self.num_tokens = num_tokens
+        self.hidden_dim = hidden_dim
+        self.num_dynamic_channels = hidden_dim
+        self.embed = nn.Linear(num_points // num_patches * spec.num_channels, hidden_dim)
+        self.encoder = nn.ModuleList(Block(hidden_dim, num_heads) for _ in range(encoder_depth))
+        self.queries = nn.Parameter(torch.randn(num_tokens, hidden_dim) * 0.02)
+        self.pool = Attention(hidden_dim, num_heads)
+        self.pool_mlp = _mlp(hidden_dim)
+        self.condition = nn.Sequential(nn.Linear(1 + len(spec.parameters), hidden_dim), nn.SiLU())
+        self.approximator = nn.ModuleList(
+            Block(hidden_dim, num_heads, conditioned=True) for _ in range(approximator_depth)
+        )
+        self.decoder = nn.ModuleList(Block(hidden_dim, num_heads) for _ in range(decoder_depth))
+        self.place = nn.Sequential(
+            nn.Linear(hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+        self.read = Attention(hidden_dim, num_heads)
+        self.read_mlp = _mlp(hidden_dim)
+        self.project = nn.Sequential(
+            nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, spec.num_channels)
+        )
         self.register_buffer(
-            "seen", circular_neighbor_indices(tokens, self.offsets), persistent=False
+            "patch_places",
+            sine_cosine((torch.arange(num_patches) + 0.5) / num_patches, hidden_dim),
+            persistent=False,
         )
-        self.seen: Tensor
-        self.free = width - fields if conserve else width  # channels that a step may change
-        self.fields, self.per_token, self.conserve = fields, points // tokens * fields, conserve
-        inner = round(hidden * width)
-
-        def stack(depth: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    MixerBlock(tokens, width, inner, distances[i % len(distances)])
-                    for i in range(depth)
-                )
-            )
-
-        self.patches_in = nn.Parameter(
-            torch.randn(width, patch * self.per_token) * (patch * self.per_token) ** -0.5
+        self.register_buffer(
+            "point_places",
+            sine_cosine((torch.arange(num_points) + 0.5) / num_points, hidden_dim),
+            persistent=False,
         )
-        # without a constant input, tokens of u and of 2 u would be multiples of each other
-        self.constant = nn.Parameter(torch.randn(width, 1, 1))
-        self.condition = nn.Linear(2, width)
-        self.encoder, self.approximator, self.decoder = (
-            stack(encoder),
-            stack(approximator),
-            stack(decoder),
-        )
-        self.patches_out = nn.Parameter(
-            torch.randn(patch * self.per_token, width) * 0.5 * width**-0.5
-        )
+        self.patch_places: Tensor
+        self.point_places: Tensor
 
     def encode(self, u: Tensor) -> Tensor:
-        """Encode fields (B, X, F) of unit scale into tokens (B, N, C)."""
-        own = u.reshape(u.shape[0], self.tokens, self.per_token)
-        patches = own.index_select(1, self.seen).view(u.shape[0], self.tokens, -1)
-        h = F.linear(patches, self.patches_in, self.constant.view(-1))
-        return self._restore_mean(
-            self.soft_rms_clip(self.encoder(h)), u.mean(1, keepdim=True).expand(-1, self.tokens, -1)
-        )
+        """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
+        h = self.embed(u.reshape(u.shape[0], self.num_patches, -1)) + self.patch_places
+        for block in self.encoder:
+            h = block(h)
+        z = self.queries + self.pool(self.queries.expand(u.shape[0], -1, -1), h)
+        return _unit(z + self.pool_mlp(z))
 
-    def step(self, z: Tensor, dt: Tensor, nu: Tensor) -> Tensor:
-        """Advance tokens (B, N, C) by ``dt`` (B,) at ``nu`` (B,)."""
-        # a condition (B, C) for all tokens of a sample
-        about = self.condition(torch.stack((dt / DT_SCALE - 1, (nu / NU_SCALE).log()), -1))
-        return self._restore_mean(
-            self.soft_rms_clip(self.approximator(z + about[:, None])), z[..., -self.fields :]
-        )
+    def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
+        """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
+        condition = self.condition(condition_features(dt, parameters))
+        for block in self.approximator:
+            z = block(z, condition)
+        return _unit(z)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode tokens (B, N, C) into fields (B, X, F) on the training grid."""
-        patches = F.linear(self.decoder(z), self.patches_out).view(
-            *z.shape[:2], self.patch, self.per_token
-        )
-        parts = [part.roll(k, 1) for part, k in zip(patches.unbind(2), self.offsets, strict=True)]
-        u = torch.stack(parts).sum(0).view(z.shape[0], -1, self.fields).to(z.dtype)
-        return (
-            u - u.mean(1, keepdim=True) + z[..., -self.fields :].mean(1, keepdim=True)
-            if self.conserve
-            else u
-        )
-
-    def soft_rms_clip(self, z: Tensor) -> Tensor:
-        """z / sqrt(1 + |z|^2 / limit^2) for tokens (B, N, C), with |z|^2 the mean over channels.
-
-        It bounds large tokens and is the identity for small ones. LayerNorm bounds latent rollouts
-        too, but it discards the size of a token and with it the precision of small differences; see
-        docs/notes/model.md for both measured.
-        """
-        return z * torch.rsqrt(1 + z.square().mean(-1, keepdim=True) / self.limit**2)
-
-    def _restore_mean(self, z: Tensor, mean: Tensor) -> Tensor:
-        return torch.cat((z[..., : -self.fields], mean), -1) if self.conserve else z
+        """Decode tokens (B, N, W) into fields (B, X, C) on the training grid."""
+        for block in self.decoder:
+            z = block(z)
+        places = self.place(self.point_places).expand(z.shape[0], -1, -1)
+        h = places + self.read(places, z)
+        return self.project(h + self.read_mlp(h))
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""
-        return [p for m in self.modules() if isinstance(m, MixerBlock) for p in (m.w1, m.w2)]
+        blocks = (*self.encoder, *self.approximator, *self.decoder)
+        return [
+            p
+            for block in blocks
+            for name, p in block.named_parameters()
+            if p.ndim == 2 and "modulation" not in name
+        ]
+
+
+class Attention(nn.Module):
+    """Attention of queries (B, Q, W) to keys and values (B, N, W), each normalized first."""
+
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_q, self.norm_kv = nn.LayerNorm(hidden_dim), nn.LayerNorm(hidden_dim)
+        self.q, self.kv, self.out = (
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.Linear(hidden_dim, 2 * hidden_dim),
+            nn.Linear(hidden_dim, hidden_dim),
+        )
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        """Attend from ``queries`` (B, Q, W) to ``context`` (B, N, W): (B, Q, W)."""
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for t in (self.q(self.norm_q(queries)), *self.kv(self.norm_kv(context)).chunk(2, -1))
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block.
+
+    Args:
+        hidden_dim: channels W.
+        num_heads: number of attention heads.
+        conditioned: whether a vector (B, W) scales, shifts and gates the block, which is the
+            identity at initialization.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, conditioned: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = (
+            nn.LayerNorm(hidden_dim, elementwise_affine=not conditioned) for _ in range(2)
+        )
+        self.qkv, self.out = (
+            nn.Linear(hidden_dim, 3 * hidden_dim),
+            nn.Linear(hidden_dim, hidden_dim),
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_dim, 4 * hidden_dim), nn.GELU(), nn.Linear(4 * hidden_dim, hidden_dim)
+        )
+        self.modulation = nn.Linear(hidden_dim, 6 * hidden_dim) if conditioned else None
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, h: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, W), with a condition (B, W) if there is one, to tokens (B, N, W)."""
+        if self.modulation is None or condition is None:
+            h = h + self._attend(self.norm1(h))
+            return h + self.mlp(self.norm2(h))
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(condition)[:, None].chunk(
+            6, -1
+        )
+        h = h + gate1 * self._attend(self.norm1(h) * (1 + scale1) + shift1)
+        return h + gate2 * self.mlp(self.norm2(h) * (1 + scale2) + shift2)
+
+    def _attend(self, h: Tensor) -> Tensor:
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.qkv(h).chunk(3, -1)
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+
+
+def sine_cosine(x: Tensor, hidden_dim: int) -> Tensor:
+    """Sines and cosines (X, C) of positions ``x`` (X,) in [0, 1).
+
+    Positions are scaled to [0, 200) as in the authors' code.
+    """
+    angles = 200 * x[:, None] * 1e4 ** -torch.linspace(0, 1, hidden_dim // 2)
+    return torch.cat((angles.sin(), angles.cos()), -1)
+
+
+def _mlp(hidden_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(hidden_dim),
+        nn.Linear(hidden_dim, 4 * hidden_dim),
+        nn.GELU(),
+        nn.Linear(4 * hidden_dim, hidden_dim),
+    )
+
+
+def _unit(z: Tensor) -> Tensor:
+    return F.layer_norm(z, z.shape[-1:])

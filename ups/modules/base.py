@@ -1,22 +1,33 @@
-"""What the training stages share: sharded steps, logging, validation and the optimizer.
+"""What the training stages share: steps, logging, validation and the optimizer.
 
 Validation rolls out trajectories in physical space.
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.norms import RELATIVE_ERROR_FLOOR
+from ups.core.schema import (
+    BOOKKEEPING_EVERYWHERE,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
+from ups.core.stepper import predict
 from ups.evaluation.metrics import RolloutMetrics
 from ups.modules.optim import Muon
-from ups.modules.sharding import sharded_loss
 from ups.simulation.simulator import Simulator
+
+# decay rate of a moment of AdamW
+Beta = Annotated[float, Ge(0), Lt(1)]
 
 
 class BaseModule(pl.LightningModule):
@@ -26,15 +37,17 @@ class BaseModule(pl.LightningModule):
     needs random numbers. Validation rolls out whole trajectories with the corrector ``correct``;
     ``validation/<stage>/nrmse`` selects the best weights.
 
-    Hyperparameters:
+    The arguments are in ``hparams``, with those of the subclass.
+
+    Args:
         optimizer: "muon" or "adamw".
         lr: highest learning rate.
         weight_decay: decoupled weight decay.
         betas: decay rates of AdamW's moments.
-        momentum: momentum of Muon.
-        warmup: fraction of the steps over which the learning rate rises.
-        final_lr: final learning rate as a fraction of ``lr``.
-        threads: number of threads on a CPU, each with a shard of the batch.
+        muon_momentum: momentum of Muon.
+        warmup_fraction: fraction of the steps over which the learning rate rises.
+        min_lr_ratio: final learning rate as a fraction of ``lr``.
+        num_cpu_shards: number of shards of a batch on a CPU; read by ``ups.modules.sharding``.
 
     Attributes:
         stage: name of the stage, as in conf/stage.
@@ -45,6 +58,22 @@ class BaseModule(pl.LightningModule):
     stage: str
     correct: Literal["none", "diffusion", "consistency"] = "none"
     simulator: Simulator
+
+    def __init__(
+        self,
+        *,
+        optimizer: Literal["muon", "adamw"] = "muon",
+        lr: PositiveFloat = 3e-3,
+        weight_decay: NonNegativeFloat = 1e-4,
+        betas: tuple[Beta, Beta] = (0.9, 0.99),
+        muon_momentum: Fraction = 0.95,
+        warmup_fraction: Fraction = 0.03,
+        min_lr_ratio: Fraction = 0.0,
+        num_cpu_shards: Annotated[PositiveInt, BOOKKEEPING_EVERYWHERE] = 2,
+    ) -> None:
+        super().__init__()
+        # also saves the arguments of the subclass that calls this
+        self.save_hyperparameters(ignore=["simulator"], logger=False)
 
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
         """Compute the loss terms of a batch.
@@ -61,8 +90,8 @@ class BaseModule(pl.LightningModule):
     def sample_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw the random numbers of a batch, tensors (B, ...).
 
-        They are drawn before the batch is split over threads, so they do not depend on the number
-        of threads.
+        ``compute_losses`` takes them as arguments; on a CPU it may be called for a shard of the
+        batch, with the shard's part of them.
         """
         return ()
 
@@ -78,20 +107,7 @@ class BaseModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         drawn = self.sample_noise(batch, self._generator())
-        shards = (
-            self.hparams["threads"]
-            if self.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-            else 1
-        )
-        if shards > 1 and len(batch) % shards == 0:
-            parts = list(zip(batch.shards(shards), *(d.chunk(shards) for d in drawn), strict=True))
-            terms = sharded_loss(
-                lambda part: self.compute_losses(*part),
-                parts,
-                [p for p in self.parameters() if p.requires_grad],
-            )
-        else:
-            terms = self.compute_losses(batch, *drawn)
+        terms = self.compute_losses(batch, *drawn)
         self.terms = {name: value.detach() for name, value in terms.items()}
         self.log_dict(
             {f"training/{self.stage}/{name}": value for name, value in self.terms.items()},
@@ -122,21 +138,16 @@ class BaseModule(pl.LightningModule):
         if self.metrics is None:
             # the relative error of fields that have decayed to almost zero is noise and must not
             # select the weights
-            floor = RELATIVE_ERROR_FLOOR * float(self.simulator.scale)
-            self.metrics = RolloutMetrics(
-                target.shape[1], target.shape[2], self.simulator.length, floor
-            ).to(self.device)
-        self.metrics.update(
-            self.simulator.rollout(
-                batch.u[:, 0], target.shape[1], nu=batch.nu, correct=self.correct
-            ),
-            target,
-        )
+            metrics = RolloutMetrics(target.shape[1], self.simulator.spec, RELATIVE_ERROR_FLOOR)
+            self.metrics = metrics.to(self.device)
+        stepper = self.simulator.stepper(self.correct)
+        pred = predict(stepper, batch.u[:, 0], target.shape[1], batch.parameters)
+        self.metrics.update(pred, target)
 
     def on_validation_epoch_end(self) -> None:
         self.validation_rng.__exit__(None, None, None)
         assert self.metrics is not None
-        values = self.metrics.compute()
+        values: dict[str, Any] = self.metrics.compute()
         values["nrmse_final"] = values.pop("nrmse_over_time")[-1]
         self.log_dict({f"validation/{self.stage}/{name}": value for name, value in values.items()})
 
@@ -149,14 +160,14 @@ class BaseModule(pl.LightningModule):
         if h.optimizer == "adamw":
             return torch.optim.AdamW(parameters, h.lr, tuple(h.betas), weight_decay=h.weight_decay)
         matrices = list(self.trainable_module().muon_parameters())  # type: ignore[operator]
-        known = {id(p) for p in matrices}
+        matrix_ids = {id(p) for p in matrices}
         return Muon(
             matrices,
-            [p for p in parameters if id(p) not in known],
+            [p for p in parameters if id(p) not in matrix_ids],
             h.lr,
             h.weight_decay,
             tuple(h.betas),
-            h.momentum,
+            h.muon_momentum,
         )
 
     def configure_optimizers(self) -> Any:
@@ -164,7 +175,7 @@ class BaseModule(pl.LightningModule):
         optimizer = self.build_optimizer()
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, total, h.warmup, h.final_lr)
+            optimizer, lambda step: warmup_cosine(step, total, h.warmup_fraction, h.min_lr_ratio)
         )
         return {
             "optimizer": optimizer,
@@ -172,7 +183,7 @@ class BaseModule(pl.LightningModule):
         }
 
 
-def warmup_cosine(step: int, total: int, warmup: float, final: float) -> float:
+def warmup_cosine(step: int, total: int, warmup_fraction: float, min_lr_ratio: float) -> float:
     """The factor on the learning rate at ``step``.
 
     It rises linearly during warmup, then falls along half a cosine.
@@ -180,11 +191,11 @@ def warmup_cosine(step: int, total: int, warmup: float, final: float) -> float:
     Args:
         step: the current step, from 0.
         total: number of steps.
-        warmup: fraction of the steps that are warmup.
-        final: the factor at the end.
+        warmup_fraction: fraction of the steps that are warmup.
+        min_lr_ratio: the factor at the end.
     """
-    rise = max(1, round(warmup * total))
+    rise = max(1, round(warmup_fraction * total))
     if step < rise:
         return (step + 1) / rise
     fall = min(1.0, (step - rise) / max(1, total - rise))
-    return final + (1 - final) * (0.5 + 0.5 * math.cos(math.pi * fall))
+    return min_lr_ratio + (1 - min_lr_ratio) * (0.5 + 0.5 * math.cos(math.pi * fall))

@@ -1,10 +1,13 @@
 """Stage 3: distill the diffusion sampler into one network call."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
+from ups.core.schema import NonNegativeFloat, PositiveFloat
 from ups.modules.corrector import CorrectorModule
 from ups.simulation.correctors import ResidualCorrector, heun_sampler
 from ups.simulation.simulator import Simulator
@@ -24,11 +27,10 @@ class ConsistencyModule(CorrectorModule):
 
     Args:
         simulator: a simulator with a trained corrector "diffusion".
-        gradient_steps: see ``CorrectorModule``.
-        latent_cache: see ``CorrectorModule``.
-        latent_cache_limit: see ``CorrectorModule``.
+        lr: see ``BaseModule``.
+        weight_decay: see ``BaseModule``.
 
-    The other arguments are those of ``BaseModule``.
+    The other arguments are those of ``CorrectorModule`` and ``BaseModule``.
 
     Raises:
         UpsError: the simulator has no corrector "diffusion".
@@ -41,20 +43,11 @@ class ConsistencyModule(CorrectorModule):
         self,
         simulator: Simulator,
         *,
-        gradient_steps: int = 3,
-        latent_cache: str | None = None,
-        latent_cache_limit: float = 4e9,
-        optimizer: str = "muon",
-        lr: float = 1e-3,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.99),
-        momentum: float = 0.95,
-        warmup: float = 0.03,
-        final_lr: float = 0.0,
-        threads: int = 1,
+        lr: PositiveFloat = 2e-3,
+        weight_decay: NonNegativeFloat = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(ignore=["simulator"], logger=False)
+        super().__init__(lr=lr, weight_decay=weight_decay, **options)
         if "diffusion" not in simulator.correctors:
             raise UpsError(
                 "stage consistency distils a diffusion corrector, and the simulator has none; "
@@ -63,20 +56,21 @@ class ConsistencyModule(CorrectorModule):
         simulator.requires_grad_(False)
         self.teacher: ResidualCorrector = simulator.correctors["diffusion"]  # type: ignore[assignment]
         self.corrector = simulator.add_corrector(
-            "consistency", {**self.teacher.spec, "sampler": "consistency", "steps": 1}
+            "consistency", {**self.teacher.spec, "sampler": "consistency", "num_steps": 1}
         )
         self.corrector.load_state_dict(self.teacher.state_dict())
         self.corrector.mean_network.requires_grad_(False)
         self.simulator = simulator
 
     def trainable_module(self) -> torch.nn.Module:
-        return self.corrector.noise_network
+        return self.corrector.denoiser
 
     def sample_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
         noise = self.noise(batch, generator)
         top = torch.rand((), generator=generator, device=self.device) < 0.5
         level = (
-            torch.randint(self.teacher.steps, (), generator=generator, device=self.device) * ~top
+            torch.randint(self.teacher.num_steps, (), generator=generator, device=self.device)
+            * ~top
         )
         return level.expand(len(batch)), noise  # one level for the whole batch
 
@@ -84,36 +78,39 @@ class ConsistencyModule(CorrectorModule):
         level, noise = int(drawn[0][0]), drawn[1].flatten(0, 1)
         with torch.no_grad():
             steps = self.steps(batch)
-            about = steps.state, steps.pred, torch.full_like(steps.nu, self.simulator.dt), steps.nu
-            mean = self.teacher.predict_mean(*about)
-            rest = self.teacher.residual(steps.pred, steps.target) - mean
-        return {"loss": distance(self.corrector, self.teacher, rest, noise, level, (mean, *about))}
+            condition = steps.conditions(self.simulator.dt)
+            mean = self.teacher.predict_mean(*condition)
+            remainder = self.teacher.residual(steps.pred, steps.target) - mean
+        conditions = (mean, *condition)
+        loss = distance(self.corrector, self.teacher, remainder, noise, level, conditions)
+        return {"loss": loss}
 
 
 def distance(
     student: ResidualCorrector,
     teacher: ResidualCorrector,
-    rest: Tensor,
+    remainder: Tensor,
     noise: Tensor,
     level: int,
-    about: tuple[Tensor, ...],
+    condition: tuple[Tensor, ...],
 ) -> Tensor:
     """Mean squared distance between the student's and the teacher's end of a path.
 
-    The path starts from ``rest`` plus noise of one of the teacher's levels. The student jumps to
-    its end; the teacher's sampler integrates to it. At the highest level the path starts from noise
-    alone, as in sampling.
+    The path starts from ``remainder`` plus noise of one of the teacher's levels. The student jumps
+    to its end; the teacher's sampler integrates to it. At the highest level the path starts from
+    noise alone, as in sampling.
 
     Args:
         student: the consistency corrector.
         teacher: the diffusion corrector.
-        rest: the residual minus its predicted mean (S, N, free).
-        noise: white noise (S, N, free).
+        remainder: the residual minus its predicted mean (S, N, num_dynamic_channels).
+        noise: white noise (S, N, num_dynamic_channels).
         level: index of the noise level in the teacher's schedule.
-        about: the networks' conditions: the mean, state, prediction, dt and nu.
+        condition: the networks' conditions: the mean, state, prediction, dt and parameters.
     """
     levels = teacher.sigma_schedule()[level:]
-    x = levels[0] * noise + (rest if level > 0 else 0)
+    x = levels[0] * noise + (remainder if level > 0 else 0)
     with torch.no_grad():
-        end = heun_sampler(lambda x, sigma: teacher.denoise(x, sigma, *about), x, levels)
-    return (student.denoise(x, x.new_full(x.shape[:1], levels[0]), *about) - end).square().mean()
+        end = heun_sampler(lambda x, sigma: teacher.denoise(x, sigma, *condition), x, levels)
+    jump = student.denoise(x, x.new_full(x.shape[:1], levels[0]), *condition)
+    return (jump - end).square().mean()

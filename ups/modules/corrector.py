@@ -5,13 +5,16 @@ That is the residuals of the frozen operator, computed or cached, and the noise.
 
 import logging
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.io import format_bytes
+from ups.core.schema import NonNegativeFloat
 from ups.modules.base import BaseModule
 from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.residual_targets import LatentCache, ResidualTargets, residual_targets
@@ -22,28 +25,39 @@ log = logging.getLogger(__name__)
 class CorrectorModule(BaseModule):
     """Trains a corrector on ``ups.simulation.residual_targets.ResidualTargets``.
 
-    Hyperparameters:
-        gradient_steps: descent steps that move a prediction to its target.
-        latent_cache: "float16" or "float32" for a cache of the targets on disk, which needs the
-            same windows in every epoch, or None.
-        latent_cache_limit: maximum size of the cache in bytes.
+    Args:
+        projection_steps: descent steps that move a prediction to its target.
+        latent_cache_dtype: "float16" or "float32" for a cache of the targets on disk, which needs
+            the same windows in every epoch, or None.
+        latent_cache_max_bytes: maximum size of the cache in bytes.
 
-    The other hyperparameters are those of ``BaseModule``.
+    The other arguments are those of ``BaseModule``.
     """
 
     corrector: ResidualCorrector
     cache: LatentCache | None = None
 
+    def __init__(
+        self,
+        *,
+        projection_steps: Annotated[int, Ge(1), Le(1000)] = 3,
+        latent_cache_dtype: Literal["float16", "float32"] | None = None,
+        latent_cache_max_bytes: NonNegativeFloat = 4e9,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        dtype = self.hparams["latent_cache"]
+        dtype = self.hparams["latent_cache_dtype"]
         if dtype is None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not data.hparams["repeat"]:
+        if not data.hparams["fixed_windows"]:
             raise UpsError(
-                f"latent_cache={dtype} needs data.repeat=true, the same windows in every epoch; "
-                "or latent_cache=null"
+                f"latent_cache_dtype={dtype} needs data.fixed_windows=true, "
+                "the same windows in every epoch; "
+                "or latent_cache_dtype=null"
             )
         loader = data.train_dataloader()
         path = (
@@ -51,14 +65,19 @@ class CorrectorModule(BaseModule):
             / "cache"
             / f"{self.stage}-{self.trainer.global_rank}.latents"
         )
-        windows, frames = loader.sampler.windows, data.hparams["window"] + 1
+        windows, frames = loader.sampler.num_windows, data.hparams["unroll_steps"] + 1
         batches = (
-            Batch(*(t.to(self.device) for t in vars(batch).values()))
-            for batch in loader.sampler.iter_fixed_batches(loader.dataset)
+            batch.to(self.device) for batch in loader.sampler.iter_fixed_batches(loader.dataset)
         )
-        steps, limit = self.hparams["gradient_steps"], self.hparams["latent_cache_limit"]
         self.cache = LatentCache(
-            path, self.simulator, batches, windows, frames, dtype, steps, limit
+            path,
+            self.simulator,
+            batches,
+            windows,
+            frames,
+            dtype,
+            projection_steps=self.hparams["projection_steps"],
+            max_bytes=self.hparams["latent_cache_max_bytes"],
         )
         log.info(
             "%s: latents of %d windows cached in %s, %s",
@@ -80,10 +99,15 @@ class CorrectorModule(BaseModule):
         return (
             self.cache.read(batch)
             if self.cache is not None
-            else residual_targets(self.simulator, batch, self.hparams["gradient_steps"])
+            else residual_targets(self.simulator, batch, self.hparams["projection_steps"])
         )
 
     def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """White noise (B, K, N, free) for the steps of a batch of windows."""
-        shape = len(batch), batch.u.shape[1] - 1, self.simulator.model.tokens, self.corrector.free
+        """White noise (B, K, N, num_dynamic_channels) for the steps of a batch of windows."""
+        shape = (
+            len(batch),
+            batch.u.shape[1] - 1,
+            self.simulator.model.num_tokens,
+            self.corrector.num_dynamic_channels,
+        )
         return torch.randn(shape, generator=generator, device=self.device)

@@ -1,17 +1,25 @@
 """Stage 2: train a diffusion model of the operator's latent residual."""
 
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.norms import RELATIVE_ERROR_FLOOR, relative_l2_squared
+from ups.core.schema import PositiveFloat, SettingsOf
 from ups.modules.corrector import CorrectorModule
 from ups.simulation.correctors import SIGMA_DATA, ResidualCorrector
 from ups.simulation.residual_targets import ResidualTargets
 from ups.simulation.simulator import Simulator
+
+# a corrector's settings; its sizes are those of the latent state
+CORRECTOR = SettingsOf(
+    ResidualCorrector,
+    without=("num_tokens", "hidden_dim", "num_dynamic_channels", "num_parameters"),
+)
 
 
 class DiffusionModule(CorrectorModule):
@@ -25,20 +33,17 @@ class DiffusionModule(CorrectorModule):
 
     - L_tokens = |r - mu|^2;
     - L_fields = |D(A + mu) - u_{t+1}|^2 / |u_{t+1}|^2, the mean of two: unweighted and weighted by
-      certainty, each relative to the same error of the operator;
+      the solver's confidence, each relative to the same error of the operator;
     - L_noise is EDM's weighted denoising error of r - mu at log-normal noise levels.
 
     Args:
         simulator: a simulator with a trained operator.
         corrector: the arguments of ``ups.simulation.correctors.ResidualCorrector`` without the
             sizes of the tokens.
-        gradient_steps: see ``CorrectorModule``.
-        latent_cache: see ``CorrectorModule``.
-        latent_cache_limit: see ``CorrectorModule``.
-        level_mean: mean of the logarithm of the noise levels in training.
-        level_std: standard deviation of that logarithm.
+        P_mean: mean of the logarithm of the noise levels in training.
+        P_std: standard deviation of that logarithm.
 
-    The other arguments are those of ``BaseModule``.
+    The other arguments are those of ``CorrectorModule`` and ``BaseModule``.
     """
 
     stage = "diffusion"
@@ -48,23 +53,12 @@ class DiffusionModule(CorrectorModule):
         self,
         simulator: Simulator,
         *,
-        corrector: dict[str, Any],
-        gradient_steps: int = 3,
-        latent_cache: str | None = None,
-        latent_cache_limit: float = 4e9,
-        level_mean: float = -1.0,
-        level_std: float = 1.4,
-        optimizer: str = "muon",
-        lr: float = 3e-3,
-        weight_decay: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        momentum: float = 0.95,
-        warmup: float = 0.03,
-        final_lr: float = 0.0,
-        threads: int = 1,
+        corrector: Annotated[dict[str, Any], CORRECTOR],
+        P_mean: Annotated[float, Ge(-100), Le(100)] = -1.0,
+        P_std: PositiveFloat = 1.4,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(ignore=["simulator"], logger=False)
+        super().__init__(**options)
         simulator.requires_grad_(False)
         self.corrector = simulator.add_corrector("diffusion", corrector)
         self.simulator = simulator
@@ -85,12 +79,9 @@ class DiffusionModule(CorrectorModule):
             return
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         first = islice(loader.sampler.iter_fixed_batches(loader.dataset), 50)
-        u, nu, trajectory, window = (
-            torch.cat(t).to(self.device)
-            for t in zip(*(vars(b).values() for b in first), strict=True)
-        )
-        steps = self.steps(Batch(u, nu, trajectory, window))
-        residual = (steps.target - steps.pred)[..., : self.corrector.free].square().mean((0, 1))
+        steps = self.steps(Batch.cat(first).to(self.device))
+        residual = (steps.target - steps.pred)[..., : self.corrector.num_dynamic_channels]
+        residual = residual.square().mean((0, 1))
         errors = self.field_errors(steps, steps.pred)
         everywhere: Any = self.all_gather(torch.cat((residual, errors)))  # over all processes
         everywhere = everywhere.view(-1, everywhere.shape[-1]).mean(0)
@@ -106,18 +97,20 @@ class DiffusionModule(CorrectorModule):
         c = self.corrector
         steps = self.steps(batch)
         level, noise = (d.flatten(0, 1) for d in drawn)
-        about = steps.state, steps.pred, torch.full_like(steps.nu, self.simulator.dt), steps.nu
-        mean = c.predict_mean(*about)
+        condition = steps.conditions(self.simulator.dt)
+        mean = c.predict_mean(*condition)
         residual = c.residual(steps.pred, steps.target)
         tokens = (residual - mean).square().mean()
         fields = self.field_errors(steps, c.apply_residual(steps.pred, mean)) / self.operator_errors
-        sigma = (h.level_mean + h.level_std * level).exp().clamp(c.sigma_min, c.sigma_max)
+        sigma = (h.P_mean + h.P_std * level).exp().clamp(c.sigma_min, c.sigma_max)
         # EDM's weight: all noise levels count equally
         weight = (sigma.square() + SIGMA_DATA**2) / (sigma * SIGMA_DATA).square()
-        known = mean.detach()
-        rest = residual - known
-        denoised = c.denoise(rest + sigma[:, None, None] * noise, sigma, known, *about)
-        noise_loss = (weight * (denoised - rest).square().mean((1, 2))).mean()
+        fixed_mean = mean.detach()
+        remainder = residual - fixed_mean
+        denoised = c.denoise(
+            remainder + sigma[:, None, None] * noise, sigma, fixed_mean, *condition
+        )
+        noise_loss = (weight * (denoised - remainder).square().mean((1, 2))).mean()
         return {
             "loss": tokens + fields.mean() + noise_loss,
             "L_tokens": tokens,
@@ -128,12 +121,12 @@ class DiffusionModule(CorrectorModule):
     def field_errors(self, steps: ResidualTargets, tokens: Tensor) -> Tensor:
         """The squared error of decoded ``tokens`` relative to the truth (2,).
 
-        The first value is unweighted, the second is weighted by certainty.
+        The first value is unweighted, the second is weighted by confidence.
         """
-        weights, fields = (
-            torch.stack((torch.ones_like(steps.certainty), steps.certainty)),
-            self.simulator.decode(tokens),
-        )
+        weights = torch.stack((torch.ones_like(steps.confidence), steps.confidence))
         return relative_l2_squared(
-            weights * fields, weights * steps.field, RELATIVE_ERROR_FLOOR * self.simulator.scale
+            weights * self.simulator.decode(tokens),
+            weights * steps.field,
+            self.simulator.spec.space_axes,
+            RELATIVE_ERROR_FLOOR * self.simulator.std,
         ).mean(1)

@@ -11,7 +11,7 @@ from ups.simulation.simulator import Simulator
 
 
 def operator_losses(
-    simulator: Simulator, u: Tensor, nu: Tensor, inverse: bool
+    simulator: Simulator, u: Tensor, parameters: Tensor, inverse: bool
 ) -> dict[str, Tensor]:
     """Compute the loss terms of one batch of windows u_0, ..., u_K.
 
@@ -22,13 +22,13 @@ def operator_losses(
     - L_inv_dec = |E(D(z_K)) - z_K|^2 / var(z_K), relative to the variance of each sample's tokens,
       so that shrinking them does not reduce the loss.
 
-    If the root mean square of u is smaller than ``RELATIVE_ERROR_FLOOR`` times the data's scale,
-    the denominator uses that value instead.
+    If the root mean square of u is smaller than ``RELATIVE_ERROR_FLOOR`` times the data's standard
+    deviation, the denominator uses that value instead.
 
     Args:
         simulator: the simulator.
-        u: windows (B, K+1, X).
-        nu: the equation's parameter (B,).
+        u: windows (B, K+1, *space, C).
+        parameters: the equation's parameters (B, P).
         inverse: whether to compute L_inv_enc and L_inv_dec.
 
     Returns:
@@ -36,20 +36,21 @@ def operator_losses(
     """
     z = [simulator.encode(u[:, 0])]
     for _ in range(u.shape[1] - 1):
-        z.append(simulator.step(z[-1], nu))
+        z.append(simulator.step(z[-1], parameters))
     decoded = z if inverse else z[1:]  # one call for all frames has larger matrix products
-    u_hat = (
-        simulator.decode(torch.cat(decoded)).unflatten(0, (len(decoded), len(u))).transpose(0, 1)
-    )
+    frames = simulator.decode(torch.cat(decoded))
+    u_hat = frames.unflatten(0, (len(decoded), len(u))).transpose(0, 1)
     error = relative_l2_squared(
-        u_hat, u[:, -len(decoded) :], RELATIVE_ERROR_FLOOR * simulator.scale
+        u_hat,
+        u[:, -len(decoded) :],
+        simulator.spec.space_axes,
+        RELATIVE_ERROR_FLOOR * simulator.std,
     )
     if not inverse:
         return {"L_forward": error.mean()}
+    token_error = (simulator.encode(u_hat[:, -1]) - z[-1]).square().mean((1, 2))
     return {
         "L_forward": error[:, 1:].mean(),
         "L_inv_enc": error[:, 0].mean(),
-        "L_inv_dec": (
-            (simulator.encode(u_hat[:, -1]) - z[-1]).square().mean((1, 2)) / z[-1].var((1, 2))
-        ).mean(),
+        "L_inv_dec": (token_error / z[-1].var((1, 2))).mean(),
     }

@@ -65,14 +65,14 @@ class Muon(torch.optim.Optimizer):
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for p in parameters:
             by_shape[p.shape].append(p)
-        for shape, alike in by_shape.items():
-            momenta = [self._state(p, "momentum") for p in alike]
-            gradients = [p.grad for p in alike if p.grad is not None]
+        for shape, matrices in by_shape.items():
+            momenta = [self._state(p, "momentum") for p in matrices]
+            gradients = [p.grad for p in matrices if p.grad is not None]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-            steps = orthogonalise(nesterov) * (0.2 * max(shape) ** 0.5 * group["lr"])
-            torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_sub_(alike, list(steps.unbind(0)))
+            steps = orthogonalize(nesterov) * (0.2 * max(shape) ** 0.5 * group["lr"])
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(matrices, list(steps.unbind(0)))
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:
@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
         return self.state[p].setdefault("step", torch.zeros(()))
 
 
-def orthogonalise(x: Tensor) -> Tensor:
+def orthogonalize(x: Tensor) -> Tensor:
     """Map matrices (B, M, N) to the nearest ones with all singular values close to 1.
 
     Five Newton-Schulz iterations on X / |X|.

@@ -1,4 +1,4 @@
-"""Split a batch over CPU threads, one shard for each thread.
+"""Lightning strategies that split a batch over CPU threads, one shard for each thread.
 
 The tensors of a small model are too small to split single operations over cores: two threads within
 each operation gain nothing. Two shards of a batch of 16, each on its thread, took 0.74 of the time
@@ -11,9 +11,73 @@ from functools import cache
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
+from ups.core.batch import Batch
+
 Terms = dict[str, Tensor]
+
+
+class CPUShards(Strategy):
+    """Computes the losses of a training step in shards, each in its own thread.
+
+    The number of shards is the module's hyperparameter ``num_cpu_shards``. A module draws its
+    random numbers for the whole batch, so they do not depend on the number of shards. A batch that
+    can't be split equally stays whole, and so does every batch under autocast, whose state belongs
+    to one thread.
+    """
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        module: Any = self.lightning_module
+        num_shards = module.hparams.get("num_cpu_shards", 1)
+        if num_shards == 1 or len(batch) % num_shards != 0:
+            return super().training_step(batch, batch_idx)
+        compute_losses = module.compute_losses
+        parameters = [p for p in module.parameters() if p.requires_grad]
+
+        def compute_in_shards(batch: Batch, *drawn: Tensor) -> Terms:
+            if torch.is_autocast_enabled("cpu"):
+                return compute_losses(batch, *drawn)
+            chunks = (d.chunk(num_shards) for d in drawn)
+            shards = list(zip(batch.chunk(num_shards), *chunks, strict=True))
+            return sharded_loss(lambda shard: compute_losses(*shard), shards, parameters)
+
+        # DDP calls the module's own training_step within its forward, so what that step calls is
+        # replaced, and not the step
+        module.compute_losses = compute_in_shards
+        try:
+            return super().training_step(batch, batch_idx)
+        finally:
+            del module.compute_losses
+
+
+class ShardedSingleDevice(CPUShards, SingleDeviceStrategy):
+    """Lightning's strategy for one CPU process, with ``CPUShards``."""
+
+
+class ShardedDDP(CPUShards, DDPStrategy):
+    """Lightning's strategy for several processes, with ``CPUShards`` in each of them."""
+
+
+def sharded_strategy(
+    strategy: str, accelerator: str, devices: Any = 1, num_nodes: int = 1
+) -> str | Strategy:
+    """The strategy with CPU shards in place of the Trainer's own.
+
+    Args:
+        strategy: the Trainer's argument, and likewise the others.
+
+    Returns:
+        ``strategy`` itself if training is not on a CPU, or if it is neither "auto" nor "ddp".
+    """
+    on_cpu = accelerator == "cpu" or (
+        accelerator == "auto" and not torch.accelerator.is_available()
+    )
+    if not on_cpu or strategy not in ("auto", "ddp"):
+        return strategy
+    is_single = strategy == "auto" and num_nodes == 1 and devices in (1, "1", "auto")
+    return ShardedSingleDevice() if is_single else ShardedDDP()
 
 
 @cache

@@ -14,18 +14,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ups.physics.periodic_1d import (  # noqa: F401  # names of an equation's module
+from ups.physics.equation import Law
+from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what is here
     cell_centers,
     energy,
     initial_conditions,
     mass,
+    scalar_equation,
     total_variation,
     validate_solver_inputs,
     van_leer_half_slopes,
 )
-
-PARAMETER = "beta"
-CONSERVED = ("mass", "energy")
 
 
 def solve(
@@ -121,25 +120,40 @@ def reflect(u: Tensor) -> Tensor:
     return -u
 
 
-def rescale_time(u: Tensor, times: float) -> Tensor:
-    """u(x, t) -> u(x, a t), with a = ``times``: (..., X).
+def rescale_time(u: Tensor, factor: Tensor | float) -> Tensor:
+    """u(x, t) -> u(x, a t), with a = ``factor``: (..., X).
 
     If u solves the equation at nu, the result solves it at a nu.
     """
     return u
 
 
-def solver_step(u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4) -> Tensor:
+def solver_step(
+    u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refinement_factor: int = 4
+) -> Tensor:
     """Advance point values ``u`` (B, X) by ``dt`` at ``nu`` (B,) with the exact solution: (B, X).
 
-    A finer grid adds nothing, so ``refine`` has no effect.
+    A finer grid adds nothing, so ``refinement_factor`` has no effect.
     """
     return shift(u, nu * dt, length)
 
 
-def shock_weight(u: Tensor, jump: float = 0.0, reach: int = 0) -> Tensor:
+def shock_weight(u: Tensor, shock_threshold: float = 0.0, shock_radius: int = 0) -> Tensor:
     """How far point values ``u`` (B, X) determine the solution: everywhere, (B, X) ones.
 
     Advection does not steepen a field.
     """
     return torch.ones_like(u)
+
+
+EQUATION = scalar_equation(
+    "advection",
+    "Advection on a periodic line, in PDEBench's setting: u_t + beta u_x = 0.",
+    "beta",
+    solve=solve,
+    solver_step=solver_step,
+    shock_weight=shock_weight,
+    reflect=reflect,
+    rescale_time=rescale_time,
+    energy_law=Law.CONSERVED,
+)

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ups.physics.periodic_1d import (  # noqa: F401  # names of an equation's module
+from ups.physics.equation import Law
+from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what is here
     cell_centers,
     energy,
     initial_conditions,
     mass,
+    scalar_equation,
     total_variation,
     validate_solver_inputs,
     van_leer_half_slopes,
 )
 
-PARAMETER = "nu"
-CONSERVED = ("mass",)
 CFL = 0.8  # largest advective step in cells; the scheme is total-variation diminishing up to 1
 
 
@@ -131,15 +131,17 @@ def reflect(u: Tensor) -> Tensor:
     return -u.flip(-1)
 
 
-def rescale_time(u: Tensor, times: float) -> Tensor:
-    """u(x, t) -> a u(x, a t), with a = ``times``: (..., X).
+def rescale_time(u: Tensor, factor: Tensor | float) -> Tensor:
+    """u(x, t) -> a u(x, a t), with a = ``factor``: (..., X).
 
     If u solves the equation at nu, the result solves it at a nu.
     """
-    return times * u
+    return factor * u
 
 
-def solver_step(u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4) -> Tensor:
+def solver_step(
+    u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refinement_factor: int = 4
+) -> Tensor:
     """Advance point values by one step with the equation alone.
 
     The values are interpolated linearly to a finer grid. There the fluxes are integrated in as many
@@ -151,44 +153,45 @@ def solver_step(u: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: i
         dt: the time of the step.
         nu: the viscosity (B,).
         length: the length of the periodic line.
-        refine: how much finer the grid of the solver is.
+        refinement_factor: how much finer the grid of the solver is.
 
     Returns:
         Point values (B, X), in u's dtype.
     """
-    share = torch.arange(refine, device=u.device, dtype=u.dtype) / refine
+    share = torch.arange(refinement_factor, device=u.device, dtype=u.dtype) / refinement_factor
     fine = torch.lerp(u[..., None], u.roll(-1, -1)[..., None], share).flatten(-2)
     out = torch.empty_like(u)
     for value in nu.unique().tolist():
         rows = nu == value
-        out[rows] = solve(fine[rows], [dt], value, length, dtype=u.dtype)[:, 0, ::refine]
+        out[rows] = solve(fine[rows], [dt], value, length, dtype=u.dtype)[:, 0, ::refinement_factor]
     return out
 
 
-def shock_weight(u: Tensor, jump: float = 0.03, reach: int = 3) -> Tensor:
+def shock_weight(u: Tensor, shock_threshold: float = 0.03, shock_radius: int = 3) -> Tensor:
     """How far point values determine the solution: 1 if it is smooth, near 0 around shocks.
 
-    The weight is 1 / sqrt(1 + (d / jump)^2), with d the largest difference of two neighbors within
-    ``reach`` points, relative to the root mean square of u. Point values do not determine where in
-    its cell a shock lies, so ``solver_step`` has an error of a fraction of a cell around it.
+    The weight is 1 / sqrt(1 + (d / shock_threshold)^2), with d the largest difference of two
+    neighbors within ``shock_radius`` points, relative to the root mean square of u. Point values do
+    not determine where in its cell a shock lies, so ``solver_step`` has an error of a fraction of a
+    cell around it.
 
     Args:
         u: point values (B, X).
-        jump: the relative difference at which the weight is 1/sqrt(2).
-        reach: number of points around a shock that it affects.
+        shock_threshold: the relative difference at which the weight is 1/sqrt(2).
+        shock_radius: number of points around a shock that it affects.
 
     Returns:
         Weights (B, X), from 0 to 1.
     """
     d = (u.roll(-1, -1) - u).abs()
-    d = torch.stack([d.roll(k, -1) for k in range(-reach, reach + 2)]).amax(0) / u.square().mean(
-        -1, keepdim=True
-    ).sqrt().clamp_min(1e-12)
-    return (1 + (d / jump).square()).rsqrt()
+    size = u.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+    nearby = [d.roll(k, -1) for k in range(-shock_radius, shock_radius + 2)]
+    d = torch.stack(nearby).amax(0) / size
+    return (1 + (d / shock_threshold).square()).rsqrt()
 
 
 def residual(
-    u: Tensor, v: Tensor, dt: float, nu: Tensor, length: float = 1.0, refine: int = 4
+    u: Tensor, v: Tensor, dt: float, nu: Tensor, length: float = 1.0, refinement_factor: int = 4
 ) -> Tensor:
     """The equation's residual v - u + int (u^2/2)_x - (nu/pi) u_xx dt over one step.
 
@@ -198,12 +201,12 @@ def residual(
         dt: the time of the step.
         nu: the viscosity (B,).
         length: the length of the periodic line.
-        refine: how much finer the grid of the solver is.
+        refinement_factor: how much finer the grid of the solver is.
 
     Returns:
         The residual (B, X).
     """
-    return v - solver_step(u, dt, nu, length, refine)
+    return v - solver_step(u, dt, nu, length, refinement_factor)
 
 
 def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float = 1.0) -> Tensor:
@@ -267,3 +270,16 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
             )
         )
     return torch.stack(frames, 1).to(u0.dtype)
+
+
+EQUATION = scalar_equation(
+    "burgers",
+    "Viscous Burgers on a periodic line, in PDEBench's setting: u_t + (u^2/2)_x = (nu/pi) u_xx.",
+    "nu",
+    solve=solve,
+    solver_step=solver_step,
+    shock_weight=shock_weight,
+    reflect=reflect,
+    rescale_time=rescale_time,
+    energy_law=Law.NON_INCREASING,
+)

@@ -1,189 +1,50 @@
-"""The rules for values of a configuration, and the message for a value that breaks one.
+"""Checks a configuration before anything is written.
 
-Hydra itself rejects unknown keys.
+Each part is checked against the constructor that takes it. Here are the checks of several settings
+together.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+import lightning.pytorch as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from ups.core.errors import UpsError
-
-# Hydra does not check the keys of a user's own file
-KEYS = (
-    *(
-        "name",
-        "seed",
-        "output_dir",
-        "overwrite",
-        "preflight",
-        "expect",
-        "compile",
-        "compile_cache_limit",
-        "lambda_inv",
-    ),
-    *("stage", "model", "loss", "data", "trainer", "callbacks", "ttc", "logger"),
+from ups.core.errors import UpsError, to_user_error
+from ups.core.schema import arguments, locate, refusal, unknown_key, validate
+from ups.models import get_architecture
+from ups.runs.settings import (
+    SECTIONS,
+    CallbackSettings,
+    EMASettings,
+    LossSettings,
+    ModelSettings,
+    RunSettings,
+    StageSettings,
+    TrainerSettings,
+    TTCSettings,
 )
+from ups.simulation.converter import convert_model_spec
 
-
-def _whole(low: int, high: int = 2**40) -> tuple[Callable[[Any], bool], str]:
-    words = f"a whole number of at least {low}" + (f" and at most {high}" if high < 2**40 else "")
-    return lambda v: type(v) is int and low <= v <= high, words
-
-
-def _real(
-    low: float, high: float = float("inf"), *, above: bool = False
-) -> tuple[Callable[[Any], bool], str]:
-    def test(v: Any) -> bool:
-        return (
-            type(v) in (int, float)
-            and (v > low if above else v >= low)
-            and v <= high
-            and v < float("inf")
-        )
-
-    words = f"a number {'above' if above else 'of at least'} {low:g}" + (
-        f" and at most {high:g}" if high < float("inf") else ""
-    )
-    return test, words
-
-
-def _none_or(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: v is None or rule[0](v), f"{rule[1]}, or null"
-
-
-def _one_or_more(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    return (
-        lambda v: len(v) > 0 and all(map(rule[0], v)) if isinstance(v, ListConfig) else rule[0](v),
-        f"{rule[1]}, or a list of such",
-    )
-
-
-def _switch() -> tuple[Callable[[Any], bool], str]:
-    return lambda v: type(v) is bool, "true or false"
-
-
-def _text(pattern: str, words: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None, words
-
-
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": _text(r"[^/\x00]*[^/.\x00][^/\x00]*", "a folder's name without '/'"),
-    "seed": _whole(0),
-    "lambda_inv": _real(0),
-    "compile": _switch(),
-    "compile_cache_limit": _real(0),
-    "overwrite": _switch(),
-    "preflight": _switch(),
-    **{
-        f"expect.{name}": _none_or(
-            _text(r"[0-9a-f]{7,}", "a hash of at least 7 hex digits, in quotes")
-        )
-        for name in ("commit", "config_hash", "data_hash")
-    },
-    "callbacks.on_finish": _none_or(_text(r".+", "a shell command")),
-    "loss.lambda_inv_enc": _real(0),
-    "loss.lambda_inv_dec": _real(0),
-    "loss.inverse_loss_frequency": _whole(1),
-    "data.equation": _text(r"[\w.]+", "the name of an equation's module"),
-    "data.nu": _none_or(_one_or_more(_real(0, above=True))),
-    "data.points": _whole(2),
-    "data.solver_points": _whole(4),
-    "data.dt": _real(0, 1000, above=True),
-    "data.frames": _whole(2),
-    "data.train": _whole(1),
-    "data.validation": _whole(1),
-    "data.test": _whole(1),
-    "data.time_stride": _whole(1),
-    "data.space_stride": _whole(1),
-    "data.window": _whole(1),
-    "data.windows_per_trajectory": _whole(1),
-    "data.batch_size": _whole(1),
-    "data.eval_batch_size": _whole(1),
-    "data.repeat": _switch(),
-    "data.stretch": _whole(1),
-    "data.early": _real(0, above=True),
-    "data.shift": _switch(),
-    "data.mirror": _switch(),
-    "data.in_memory": _switch(),
-    "data.num_workers": _whole(0),
-    "data.seed": _whole(0),
-    "trainer.max_epochs": _whole(1),
-    "trainer.max_time": _none_or(_text(r"\d\d:\d\d:\d\d:\d\d", "DD:HH:MM:SS")),
-    "trainer.accumulate_grad_batches": _whole(1),
-    "trainer.gradient_clip_val": _none_or(_real(0)),
-    "trainer.log_every_n_steps": _whole(1),
-    "trainer.check_val_every_n_epoch": _whole(1),
-    "trainer.precision": _text(
-        r"auto|32-true|bf16-mixed|16-mixed", "auto, 32-true, bf16-mixed or 16-mixed"
-    ),
-    "callbacks.ema.decay": _real(0, 1),
-    "callbacks.last.every_n_train_steps": _whole(1),
-    "callbacks.inverse_loss_frequency.every": _whole(1),
-    "output_dir": _text(r"[^\x00]+", "a folder"),
-    "model.tokens": _whole(1),
-    "model.width": _whole(2),
-    "model.name": _text(r"[^\x00]+", "a name"),
-    "model.patch": _whole(1),
-    "model.distances": _one_or_more(_whole(0)),
-    **{f"model.{part}": _whole(0, 1000) for part in ("encoder", "approximator", "decoder")},
-    "model.hidden": _real(0, above=True),
-    "model.limit": _real(0, above=True),
-    **{
-        f"stage.{stage}.{key}": rule
-        for stage in ("operator", "diffusion", "consistency")
-        for key, rule in {
-            "module.momentum": _real(0, 1),
-            "module.lr": _real(0, above=True),
-            "module.weight_decay": _real(0),
-            "module.warmup": _real(0, 1),
-            "module.final_lr": _real(0, 1),
-            "module.threads": _whole(1),
-            "module.betas": _one_or_more(_real(0, 1)),
-            "module.gradient_steps": _whole(1, 1000),
-            "module.latent_cache": _none_or(_text("float16|float32", "float16 or float32")),
-            "data.windows_per_trajectory": _none_or(_whole(1)),
-            "trainer.max_epochs": _none_or(_whole(1)),
-            "data.window": _none_or(_whole(1)),
-            "data.batch_size": _none_or(_whole(1)),
-        }.items()
-    },
-    **{
-        f"stage.{stage}.module.latent_cache_limit": _real(0)
-        for stage in ("diffusion", "consistency")
-    },
-    "stage.diffusion.module.level_mean": _real(-100, 100),
-    "stage.diffusion.module.level_std": _real(0, above=True),
-    "stage.diffusion.module.corrector.rho": _real(0, above=True),
-    **{
-        f"stage.diffusion.module.corrector.{network}.{key}": rule
-        for network in ("mean", "noise")
-        for key, rule in {
-            "width": _whole(1),
-            "hidden": _real(0, above=True),
-            "depth": _whole(0, 1000),
-            "distances": _one_or_more(_whole(0)),
-        }.items()
-    },
-    "stage.diffusion.module.corrector.steps": _whole(1),
-    "stage.diffusion.module.corrector.sigma_min": _real(0, above=True),
-    "stage.diffusion.module.corrector.sigma_max": _real(0, above=True),
-    "stage.diffusion.module.corrector.temperature": _real(0),
-    "ttc.enabled": _switch(),
-    "ttc.candidates": _whole(1),
-    "ttc.tolerance": _real(0),
-    "ttc.guidance_steps": _whole(0),
-    "ttc.guidance_strength": _real(0, 1),
-    "ttc.refine": _whole(1),
-    "ttc.jump": _real(0, above=True),
-    "ttc.reach": _whole(0),
-    **{
-        f"ttc.weights.{term}": _real(0)
-        for term in ("residual", "mass", "maximum", "variation", "energy", "halving")
-    },
-}
+# arguments of Lightning's Trainer that ``ups.runs.training.make_trainer`` sets itself
+RESERVED = (
+    "callbacks",
+    "logger",
+    "plugins",
+    "default_root_dir",
+    "num_sanity_val_steps",
+    "use_distributed_sampler",
+    "enable_model_summary",
+    "enable_progress_bar",
+)
+STAGE_PARTS = ("module", "trainer", "data")
+# bounds on the arguments of Lightning's own callbacks
+BOUNDS = {EMAWeightAveraging: EMASettings}
 
 
 def validate_config(cfg: DictConfig) -> None:
@@ -193,50 +54,191 @@ def validate_config(cfg: DictConfig) -> None:
         UpsError: the first value that can't work. The message has the key, the value and what is
             allowed.
     """
-    for key, (test, allowed) in RULES.items():
-        group, _, leaf = key.rpartition(".")
-        within = OmegaConf.select(cfg, group) if group else cfg
-        if within is None or leaf not in within:
-            # a group that is off, for example callbacks.ema=null, or a model without such a key
-            continue
-        value = OmegaConf.select(cfg, key, default=None, throw_on_missing=False)
-        if not test(value):
-            raise UpsError(f"{key}={value!r} is not allowed: {allowed} is")
-    unknown = sorted(set(cfg) - set(KEYS))
-    if unknown:
-        raise UpsError(
-            f"{unknown[0]} is not a key of the configuration; these are: {', '.join(KEYS)}"
-        )
-    for name in cfg.callbacks:
-        if name != "on_finish" and not isinstance(cfg.callbacks[name], DictConfig | None):
-            raise UpsError(
-                f"callbacks.{name}={cfg.callbacks[name]!r} is not allowed: "
-                "a mapping with the callback's class in _target_, or null, is"
-            )
-    for stage in cfg.stage.train:
-        own = cfg.stage[stage]
-        if not isinstance(OmegaConf.select(cfg, f"stage.{stage}.module._target_"), str):
-            raise UpsError(
-                f"stage.{stage}.module must be a mapping with the module's class in _target_"
-            )
-        if not all(isinstance(own[part], DictConfig) for part in ("trainer", "data")):
-            raise UpsError(
-                f"stage.{stage}.trainer and stage.{stage}.data must be mappings of what differs "
-                "from trainer and data"
-            )
-        if own.trainer.get("max_time") is not None:
-            raise UpsError(
-                f"stage.{stage}.trainer.max_time is not allowed: trainer.max_time, "
-                "the limit on the whole call, is"
-            )
-        every, last = (
-            {**cfg.trainer, **own.trainer}[key] for key in ("check_val_every_n_epoch", "max_epochs")
-        )
-        if every > last:
-            raise UpsError(
-                f"trainer.check_val_every_n_epoch={every} is not allowed: "
-                f"at most stage {stage}'s max_epochs={last} is"
-            )
-    missing = OmegaConf.missing_keys(cfg)
+    settings = _resolved(cfg)
+    validate(RunSettings, settings, "", name="the configuration", required="all")
+    validate(LossSettings, settings["loss"], "loss", required="all")
+    validate(TTCSettings, settings["ttc"], "ttc", name="ups.simulation.guidance.TTC")
+    _check_trainer(settings["trainer"], "trainer")
+    _check_data(settings["data"])
+    _check_model(settings["model"])
+    _check_callbacks(settings["callbacks"])
+    _check_target(settings["logger"], "logger", Logger)
+    validate(StageSettings, settings["stage"], "stage", name="stage")
+    for stage in ("operator", "diffusion", "consistency"):
+        _check_stage(settings, stage)
+    _check_equation(settings)
+    _check_data_modules(settings)
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The plain values, with all ${references} replaced."""
+    try:
+        missing = OmegaConf.missing_keys(cfg)
+        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UpsError(f"`{error.full_key}` can't be read: {reason}.") from None
     if missing:
-        raise UpsError(f"{', '.join(sorted(missing))} must be given")
+        raise UpsError(f"`{min(missing)}` must be given.")
+    return settings
+
+
+def known_keys() -> list[str]:
+    """All dotted keys of the default configuration that have a rule."""
+    keys = {section.full(name) for section in SECTIONS for name in section.named}
+    return sorted(key.removesuffix(".") for key in keys)
+
+
+def _check_trainer(values: Mapping[str, Any], key: str, *, is_partial: bool = False) -> None:
+    if not is_partial:
+        for name in arguments(TrainerSettings).named:
+            if name not in values:
+                raise UpsError(f"`{key}.{name}` must be given.")
+    validate(
+        pl.Trainer,
+        values,
+        key,
+        name="lightning.pytorch.Trainer",
+        without=RESERVED,
+        bounds=TrainerSettings,
+    )
+
+
+def _check_target(values: Mapping[str, Any], key: str, base: type, *, skip: int = 0) -> None:
+    """Check the arguments of the class that ``_target_`` names."""
+    path = values.get("_target_")
+    target = locate(path, f"{key}._target_", base)
+    validate(target, values, key, name=path, skip=skip, bounds=BOUNDS.get(target))
+
+
+def _check_data(values: Mapping[str, Any]) -> None:
+    _check_target(values, "data", pl.LightningDataModule)
+
+
+def _check_model(values: Mapping[str, Any]) -> None:
+    model = convert_model_spec(dict(values))
+    common = arguments(ModelSettings).named
+    validate(ModelSettings, {k: v for k, v in model.items() if k in common}, "model")
+    architecture = get_architecture(model["architecture"])
+    own = {k: v for k, v in model.items() if k not in common}
+    validate(architecture, own, "model", skip=1)
+
+
+def _check_callbacks(values: Mapping[str, Any]) -> None:
+    common = arguments(CallbackSettings).named
+    validate(CallbackSettings, {k: v for k, v in values.items() if k in common}, "callbacks")
+    for name, callback in values.items():
+        if name == "on_finish" or callback is None:
+            continue
+        if not isinstance(callback, Mapping):
+            allowed = "a mapping with the callback's class in _target_, or null"
+            raise refusal(f"callbacks.{name}", allowed, callback)
+        _check_target(callback, f"callbacks.{name}", pl.Callback)
+        _make(callback, f"callbacks.{name}")
+
+
+def _check_stage(settings: Mapping[str, Any], stage: str) -> None:
+    own, key = settings["stage"][stage], f"stage.{stage}"
+    is_trained = stage in settings["stage"]["train"]
+    for name in own:
+        if name not in STAGE_PARTS:
+            raise unknown_key(name, STAGE_PARTS, f"{key}.", key)
+    for part in ("trainer", "data"):
+        if not isinstance(own.get(part), Mapping):
+            allowed = f"a mapping of what differs from `{part}`"
+            raise refusal(f"{key}.{part}", allowed, own.get(part))
+    module = own.get("module")
+    if isinstance(module, Mapping):
+        _check_target(module, f"{key}.module", pl.LightningModule, skip=1)
+    elif is_trained or module is not None:
+        raise refusal(f"{key}.module", "a mapping with the module's class in _target_", module)
+    _check_trainer(own["trainer"], f"{key}.trainer", is_partial=True)
+    data = locate(settings["data"]["_target_"], "data._target_", pl.LightningDataModule)
+    name = settings["data"]["_target_"]
+    validate(data, own["data"], f"{key}.data", name=name, required="none")
+    for part in ("trainer", "data"):
+        # a stage's own value replaces a general one
+        for name in own[part]:
+            if name not in settings[part]:
+                raise UpsError(
+                    f"`{part}.{name}` must be given, because `{key}.{part}.{name}` replaces it in "
+                    "one stage."
+                )
+    if own["trainer"].get("max_time") is not None:
+        raise UpsError(
+            f"`{key}.trainer.max_time` must be null, got {own['trainer']['max_time']!r}; use "
+            "trainer.max_time, the limit on the whole call."
+        )
+    if is_trained:
+        _check_validation_epochs(settings, stage)
+        _check_cache(settings, stage)
+
+
+def _check_validation_epochs(settings: Mapping[str, Any], stage: str) -> None:
+    trainer = {**settings["trainer"], **settings["stage"][stage]["trainer"]}
+    every, last = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
+    if every > last:
+        allowed = f"at most stage {stage}'s max_epochs={last}"
+        raise refusal("trainer.check_val_every_n_epoch", allowed, every)
+
+
+def _check_cache(settings: Mapping[str, Any], stage: str) -> None:
+    data = _stage_data(settings, stage)
+    dtype = settings["stage"][stage]["module"].get("latent_cache_dtype")
+    if dtype is not None and data.get("fixed_windows") is False:
+        raise UpsError(
+            f"`stage.{stage}.data.fixed_windows` must be true, got false: "
+            f"latent_cache_dtype={dtype} needs the same windows in every epoch; "
+            f"or use stage.{stage}.module.latent_cache_dtype=null."
+        )
+
+
+def _check_equation(settings: Mapping[str, Any]) -> None:
+    data, ttc, stage = settings["data"], settings["ttc"], settings["stage"]["name"]
+    has_no_equation = "equation" in data and data["equation"] is None
+    if has_no_equation and ttc["enabled"] and stage in ("all", "evaluate"):
+        raise UpsError(
+            "`ttc.enabled` must be false, got true: data.equation=null leaves no equation to "
+            "condition on."
+        )
+
+
+def _check_data_modules(settings: Mapping[str, Any]) -> None:
+    """Make the data modules, which check their settings together and read no files yet."""
+    stages = settings["stage"]["train"] or [None]
+    for stage in stages:
+        data = _stage_data(settings, stage)
+        made = _make(data, "data")
+        if not isinstance(made, pl.LightningDataModule):
+            allowed = "the path of a LightningDataModule"
+            raise refusal("data._target_", allowed, data["_target_"])
+        _check_unroll_steps(data)
+
+
+def _check_unroll_steps(data: Mapping[str, Any]) -> None:
+    """Check that generated trajectories are long enough; a file's length is in the file."""
+    steps = data.get("unroll_steps")
+    frames = data.get("num_frames")
+    if data.get("path") is not None or not isinstance(steps, int) or not isinstance(frames, int):
+        return
+    if steps >= frames:
+        raise refusal("data.unroll_steps", f"less than data.num_frames={frames}", steps)
+
+
+def _make(values: Mapping[str, Any], key: str) -> Any:
+    """Make what ``_target_`` names; its constructor checks its settings together.
+
+    Raises:
+        UpsError: the constructor refuses them.
+    """
+    try:
+        return instantiate(OmegaConf.create(dict(values)), _convert_="all")
+    except InstantiationException as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise to_user_error(error) or UpsError(f"`{key}` can't be made: {reason}.") from None
+
+
+def _stage_data(settings: Mapping[str, Any], stage: str | None) -> dict[str, Any]:
+    """The settings of a stage's data; those of the test without a stage."""
+    own = settings["stage"][stage]["data"] if stage else {}
+    return {**settings["data"], **own}

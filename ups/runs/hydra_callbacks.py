@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from ups.evaluation import leaderboard
+from ups.core.renamed_keys import rename_arguments
+from ups.evaluation.results import read_evaluations
 
 TRIES, TIMEOUT = 3, 60.0  # timeout in seconds for each attempt
 log = logging.getLogger("ups")
@@ -75,7 +76,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         jobs = {path for path in Path(config.output_dir).glob(f"{config.name}-*") if path.is_dir()}
-        left = sorted(job.name for job in jobs if not any(job.glob("reports/eval_*.json")))
+        left = sorted(job.name for job in jobs if not read_evaluations(job))
         print_sweep(Path(config.output_dir), config.name)
         if left:
             log.error(
@@ -90,7 +91,7 @@ class SweepTable(Callback):
 def print_sweep(output_dir: Path, name: str, console: Console | None = None) -> None:
     """Print a table of the runs ``<output_dir>/<name>-*``, grouped by overrides without the seed.
 
-    The errors come from the leaderboard.
+    The errors come from the runs' evaluations.
 
     Args:
         output_dir: the folder of the runs.
@@ -107,35 +108,28 @@ def print_sweep(output_dir: Path, name: str, console: Console | None = None) -> 
             log.warning("%s is damaged, and its run left out", path)
             continue
         settings[path.parent.name] = tuple(
-            o for o in overrides if not o.startswith(("seed=", "name=", "stage="))
+            o
+            for o in rename_arguments(overrides)[0]
+            if not o.startswith(("seed=", "name=", "stage="))
         )
-    errors: dict[tuple[tuple[str, ...], str, str, str], list[float]] = defaultdict(list)
-    for row in leaderboard.read(output_dir / "leaderboard.csv"):
-        if row["name"] in settings:
-            corrector = " + ".join(
-                [row["correct"]] * (row["correct"] != "none") + ["ttc"] * (row["ttc"] == "True")
-            )
-            errors[settings[row["name"]], row["mode"], corrector, row["dataset.hash"]].append(
-                float(row["nrmse"])
-            )
+    errors: dict[tuple[tuple[str, ...], str, str], list[float]] = defaultdict(list)
+    for job, setting in settings.items():
+        # an operator's rows may be in two files, of one test set
+        nrmse = {
+            (row.label, evaluation.dataset["hash"]): row["nrmse"]
+            for evaluation in read_evaluations(output_dir / job).values()
+            for row in evaluation.rows
+            if not row.is_baseline
+        }
+        for (label, dataset), error in nrmse.items():
+            errors[setting, label, dataset].append(error)
     common = set.intersection(*map(set, settings.values())) if settings else set()
     table = Table(
         title=f"{name}: rollout nRMSE on the test set", title_justify="left", title_style="bold"
     )
-    for head in (
-        "setting",
-        "mode",
-        "corrected by",
-        "runs",
-        "mean",
-        "spread (std)",
-        "best",
-        "worst",
-    ):
-        table.add_column(
-            head, justify="left" if head in ("setting", "mode", "corrected by") else "right"
-        )
-    for (setting, mode, corrector, _), values in sorted(errors.items()):
+    for head in ("setting", "rollout", "runs", "mean", "spread (std)", "best", "worst"):
+        table.add_column(head, justify="left" if head in ("setting", "rollout") else "right")
+    for (setting, label, _), values in sorted(errors.items()):
         spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
         numbers = [
             f"{statistics.mean(values):.4f}",
@@ -145,8 +139,7 @@ def print_sweep(output_dir: Path, name: str, console: Console | None = None) -> 
         ]
         table.add_row(
             " ".join(o for o in setting if o not in common) or "(the same)",
-            mode,
-            corrector,
+            label,
             str(len(values)),
             *numbers,
         )

@@ -63,10 +63,10 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
     """
     kind = cfg.logger._target_.rpartition(".")[2]
     ids = folder / "logger.json"
-    known = read_json(ids) if ids.exists() and not cfg.overwrite else {}
+    recorded_ids = read_json(ids) if ids.exists() and not cfg.overwrite else {}
     again = (
-        {RUN_ID_ARGUMENT[kind]: known[kind]}
-        if kind in known and cfg.logger.get(RUN_ID_ARGUMENT[kind]) is None
+        {RUN_ID_ARGUMENT[kind]: recorded_ids[kind]}
+        if kind in recorded_ids and cfg.logger.get(RUN_ID_ARGUMENT[kind]) is None
         else {}
     )
     # without a lock two jobs of a sweep would both create MLflow's tables and experiment
@@ -78,7 +78,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
             logger = instantiate(cfg.logger, **again)
             if is_first_process() and kind in RUN_ID_ARGUMENT:
                 _ = logger.experiment
-                write_text(ids, json.dumps({**known, kind: logger.version}) + "\n")
+                write_text(ids, json.dumps({**recorded_ids, kind: logger.version}) + "\n")
     except Exception as error:
         cause, package = error.__cause__ or error, kind.removesuffix("Logger").lower()
         # for example no login, no answer from the server, or a run that was deleted there
@@ -90,11 +90,11 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
         loggers = (
             [logger] if isinstance(logger, CSVLogger) else [logger, CSVLogger(folder, name="logs")]
         )
-        told: Any = OmegaConf.to_container(cfg, resolve=True)
+        settings: Any = OmegaConf.to_container(cfg, resolve=True)
         for each in loggers:
             # MLflow rejects parameters that have changed since, for example max_time
             if not (isinstance(each, MLFlowLogger) and (again or cfg.logger.run_id)):
-                each.log_hyperparams(told)
+                each.log_hyperparams(settings)
         yield loggers
         if is_first_process():
             upload_artifacts(logger, folder)

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from omegaconf import DictConfig
 
 from ups.core.errors import UpsError
 from ups.core.io import sha256, write_text
-from ups.core.settings import flatten_config, is_bookkeeping_key
+from ups.core.settings import flatten_config
 from ups.runs.distributed import is_first_process
-from ups.runs.stages import FILES, weights_path
+from ups.runs.settings import is_bookkeeping_key
+from ups.runs.stages import weights_path
+from ups.simulation.checkpoint import STAGES
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "h5py", "numpy", "torchmetrics")
 
@@ -37,9 +39,10 @@ def write_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None
         The description.
     """
     commit, dirty = git_state()
-    told = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    provenance = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
+        "stage": cfg.stage.name,
         "commit": commit,
         "dirty": dirty,
         "config_hash": config_hash(cfg),
@@ -53,8 +56,8 @@ def write_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None
         "hardware": hardware(),
     }
     if is_first_process():
-        write_text(folder / "provenance.json", json.dumps(told, indent=1) + "\n")
-    return told
+        write_text(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+    return provenance
 
 
 def check_expected_provenance(cfg: DictConfig) -> None:
@@ -82,21 +85,26 @@ def check_expected_data(cfg: DictConfig, data_hash: str) -> None:
     _refuse_other(cfg, "data_hash", data_hash)
 
 
-def _refuse_other(cfg: DictConfig, name: str, found: str | None) -> None:
+def _refuse_other(cfg: DictConfig, name: str, actual: str | None) -> None:
     expected = cfg.expect[name]
-    if expected is not None and not (found or "").startswith(expected):
-        raise UpsError(f"expect.{name}={expected}, but this is {found or 'unknown'}")
+    if expected is not None and not (actual or "").startswith(expected):
+        raise UpsError(f"expect.{name}={expected}, but this is {actual or 'unknown'}")
 
 
 def evaluation_fingerprint(cfg: DictConfig, folder: Path) -> dict[str, str]:
-    """What decides an evaluation: a hash of each file of weights and one of the settings."""
+    """What decides an evaluation: a hash of each file of weights and one of the settings.
+
+    Args:
+        cfg: the configuration.
+        folder: the run's folder.
+    """
     groups = ("data.", "ttc.", "stage.evaluate", "model.name")
     deciding = {
         key: value
         for key, value in flatten_config(cfg).items()
         if key.startswith(groups) and not is_bookkeeping_key(key)
     }
-    files = {stage: weights_path(folder, stage) for stage in FILES}
+    files = {stage: weights_path(folder, stage) for stage in STAGES}
     hashes = {path.name: sha256(path)[:12] for path in files.values() if path.exists()}
     return {**hashes, "settings": _hash(deciding)}
 
@@ -142,9 +150,9 @@ def git_state() -> tuple[str | None, bool | None]:
         if Path(git("rev-parse", "--show-toplevel")) != folder.parent:
             return None, None  # installed inside another repository
         # untracked files outside ups and conf are no change of the code
-        known = git("status", "--porcelain", "--untracked-files=no")
+        changed_files = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD"), bool(
-            known or git("status", "--porcelain", "--", ":/ups", ":/conf")
+            changed_files or git("status", "--porcelain", "--", ":/ups", ":/conf")
         )
     except (OSError, subprocess.SubprocessError):
         return None, None

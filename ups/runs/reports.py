@@ -1,29 +1,56 @@
-"""After the test: the result files, the page, the leaderboard, and hints for next steps."""
+"""At the end of the test: the plot, the page and the evaluation files; and hints for next steps."""
 
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from omegaconf import DictConfig
 
-from ups.core.io import read_json
-from ups.datamodules import TrajectoryDataModule
-from ups.evaluation import leaderboard
 from ups.evaluation.report.html import write_run
 from ups.evaluation.report.plots import draw_rollout
-from ups.evaluation.report.table import print_table
-from ups.evaluation.results import leaderboard_rows, write_json
-from ups.modules import EvaluationModule
+from ups.evaluation.results import (
+    Evaluation,
+    Tested,
+    TestedData,
+    merge_evaluations,
+    read_evaluations,
+)
 from ups.runs.provenance import evaluation_fingerprint, write_provenance
 
 log = logging.getLogger(__name__)
 
 
-def report(
-    cfg: DictConfig, tested: EvaluationModule, data: TrajectoryDataModule, folder: Path
-) -> None:
-    """Write the evaluation files, the plot, the page, provenance.json and the leaderboard's rows.
+class ReportWriter(pl.Callback):
+    """Writes the reports of a run at the end of its test.
+
+    It precedes the callbacks of the configuration, which then find the evaluation files.
+
+    Args:
+        cfg: the configuration.
+        folder: the run's folder.
+
+    Attributes:
+        seconds: the time that the rollouts took.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: Path) -> None:
+        self.cfg = cfg
+        self.folder = folder
+        self.seconds = 0.0
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seconds = time.perf_counter() - self.started
+        write_reports(self.cfg, pl_module, trainer.datamodule, self.folder)
+
+
+def write_reports(cfg: DictConfig, tested: Tested, data: TestedData, folder: Path) -> None:
+    """Write provenance.json, the plot, the page and the evaluation files.
 
     Args:
         cfg: the configuration.
@@ -31,26 +58,21 @@ def report(
         data: the test data.
         folder: the run's folder.
     """
-    origin, paths = write_provenance(cfg, folder, data.dataset["hash"]), report_paths(cfg, folder)
+    origin = write_provenance(cfg, folder, data.dataset["hash"])
+    paths = report_paths(cfg, folder)
     picture = paths[False].with_suffix(".png")
     draw_rollout(
         picture,
         *tested.examples["median"],
-        data.dt,
-        data.length,
+        data.spec,
         f"{cfg.name}: the median test trajectory",
     )
-    table = Path(cfg.output_dir) / "leaderboard.csv"
-    leaderboard.upsert_rows(
-        table, leaderboard_rows(cfg.name, cfg.stage.name, data.dataset, tested.rows, origin)
-    )
     write_page(cfg, tested, data, folder, origin)
-    for ttc, path in paths.items():  # written last, because they mark the run as finished
-        # both files hold the baselines
-        rows = [row for row in tested.rows if row["ttc"] == ttc or row["model"] != cfg.model.name]
-        write_json(path, {"dataset": data.dataset, "rows": rows, "provenance": origin})
-    print_table(data.dataset, tested.rows)
-    log_next_steps(cfg, folder)
+    # Last, because they mark the run as finished. What is derived from them, the leaderboard, is
+    # written after them and also by the command that finds the run finished.
+    for ttc, path in paths.items():
+        rows = [row for row in tested.rows if row.ttc == ttc or row.is_baseline]
+        Evaluation(data.dataset, rows, origin).write(path)
 
 
 def log_next_steps(cfg: DictConfig, folder: Path) -> None:
@@ -73,11 +95,7 @@ def log_next_steps(cfg: DictConfig, folder: Path) -> None:
 
 
 def write_page(
-    cfg: DictConfig,
-    tested: EvaluationModule,
-    data: TrajectoryDataModule,
-    folder: Path,
-    origin: Mapping[str, Any],
+    cfg: DictConfig, tested: Tested, data: TestedData, folder: Path, origin: Mapping[str, Any]
 ) -> None:
     """Write ``reports/report.html``; a failure is logged and does not fail the run.
 
@@ -115,27 +133,14 @@ def report_paths(cfg: DictConfig, folder: Path) -> dict[bool, Path]:
     )
 
 
-def finished_results(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
+def finished_results(cfg: DictConfig, folder: Path) -> Evaluation | None:
     """Read the folder's evaluation of exactly these weights and settings.
 
     Returns:
-        The data set and the rows, or None if an evaluation is missing or stale.
+        The evaluation, or None if a file of this command is missing, damaged or stale.
     """
-    results = [
-        read_json(path) if path.exists() else None for path in report_paths(cfg, folder).values()
-    ]
-    now = evaluation_fingerprint(cfg, folder)
-    fresh = [
-        result
-        for result in results
-        if result is not None and result.get("provenance", {}).get("evaluated") == now
-    ]
-    if len(fresh) < len(results):
+    fresh = read_evaluations(folder, evaluation_fingerprint(cfg, folder))
+    paths = report_paths(cfg, folder).values()
+    if not fresh.keys() >= set(paths):
         return None
-    # the key removes the copies of baselines, which both files hold
-    rows = {
-        (r["model"], r["mode"], r["correct"], r["ttc"]): r
-        for result in fresh
-        for r in result["rows"]
-    }
-    return {"dataset": fresh[0]["dataset"], "rows": list(rows.values())}
+    return merge_evaluations([fresh[path] for path in paths])

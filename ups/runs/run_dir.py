@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
 from ups.core.io import write_text
-from ups.evaluation import leaderboard
 from ups.runs import stages
 from ups.runs.distributed import is_first_process
 
@@ -45,8 +44,6 @@ def run_directory(cfg: DictConfig) -> Iterator[Path]:
             for stage in cfg.stage.train:
                 stages.remove_stage(folder, stage)
         stages.check_settings_unchanged(cfg, folder)
-        # raises an error early if it is damaged
-        leaderboard.read(folder.parent / "leaderboard.csv")
         _log_to(folder / "run.log")
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_text(

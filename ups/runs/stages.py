@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
 from ups.core.io import read_json, sha256, write_text
-from ups.core.settings import diff_configs, flatten_config, is_bookkeeping_key
-from ups.simulation.checkpoint import latest_checkpoint, read_checkpoint
+from ups.core.renamed_keys import rename_flat
+from ups.core.settings import diff_configs, flatten_config
+from ups.runs.settings import is_bookkeeping_key
+from ups.simulation.checkpoint import STAGES, latest_checkpoint, read_checkpoint
 
-# the training stages in order, each with the name of its files of weights
-FILES = {"operator": "operator", "diffusion": "diffusion_residual", "consistency": "consistency"}
 log = logging.getLogger(__name__)
 
 
@@ -78,10 +78,10 @@ def check_settings_unchanged(cfg: DictConfig, folder: Path) -> None:
     Raises:
         UpsError: a stage has other settings. The message lists them.
     """
-    anew: list[str] = []
+    retrained: list[str] = []
     for stage in cfg.stage.train:
-        if _stale(folder, stage) or previous_stage(stage) in anew:
-            anew.append(stage)  # its settings may differ, as it is trained again anyway
+        if _stale(folder, stage) or previous_stage(stage) in retrained:
+            retrained.append(stage)  # its settings may differ, as it is trained again anyway
             continue
         changed = diff_configs(
             _record(folder, stage).get("settings"),
@@ -141,12 +141,12 @@ def weights_path(folder: Path, stage: str, *, raw: bool = False) -> Path:
 
     The raw file is written last.
     """
-    return folder / "checkpoints" / f"{FILES[stage]}{'' if raw else '_ema'}.ckpt"
+    return folder / "checkpoints" / f"{STAGES[stage]}{'' if raw else '_ema'}.ckpt"
 
 
 def previous_stage(stage: str) -> str | None:
     """The parent of ``stage``, whose weights it starts from; None for the first stage."""
-    before = list(FILES)[: list(FILES).index(stage)]
+    before = list(STAGES)[: list(STAGES).index(stage)]
     return before[-1] if before else None
 
 
@@ -193,14 +193,16 @@ def _stale(folder: Path, stage: str) -> bool:
 
 
 def _record_path(folder: Path, stage: str) -> Path:
-    return folder / "checkpoints" / f"{FILES[stage]}.json"
+    return folder / "checkpoints" / f"{STAGES[stage]}.json"
 
 
 def _record(folder: Path, stage: str) -> dict[str, Any]:
     """What ``record_stage_start`` wrote; empty if the stage has no checkpoint yet."""
     path = _record_path(folder, stage)
-    return (
-        read_json(path)
-        if path.exists() and (has_resume_checkpoint(folder, stage) or is_finished(folder, stage))
-        else {}
-    )
+    started = has_resume_checkpoint(folder, stage) or is_finished(folder, stage)
+    if not path.exists() or not started:
+        return {}
+    record = read_json(path)
+    if record.get("settings"):
+        record["settings"] = rename_flat(record["settings"])
+    return record

@@ -20,8 +20,10 @@ from ups.core.errors import UpsError
 from ups.datamodules import TrajectoryDataModule
 from ups.models import build
 from ups.modules import BaseModule
+from ups.modules.sharding import sharded_strategy
 from ups.runs.stages import parent_hash, weights_path
 from ups.simulation.checkpoint import mismatched_keys
+from ups.simulation.converter import convert_model_spec
 from ups.simulation.simulator import Simulator
 
 Loggers = Logger | list[Logger]
@@ -111,18 +113,39 @@ def check_checkpoint_compatible(last: Path, module: BaseModule) -> None:
 
 def build_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
     """Build an untrained simulator of the configured size."""
-    spec: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    model = build(spec, points=data.points)
-    return Simulator(
-        model,
-        data.x,
-        data.dt,
-        data.length,
-        data.scale,
-        spec=spec,
-        equation=data.equation,
-        nus=[nu for nu, _ in data.parts],
-    )
+    container: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    config = _current_names(container)
+    model = build(config, data.spec)
+    return Simulator(model, data.spec, data.equation_name, config, data.training_parameters)
+
+
+def _current_names(spec: dict[str, Any]) -> dict[str, Any]:
+    """Convert the names of earlier versions in a user's own file, with a warning."""
+    converted = convert_model_spec(spec)
+    if converted != spec:
+        old = {key: value for key, value in spec.items() if converted.get(key) != value}
+        new = {key: value for key, value in converted.items() if spec.get(key) != value}
+        log.warning("model: %s is read as %s; the next release reads the new names only", old, new)
+    return converted
+
+
+def make_callbacks(cfg: DictConfig) -> list[pl.Callback]:
+    """Make the callbacks of conf/callbacks that are not null."""
+    return [
+        instantiate(node, _convert_="all")
+        for node in cfg.callbacks.values()
+        if isinstance(node, DictConfig)
+    ]
+
+
+def make_test_callbacks(cfg: DictConfig) -> list[pl.Callback]:
+    """Make those callbacks of conf/callbacks that have a hook of testing."""
+    hooks = [name for name in vars(pl.Callback) if name.startswith("on_test_")]
+    return [
+        callback
+        for callback in make_callbacks(cfg)
+        if any(getattr(type(callback), hook) is not getattr(pl.Callback, hook) for hook in hooks)
+    ]
 
 
 def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimit) -> pl.Trainer:
@@ -147,14 +170,12 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimi
             if torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             else "32-true"
         )
-    callbacks = [
-        instantiate(node, _convert_="all")
-        for node in cfg.callbacks.values()
-        if isinstance(node, DictConfig)
-    ]
+    placement = {key: options[key] for key in ("strategy", "accelerator", "devices", "num_nodes")}
+    options["strategy"] = sharded_strategy(**placement)
+    callbacks = make_callbacks(cfg)
     callbacks.append(GracefulStop(folder / "checkpoints" / f"{cfg.stage.name}-last.ckpt", limit))
     if cfg.compile:
-        callbacks.append(CompileCachePruner(folder / COMPILE_CACHE, cfg.compile_cache_limit))
+        callbacks.append(CompileCachePruner(folder / COMPILE_CACHE, cfg.compile_cache_max_bytes))
     if sys.stdout.isatty():
         callbacks.append(EpochProgressBar())
     try:
@@ -220,8 +241,9 @@ def compile_simulator(simulator: Simulator, folder: Path) -> None:
     try:
         for name, method in eager.items():
             setattr(model, name, torch.compile(method))
-        u = torch.zeros(2, len(simulator.x))
-        simulator.decode(simulator.step(simulator.encode(u), torch.ones(2))).sum().backward()
+        u = torch.zeros(2, *simulator.spec.shape)
+        parameters = torch.ones(2, len(simulator.spec.parameters))
+        simulator.decode(simulator.step(simulator.encode(u), parameters)).sum().backward()
         simulator.zero_grad()
         # if a later compilation for other sizes fails, that call also runs eagerly
         torch._dynamo.config.suppress_errors = True

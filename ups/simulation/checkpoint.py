@@ -1,7 +1,6 @@
 """Load simulators from run directories, checkpoints, model folders and the models of UPS itself."""
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec
 from ups.core.io import read_tensors, sha256
 from ups.models import build
-from ups.simulation import model_folder
+from ups.simulation import converter, model_folder
 from ups.simulation.simulator import Simulator
 
-# the files of a run in order: each stage continues from the simulator in the file before
-CHAIN = ("operator", "diffusion_residual", "consistency")
+# the training stages in order, each with the name of its files of weights; each stage continues
+# from the simulator in the files of the stage before
+STAGES = {"operator": "operator", "diffusion": "diffusion_residual", "consistency": "consistency"}
 log = logging.getLogger(__name__)
 
 
@@ -53,17 +54,18 @@ def load(path: str | Path, data: Any = None) -> Simulator:
             )
         checkpoint = read_checkpoint(path)
         simulator = from_config(checkpoint["simulator"], checkpoint["state_dict"], path)
-    if data is not None and (simulator.equation, len(simulator.x), simulator.dt) != (
-        data.equation,
-        data.points,
-        data.dt,
-    ):
-        raise UpsError(
-            f"{path} was trained for {simulator.equation} at {len(simulator.x)} points "
-            f"and dt {simulator.dt:g}; "
-            f"{data.path} is of {data.equation} and has {data.points} and {data.dt:g}"
-        )
+    if data is not None:
+        own = _summary(simulator.equation_name, simulator.spec)
+        other = _summary(data.equation_name, data.spec)
+        if own != other:
+            raise UpsError(f"{path} was trained for {own}; {data.path} is {other}.")
     return simulator
+
+
+def _summary(equation: str | None, spec: FieldSpec) -> str:
+    """What the data of a simulator must agree in, as text."""
+    points = " x ".join(map(str, spec.domain.shape))
+    return f"{equation or 'no equation'} at {points} points and dt {spec.dt:g}"
 
 
 def latest_checkpoint(folder: Path) -> Path:
@@ -72,17 +74,19 @@ def latest_checkpoint(folder: Path) -> Path:
     A later stage counts only if it was trained on the current checkpoint of the stage before.
     """
     names = [
-        folder / "checkpoints" / f"{stem}{suffix}.ckpt" for stem in CHAIN for suffix in ("_ema", "")
+        folder / "checkpoints" / f"{stem}{suffix}.ckpt"
+        for stem in STAGES.values()
+        for suffix in ("_ema", "")
     ]
-    found = [
+    weights = [
         next((path for path in names[i : i + 2] if path.is_file()), None)
         for i in range(0, len(names), 2)
     ]
-    best = found[0]
+    best = weights[0]
     if best is None:
         wanted = " or ".join(f"checkpoints/{path.name}" for path in names[:2])
         raise UpsError(f"{folder} holds no {wanted}: its operator stage has not finished")
-    for path in filter(None, found[1:]):
+    for path in filter(None, weights[1:]):
         if read_checkpoint(path)["made_from"] != sha256(best):
             log.warning(
                 "%s was trained on another %s than the one beside it, and is left out",
@@ -122,14 +126,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def mismatched_keys(own: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
+def mismatched_keys(own: Mapping[str, Tensor], loaded: Mapping[str, Any]) -> list[str]:
     """The keys in which two sets of weights differ.
 
     A key differs if one side lacks it, or if the layout, shape or dtype of the tensors differs.
 
     Args:
         own: the weights of a model.
-        found: the weights from a file.
+        loaded: the weights from a file.
     """
 
     def fits(a: Tensor | None, b: Any) -> bool:
@@ -139,16 +143,16 @@ def mismatched_keys(own: Mapping[str, Tensor], found: Mapping[str, Any]) -> list
             and (b.layout, b.shape, b.dtype) == (a.layout, a.shape, a.dtype)
         )
 
-    return sorted(k for k in own.keys() | found.keys() if not fits(own.get(k), found.get(k)))
+    return sorted(k for k in own.keys() | loaded.keys() if not fits(own.get(k), loaded.get(k)))
 
 
 def from_config(
-    about: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path
+    config: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path
 ) -> Simulator:
     """Build a simulator from its configuration and weights.
 
     Args:
-        about: what ``Simulator.config`` returned.
+        config: what ``Simulator.config`` of this or an earlier version returned.
         state: the weights.
         where: the source of both, for messages.
 
@@ -157,18 +161,17 @@ def from_config(
             are not finite.
     """
     try:
-        x = torch.tensor(about["x"])
+        config, state = converter.convert(config, state)
+        spec = FieldSpec.from_dict(config["spec"])
         simulator = Simulator(
-            build(about["model"], points=len(x)),
-            x,
-            about["dt"],
-            about["length"],
-            spec=about["model"],
-            equation=about["equation"],
-            nus=about.get("nus", ()),
+            build(config["model"], spec),
+            spec,
+            config["equation"],
+            config["model"],
+            config["training_parameters"],
         )
-        for name, spec in about.get("correctors", {}).items():
-            simulator.add_corrector(name, spec)
+        for name, settings in config["correctors"].items():
+            simulator.add_corrector(name, settings)
     except UpsError:
         raise
     except Exception as error:  # the file may have been edited by hand
@@ -183,9 +186,7 @@ def from_config(
             f"{', '.join(differ[:6])}"
         )
     spoilt = [k for k, v in state.items() if not bool(torch.isfinite(v).all())]
-    if spoilt or not (0 < simulator.dt < math.inf and 0 < simulator.length < math.inf):
-        raise UpsError(
-            f"{where} holds values that are not finite: {', '.join(spoilt) or 'dt, length'}"
-        )
+    if spoilt:
+        raise UpsError(f"{where} holds values that are not finite: {', '.join(spoilt)}")
     simulator.load_state_dict(state)
     return simulator.eval()

@@ -44,7 +44,7 @@ def to_safetensors(state: Mapping[str, Tensor]) -> bytes:
     )
 
 
-def write(folder: Path, about: Mapping[str, Any], state: Mapping[str, Tensor], card: str) -> None:
+def write(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], card: str) -> None:
     """Write the configuration, weights and card of a simulator.
 
     The configuration is written last and holds the hash of the weights, so that ``read`` notices
@@ -52,22 +52,21 @@ def write(folder: Path, about: Mapping[str, Any], state: Mapping[str, Tensor], c
 
     Args:
         folder: where to write.
-        about: what ``Simulator.config`` returned.
+        config: what ``Simulator.config`` returned.
         state: the weights.
         card: text of the model card; empty for none.
     """
-    content = to_safetensors(state)
-    told = {
+    weights = to_safetensors(state)
+    content = {
         "library_name": "ups",
         "ups_version": ups.__version__,
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": hashlib.sha256(weights).hexdigest(),
     }
-    # the weights hold x
-    told |= {key: value for key, value in about.items() if key != "x"}
-    write_bytes(folder / WEIGHTS, content)
+    content |= config
+    write_bytes(folder / WEIGHTS, weights)
     if card:
         write_text(folder / CARD, card)
-    write_text(folder / CONFIG, json.dumps(told, indent=1) + "\n")
+    write_text(folder / CONFIG, json.dumps(content, indent=1) + "\n")
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -77,11 +76,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UpsError: the folder is incomplete or damaged.
     """
     try:
-        about, content = json.loads((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        config = json.loads((folder / CONFIG).read_bytes())
+        content = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != config["sha256"]:
             raise ValueError(f"{WEIGHTS} is not the file that {CONFIG} was written for")
         state = load(content)
-        return {**about, "x": state["x"].tolist()}, state
+        if "x" in state:  # earlier versions kept the grid with the weights
+            config["x"] = state["x"].tolist()
+        return config, state
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else ""
         raise UpsError(

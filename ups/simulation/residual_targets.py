@@ -4,7 +4,7 @@ They are computed on the fly, or once and cached on disk.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.io import check_disk_space, format_bytes
+from ups.simulation.latent import project_to_field
 from ups.simulation.simulator import Simulator
 
 PARTS = ("state", "pred", "target")
@@ -27,24 +28,29 @@ class ResidualTargets:
     ``residual_targets`` makes them. S is the number of steps.
 
     Args:
-        state: tokens before the step (S, N, C).
-        pred: tokens A(state) that the operator predicts (S, N, C).
-        target: ``pred``, moved as little as needed to decode to ``field`` (S, N, C).
-        field: the true field after the step (S, X).
-        certainty: how far ``field`` determines the solution, 0 to 1 (S, X).
-        nu: the equation's parameter (S,).
+        state: tokens before the step (S, N, W).
+        pred: tokens A(state) that the operator predicts (S, N, W).
+        target: ``pred``, moved as little as needed to decode to ``field`` (S, N, W).
+        field: the true field after the step (S, *space, C).
+        confidence: how far ``field`` determines the solution (S, *space, 1), from 0 to 1.
+        parameters: the equation's parameters (S, P).
     """
 
     state: Tensor
     pred: Tensor
     target: Tensor
     field: Tensor
-    certainty: Tensor
-    nu: Tensor
+    confidence: Tensor
+    parameters: Tensor
+
+    def conditions(self, dt: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What a corrector's networks take: state, prediction, dt (S,) and parameters."""
+        steps = self.state.new_full((len(self.state),), dt)
+        return self.state, self.pred, steps, self.parameters
 
 
 @torch.no_grad()
-def residual_targets(simulator: Simulator, batch: Batch, gradient_steps: int) -> ResidualTargets:
+def residual_targets(simulator: Simulator, batch: Batch, projection_steps: int) -> ResidualTargets:
     """Compute the residual targets of all steps along a batch of windows.
 
     The first step starts from E(u_0), each later one from the previous target. Rollouts of a
@@ -53,32 +59,39 @@ def residual_targets(simulator: Simulator, batch: Batch, gradient_steps: int) ->
 
     Args:
         simulator: the simulator with the frozen operator.
-        batch: windows (B, K+1, X).
-        gradient_steps: descent steps that move a prediction to its target.
+        batch: windows (B, K+1, *space, C).
+        projection_steps: descent steps that move a prediction to its target.
 
     Returns:
         The targets of S = B K steps.
     """
-    about = _about(simulator, batch)
     fields = batch.u[:, 1:]
-    state, parts = simulator.encode(batch.u[:, 0]), []
+    state = simulator.encode(batch.u[:, 0])
+    parts = []
     for k in range(fields.shape[1]):
-        pred = simulator.step(state, batch.nu)
-        target = simulator.project_to_field(pred, fields[:, k], gradient_steps)
+        pred = simulator.step(state, batch.parameters)
+        target = project_to_field(simulator, pred, fields[:, k], projection_steps)
         parts.append((state, pred, target))
         state = target
-    state, pred, target = (torch.stack(part, 1).flatten(0, 1) for part in zip(*parts, strict=True))
-    return ResidualTargets(state, pred, target, *about)
+    tokens = [torch.stack(part, 1).flatten(0, 1) for part in zip(*parts, strict=True)]
+    return _with_fields(simulator, batch, tokens)
 
 
-def _about(simulator: Simulator, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the fields (S, X), their certainty (S, X) and nu (S,) of a batch's steps."""
+def _with_fields(simulator: Simulator, batch: Batch, tokens: Sequence[Tensor]) -> ResidualTargets:
+    """Join the tokens ``PARTS`` of a batch's steps with its fields and parameters."""
+    state, pred, target = tokens
     fields = batch.u[:, 1:].flatten(0, 1)
-    return (
-        fields,
-        simulator.physics.shock_weight(fields),
-        batch.nu.repeat_interleave(batch.u.shape[1] - 1),
-    )
+    parameters = batch.parameters.repeat_interleave(batch.u.shape[1] - 1, 0)
+    if simulator.equation is None:
+        confidence = torch.ones_like(fields[..., :1])
+    else:
+        confidence = simulator.equation.solver_confidence(
+            fields,
+            simulator.spec.grid,
+            simulator.ttc.shock_threshold,
+            simulator.ttc.shock_radius,
+        )
+    return ResidualTargets(state, pred, target, fields, confidence, parameters)
 
 
 class LatentCache:
@@ -93,11 +106,11 @@ class LatentCache:
         windows: number of windows.
         frames: number of frames of a window, K+1.
         dtype: "float16" or "float32".
-        steps: descent steps that move a prediction to its target.
-        limit: maximum size in bytes.
+        projection_steps: descent steps that move a prediction to its target.
+        max_bytes: maximum size in bytes.
 
     Raises:
-        UpsError: the cache would exceed ``limit`` or the free disk space. The message has both
+        UpsError: the cache would exceed ``max_bytes`` or the free disk space. The message has both
             sizes, and no byte is written.
     """
 
@@ -109,18 +122,25 @@ class LatentCache:
         windows: int,
         frames: int,
         dtype: str,
-        steps: int,
-        limit: float = float("inf"),
+        projection_steps: int,
+        max_bytes: float = float("inf"),
     ) -> None:
-        self.simulator, self.path = simulator, Path(path)
-        shape = windows, len(PARTS), frames - 1, simulator.model.tokens, simulator.model.width
+        self.simulator = simulator
+        self.path = Path(path)
+        shape = (
+            windows,
+            len(PARTS),
+            frames - 1,
+            simulator.model.num_tokens,
+            simulator.model.hidden_dim,
+        )
         self.bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         what = f"the latent cache of {windows} windows in {dtype}"
-        if self.bytes > limit:
+        if self.bytes > max_bytes:
             raise UpsError(
                 f"{what} needs {format_bytes(self.bytes)}, "
-                f"but latent_cache_limit allows {format_bytes(limit)}; "
-                "latent_cache=null does without"
+                f"but latent_cache_max_bytes allows {format_bytes(max_bytes)}; "
+                "latent_cache_dtype=null does without"
             )
         check_disk_space(self.path, self.bytes, what)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +149,9 @@ class LatentCache:
             os.posix_fallocate(file.fileno(), 0, self.bytes)
         values = np.memmap(self.path, dtype, "r+", shape=shape)
         for batch in batches:
-            made = residual_targets(simulator, batch, steps)
+            targets = residual_targets(simulator, batch, projection_steps)
             parts = torch.stack(
-                [getattr(made, name).unflatten(0, (len(batch), -1)) for name in PARTS], 1
+                [getattr(targets, name).unflatten(0, (len(batch), -1)) for name in PARTS], 1
             )
             values[batch.window.cpu().numpy()] = parts.cpu().numpy()
         values.flush()
@@ -143,7 +163,7 @@ class LatentCache:
             batch.u.device
         )
         state, pred, target = rows.transpose(0, 1).flatten(1, 2)
-        return ResidualTargets(state, pred, target, *_about(self.simulator, batch))
+        return _with_fields(self.simulator, batch, (state, pred, target))
 
     def remove(self) -> None:
         """Delete the cache file."""

@@ -9,200 +9,159 @@ import torch
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-from ups.models.interpolation import interpolate
+from ups.core.fields import FieldSpec
+from ups.core.stepper import FIELDS_PER_DECODE, Stepper, rollout
 from ups.physics import Equation, get_equation
 from ups.simulation import model_folder
+from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
-from ups.simulation.guidance import TTC, GuidedStepper
+from ups.simulation.guidance import TTC, Guided
+from ups.simulation.latent import LatentStepper
+from ups.simulation.resampling import Resampling
 
 MODES = ("latent", "physical")
 CORRECTIONS = ("none", "diffusion", "consistency")
-# number of fields that are decoded at a time: for single fields the overhead of calls dominates
-DECODE_CHUNK = 64
 log = logging.getLogger(__name__)
 
 
 class Simulator(nn.Module):
-    """A surrogate of u(x, t) on a periodic line.
+    """A surrogate of a time-dependent field u.
 
-    It encodes once, steps the tokens many times, and decodes only the frames that are read.
+    It is a ``Stepper``: it encodes a field into latent tokens, steps the tokens, and decodes them.
+    ``rollout`` and ``stream`` are conveniences that validate their arguments and compose it with a
+    corrector and with guidance, see ``stepper``.
 
     Args:
-        model: maps between fields of unit scale (B, X, 1) on the training grid and latent tokens
-            (B, N, C); see ``ups.models``.
-        x: the training grid (X,), uniform, in [0, length).
-        dt: the time of one step.
-        length: the length of the periodic line.
-        scale: fields are divided by it before the model gets them.
-        spec: the arguments of ``ups.models.build`` for this model. It is kept so that a checkpoint
-            describes itself.
-        equation: the equation whose physics the baselines, checks and test-time conditioning use;
-            see ``ups.physics``.
-        nus: the values of the equation's parameter in the training data. A rollout outside their
-            range logs a warning.
+        model: maps between fields of unit scale (B, *space, C) and latent tokens (B, N, W); see
+            ``ups.models``.
+        spec: describes the field.
+        equation: name of the equation whose physics the baselines, checks and test-time
+            conditioning use, see ``ups.physics.get_equation``; None if there is none.
+        model_config: the arguments of ``ups.models.build`` for this model. They are kept so that a
+            checkpoint describes itself.
+        training_parameters: the parameters (P,) of each part of the training data. A rollout
+            outside their range logs a warning.
 
     Attributes:
         correctors: the correctors that later stages trained, by name.
         ttc: the settings of test-time conditioning.
     """
 
-    x: Tensor
-    scale: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
-        dt: float,
-        length: float = 1.0,
-        scale: float = 1.0,
-        spec: Mapping[str, Any] | None = None,
-        equation: str = "burgers",
-        nus: Sequence[float] = (),
+        spec: FieldSpec,
+        equation: str | None = None,
+        model_config: Mapping[str, Any] | None = None,
+        training_parameters: Sequence[Sequence[float]] = (),
     ) -> None:
         super().__init__()
         self.model: Any = model
-        get_equation(equation)  # raises an error if it does not exist
-        self.equation = equation
+        self.spec = spec
+        self.equation_name = equation
+        self.equation: Equation | None = None if equation is None else get_equation(equation)
+        self.model_config = dict(model_config or {})
+        self.training_parameters = [[float(value) for value in row] for row in training_parameters]
         self.correctors = nn.ModuleDict()
         self.ttc = TTC()
-        self.dt, self.length, self.spec, self.nus = (
-            float(dt),
-            float(length),
-            dict(spec or {}),
-            tuple(map(float, nus)),
-        )
-        self.register_buffer("x", torch.as_tensor(x, dtype=torch.float32))
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std), persistent=False)
 
     @property
-    def physics(self) -> Equation:
-        """The module of the simulator's equation."""
-        return get_equation(self.equation)
+    def x(self) -> Tensor:
+        """The positions of the training grid: (X,) on a line, otherwise (*space, D)."""
+        positions = self.spec.domain.positions()
+        return positions.squeeze(-1) if positions.ndim == 2 else positions
 
-    def encode(self, u: Tensor) -> Tensor:
-        """Encode fields (B, X) on the training grid into tokens (B, N, C)."""
-        return self.model.encode((u / self.scale).unsqueeze(-1))
+    @property
+    def dt(self) -> float:
+        """The time of one step."""
+        return self.spec.dt
 
-    def step(self, z: Tensor, nu: Tensor, dt: float | None = None) -> Tensor:
-        """Advance tokens (B, N, C) by one ``dt``.
+    @property
+    def num_dynamic_channels(self) -> int:
+        """The number of channels of a token, from the first, that a step may change."""
+        return int(self.model.num_dynamic_channels)
 
-        Args:
-            z: tokens (B, N, C).
-            nu: the equation's parameter (B,).
-            dt: the time of the step; default: the simulator's own.
+    def encode(self, u: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """Encode fields (B, *space, C) into tokens (B, N, W)."""
+        tokens: Tensor = self.model.encode((u - self.mean) / self.std)
+        return tokens
 
-        Returns:
-            Tokens (B, N, C).
-        """
-        return self.model.step(z, torch.full_like(nu, dt or self.dt), nu)
+    def step(self, state: Tensor, parameters: Tensor) -> Tensor:
+        """Advance tokens (B, N, W) by one ``dt`` at ``parameters`` (B, P)."""
+        dt = state.new_full(state.shape[:1], self.spec.dt)  # len() would fix the batch of a graph
+        tokens: Tensor = self.model.step(state, dt, parameters)
+        return tokens
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Decode tokens (B, N, C) into fields (B, X) on the training grid."""
-        return self.model.decode(z).squeeze(-1) * self.scale
+    def decode(self, state: Tensor) -> Tensor:
+        """Decode tokens (B, N, W) into fields (B, *space, C)."""
+        return torch.addcmul(self.mean, self.model.decode(state), self.std)
 
-    def project_to_field(
-        self,
-        z: Tensor,
-        field: Tensor,
-        steps: int,
-        strength: float = 1.0,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        """Move tokens ``z`` as little as needed so that they decode closer to ``field``.
+    def propose(self, state: Tensor, parameters: Tensor, num_candidates: int) -> Tensor:
+        """The one candidate for the next tokens (B, 1, N, W)."""
+        return self.step(state, parameters)[:, None]
 
-        Steepest descent on |weight (D(z) - field)|^2. An exact line search sets the length of each
-        step: over such a distance the decoder is almost linear. The result has no gradient, and
-        channels that a step may not change keep their values.
-
-        Args:
-            z: tokens (B, N, C).
-            field: the target field (B, X).
-            steps: number of descent steps.
-            strength: factor on the length of each step.
-            weight: weight of each point (B, X); default: 1.
-
-        Returns:
-            Tokens (B, N, C).
-        """
-        free = torch.arange(z.shape[-1], device=z.device) < self.model.free
-        with torch.inference_mode(False):  # guidance also runs in validation and test
-            z, field = z.detach().clone(), field.detach().clone()
-            weight = torch.ones_like(field) if weight is None else weight.clone()
-            for _ in range(steps):
-                with torch.enable_grad():
-                    at = z.requires_grad_(True)
-                    gap = weight * (self.decode(at) - field)
-                    direction = torch.autograd.grad(gap.square().sum(), at)[0] * free
-                with torch.no_grad():
-                    z, gap = z.detach(), gap.detach()
-                    # a finite difference: two threads can't use forward-mode derivatives at once
-                    size, own = (
-                        t.square().mean((1, 2), keepdim=True).sqrt() for t in (z, direction)
-                    )
-                    direction = direction * (0.01 * size / own.clamp_min(1e-30))
-                    along = weight * (self.decode(z + direction) - field) - gap
-                    length = (gap * along).sum(-1) / along.square().sum(-1).clamp_min(1e-30)
-                    z = z - strength * length[:, None, None] * direction
-        return z
-
-    def add_corrector(self, name: str, spec: Mapping[str, Any]) -> ResidualCorrector:
+    def add_corrector(self, name: str, settings: Mapping[str, Any]) -> ResidualCorrector:
         """Add an untrained corrector.
 
         Args:
             name: its key in ``correctors``.
-            spec: the arguments of ``ups.simulation.correctors.ResidualCorrector`` without the sizes
-                of the tokens.
+            settings: the arguments of ``ups.simulation.correctors.ResidualCorrector`` without the
+                sizes of the tokens.
 
         Returns:
             The corrector.
         """
-        sizes = {"tokens": self.model.tokens, "width": self.model.width, "free": self.model.free}
-        corrector = ResidualCorrector(**{**spec, **sizes})
+        sizes = {
+            "num_tokens": self.model.num_tokens,
+            "hidden_dim": self.model.hidden_dim,
+            "num_dynamic_channels": self.num_dynamic_channels,
+            "num_parameters": len(self.spec.parameters),
+        }
+        corrector = ResidualCorrector(**{**settings, **sizes})
         self.correctors[name] = corrector
         return corrector
 
-    def sample_step(
+    def stepper(
         self,
-        z: Tensor,
-        nu: Tensor,
         correct: str = "none",
-        draws: int = 1,
+        ttc: bool = False,
         temperature: float | None = None,
-        mean_first: bool = False,
-        alike: int = 1,
-    ) -> Tensor:
-        """Draw corrected steps from tokens ``z`` with torch's global random numbers.
+        group_size: int = 1,
+    ) -> Stepper:
+        """The composition that these options of ``stream`` select.
 
         Args:
-            z: tokens (B, N, C).
-            nu: the equation's parameter (B,).
-            correct: the name of a corrector, or "none".
-            draws: number of steps M from each state.
+            correct: see ``stream``.
+            ttc: see ``stream``.
             temperature: see ``stream``.
-            mean_first: whether the first of the steps uses the corrector's mean instead of a draw.
-            alike: number of consecutive states that share their noise.
+            group_size: number of consecutive states that hold one field on several grids. They
+                share the noise of the draws and the choice among candidates.
 
-        Returns:
-            Tokens (B, M, N, C).
+        Raises:
+            UpsError: there is no such corrector, or no equation for ``ttc``.
         """
-        pred = self.step(z, nu)
-        if correct == "none":
-            return pred[:, None].expand(-1, draws, -1, -1)
-        corrector: Any = self.correctors[correct]
-        noise = torch.randn(
-            len(z) // alike, draws - mean_first, z.shape[1], corrector.free, device=z.device
-        ).repeat_interleave(alike, 0)
-        return corrector.sample(
-            z, pred, torch.full_like(nu, self.dt), nu, noise, temperature, mean_first
-        )
+        stepper: LatentStepper = self
+        if correct != "none":
+            corrector: Any = self.correctors[self._validate_corrector(correct)]
+            stepper = Corrected(stepper, corrector, temperature, group_size)
+        if not ttc:
+            return stepper
+        if self.equation is None:
+            raise UpsError("`ttc` must be False: these data have no equation to condition on.")
+        return Guided(stepper, self.equation, self.ttc, group_size)
 
     def rollout(
         self,
         u0: Tensor,
         steps: int,
         *,
-        nu: float | Tensor,
+        nu: float | Tensor | None = None,
+        parameters: Mapping[str, float | Tensor] | None = None,
         mode: Literal["latent", "physical"] = "latent",
         correct: Literal["none", "diffusion", "consistency"] = "none",
         ttc: bool = False,
@@ -213,183 +172,180 @@ class Simulator(nn.Module):
         """Roll out ``u0`` for ``steps`` steps of ``dt``; the arguments are those of ``stream``.
 
         Returns:
-            Fields (B, steps, X_out), without the initial frame.
+            Fields (B, steps, *space, C), without the initial frame.
         """
-        return torch.stack(
-            list(
-                self._rollout(
-                    DECODE_CHUNK, u0, steps, nu, mode, correct, ttc, x, x_out, temperature
-                )
-            ),
-            1,
+        frames = self.stream(
+            u0,
+            steps,
+            nu=nu,
+            parameters=parameters,
+            mode=mode,
+            correct=correct,
+            ttc=ttc,
+            x=x,
+            x_out=x_out,
+            temperature=temperature,
+            fields_per_decode=FIELDS_PER_DECODE,
         )
+        return torch.stack(list(frames), 1)
 
+    @torch.no_grad()
     def stream(
         self,
         u0: Tensor,
         steps: int,
         *,
-        nu: float | Tensor,
+        nu: float | Tensor | None = None,
+        parameters: Mapping[str, float | Tensor] | None = None,
         mode: Literal["latent", "physical"] = "latent",
         correct: Literal["none", "diffusion", "consistency"] = "none",
         ttc: bool = False,
         x: Tensor | None = None,
         x_out: Tensor | None = None,
         temperature: float | None = None,
+        fields_per_decode: int = 1,
     ) -> Iterator[Tensor]:
-        """Yield the frames (B, X_out) of a rollout one at a time.
+        """Yield the frames (B, *space, C) of a rollout one at a time.
 
-        Args:
-            u0: initial fields (B, X), or (X,) for a single sample.
+        Main arguments:
+            u0: initial fields (B, *space, C), or (*space, C) for a single sample. The channel axis
+                may be left out if there is one channel; the frames then have none either.
             steps: number of frames, at least 1.
-            nu: the equation's parameter as in PDEBench (for Burgers the viscosity), one number or
-                (B,).
+            nu: the parameter of data that have one parameter, one number or (B,). It has PDEBench's
+                meaning (for Burgers the viscosity).
             mode: "latent" encodes once; "physical" decodes and encodes again at every step.
             correct: a corrector trained by a later stage ("diffusion" or "consistency"), or "none".
-            ttc: whether to choose among corrected candidates by physics at every step.
-            x: positions (X,) of ``u0`` in [0, length), any number in any order; default: the
+
+        Other arguments:
+            parameters: the parameters by name, each one number or (B,), instead of ``nu``.
+            ttc: whether to choose among corrected candidates and guide them by the equation at
+                every step.
+            x: positions (P,) of ``u0`` in the domain, any number in any order; default: the
                 training grid.
-            x_out: positions (X_out,) of the result in [0, length), any number in any order;
-                default: the training grid. For positions off the training grid the field is rolled
-                out twice, on the training grid and on one with an offset of half a cell, because
-                grid values do not determine where between two points a shock lies.
+            x_out: positions (Q,) of the result in the domain, any number in any order; default: the
+                training grid. See ``ups.simulation.resampling``.
             temperature: factor on the draws of a corrector. 1 samples the learned distribution, as
                 ensembles need; 0 takes its mean, the best single prediction; default: the
                 corrector's own. Draws use torch's global random numbers.
+            fields_per_decode: about how many fields are decoded in one call. Has no effect if every
+                step must be decoded before the next.
 
         Raises:
             UpsError: an argument is out of its range, or this simulator has no such corrector.
         """
-        return self._rollout(1, u0, steps, nu, mode, correct, ttc, x, x_out, temperature)
-
-    @torch.no_grad()
-    def _rollout(
-        self,
-        together: int,
-        u0: Tensor,
-        steps: int,
-        nu: float | Tensor,
-        mode: str,
-        correct: str,
-        ttc: bool,
-        x: Tensor | None,
-        x_out: Tensor | None,
-        temperature: float | None,
-    ) -> Iterator[Tensor]:
-        """Yield the frames of ``stream``.
-
-        About ``together`` fields are decoded at a time unless every step must be decoded before the
-        next.
-        """
-        u0, nu = self._validate_inputs(u0, steps, nu, mode, correct, x, temperature)
-        out = None if x_out is None else self._validate_positions(x_out, "x_out")
-        # one solution on interleaved grids
-        grids = 1 if out is None or bool(torch.isin(out, self.x).all()) else 2
-        points = len(self.x) * grids
-        seen_at = torch.stack(
-            [(self.x + k * self.length / points) % self.length for k in range(grids)], -1
-        ).flatten()
-        u = (
-            u0
-            if x is None and grids == 1
-            else interpolate(
-                u0, self.x if x is None else self._validate_positions(x, "x"), seen_at, self.length
-            )
+        places = [self._validate_positions(p, name) for p, name in ((x, "x"), (x_out, "x_out"))]
+        fields, has_channels = self._validate_fields(u0, places[0])
+        values = self._validate_parameters(nu, parameters, len(fields))
+        self._validate_options(steps, mode, temperature)
+        resampling = Resampling(self.spec.domain, *places)
+        stepper = self.stepper(correct, ttc, temperature, resampling.num_grids)
+        u = resampling.to_grids(fields)
+        frames = rollout(
+            stepper,
+            u,
+            steps,
+            values.repeat_interleave(resampling.num_grids, 0),
+            reencode=mode == "physical",
+            frames_per_decode=max(1, fields_per_decode // len(u)),
         )
-        u, nu = u.unflatten(-1, (-1, grids)).mT.flatten(0, 1), nu.repeat_interleave(grids)
-        conditioner = GuidedStepper(self, nu, correct, temperature, grids) if ttc else None
-        z, group = self.encode(u), max(1, together // len(u)) if mode == "latent" else 1
-        waiting: list[Tensor] = []
-        for step in range(1, steps + 1):
-            z = (
-                self.sample_step(z, nu, correct, temperature=temperature, alike=grids)[:, 0]
-                if conditioner is None
-                else conditioner(z)
-            )
-            waiting.append(z)
-            if len(waiting) < group and step < steps:
-                continue
-            u = self.decode(torch.cat(waiting) if len(waiting) > 1 else z)
-            frames = u.unflatten(0, (-1, grids)).mT.flatten(1)
-            yield from (
-                frames if out is None else interpolate(frames, seen_at, out, self.length)
-            ).split(len(u0))
-            waiting.clear()
-            if mode == "physical":
-                z = self.encode(u)
+        for frame in frames:
+            out = resampling.from_grids(frame)
+            yield out if has_channels else out.squeeze(-1)
 
-    def _validate_inputs(
-        self,
-        u0: Any,
-        steps: int,
-        nu: Any,
-        mode: str,
-        correct: str,
-        x: Tensor | None,
-        temperature: float | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Check the arguments of ``stream`` and return fields (B, X) and parameters (B,)."""
+    def _validate_fields(self, u0: Any, x: Tensor | None) -> tuple[Tensor, bool]:
+        """Check ``u0``: fields (B, *space, C), and whether it had a channel axis."""
         if torch.as_tensor(u0).is_complex():
-            raise UpsError("u0 is complex; a real field is expected")
-        u0 = torch.as_tensor(u0, dtype=torch.float32, device=self.x.device)
-        u0 = u0[None] if u0.ndim == 1 else u0
-        points = len(self.x) if x is None else len(self._validate_positions(x, "x"))
-        if u0.ndim != 2 or u0.shape[1] != points or len(u0) == 0:
+            raise UpsError("`u0` must be real, got a complex field.")
+        u0 = torch.as_tensor(u0, dtype=torch.float32, device=self.mean.device)
+        space = self.spec.domain.shape if x is None else (len(x),)
+        u, has_channels = self.spec.add_channel_axis(u0)
+        if len(u) == 0 or tuple(u.shape[1:]) != (*space, self.spec.num_channels):
+            channels = () if self.spec.num_channels == 1 else (self.spec.num_channels,)
+            sizes = ", ".join(str(n) for n in (*space, *channels))
             grid = "the training grid; give x= for any other" if x is None else "x"
             raise UpsError(
-                f"u0 has shape {tuple(u0.shape)}; (B, {points}) is expected, the points of {grid}"
+                f"`u0` must have shape (B, {sizes}), the points of {grid}; got {tuple(u0.shape)}."
             )
-        if not bool(torch.isfinite(u0).all()):
-            raise UpsError("u0 has values that are not finite; all must be")
+        if not bool(torch.isfinite(u).all()):
+            raise UpsError("`u0` must be finite, got values that are not.")
+        return u, has_channels
+
+    def _validate_options(self, steps: int, mode: str, temperature: float | None) -> None:
         if not (hasattr(steps, "__index__") and steps >= 1):
-            raise UpsError(f"steps={steps!r}: a whole number of at least 1 is allowed")
+            raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
         if mode not in MODES:
-            raise UpsError(f"mode={mode!r}: allowed are {', '.join(MODES)}")
+            raise UpsError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
+        is_number = isinstance(temperature, int | float)
+        if temperature is not None and not (is_number and temperature >= 0):
+            raise UpsError(f"`temperature` must be a number >= 0, got {temperature!r}.")
+
+    def _validate_corrector(self, correct: str) -> str:
         if correct not in CORRECTIONS:
-            raise UpsError(f"correct={correct!r}: allowed are {', '.join(CORRECTIONS)}")
-        if correct != "none" and correct not in self.correctors:
+            raise UpsError(f"`correct` must be one of {', '.join(CORRECTIONS)}, got {correct!r}.")
+        if correct not in self.correctors:
             held = ", ".join(("none", *self.correctors))
             raise UpsError(
-                f"correct={correct!r}: this simulator has no such corrector, "
-                f"its stage has not been trained; allowed are {held}"
+                f"`correct` must be one of {held}, got {correct!r}: this simulator has no such "
+                "corrector, because its stage has not been trained."
             )
-        if temperature is not None and not (
-            isinstance(temperature, int | float) and temperature >= 0
-        ):
-            raise UpsError(f"temperature={temperature!r}: a number of at least 0 is allowed")
-        try:
-            nu = torch.as_tensor(nu, dtype=torch.float32, device=self.x.device).expand(len(u0))
-        except (TypeError, ValueError, RuntimeError):
-            raise UpsError(
-                f"nu={nu!r}: one number, or ({len(u0)},), one for each field, is allowed"
-            ) from None
-        if not bool(((nu > 0) & nu.isfinite()).all()):
-            raise UpsError(f"nu={nu.tolist()}: a positive {self.physics.PARAMETER} is allowed")
-        low, high = nu.min().item(), nu.max().item()
-        if self.nus and not (0.999 * min(self.nus) <= low and high <= 1.001 * max(self.nus)):
-            trained = ", ".join(f"{value:g}" for value in self.nus)
-            log.warning(
-                "nu from %g to %g: this simulator was trained for %s only, "
-                "and knows nothing beyond",
-                low,
-                high,
-                trained,
-            )
-        return u0, nu
+        return correct
 
-    def _validate_positions(self, x: Any, name: str) -> Tensor:
-        """Check that positions ``x`` lie in [0, length) and return them as a tensor (X,)."""
-        x = torch.as_tensor(x, dtype=torch.float32, device=self.x.device)
-        if x.ndim != 1 or len(x) == 0:
-            raise UpsError(
-                f"{name} has shape {tuple(x.shape)}; a non-empty (X,) tensor of positions "
-                "is expected"
+    def _validate_parameters(
+        self, nu: Any, parameters: Mapping[str, Any] | None, batch: int
+    ) -> Tensor:
+        """Check the parameters and return them as (B, P)."""
+        names = self.spec.parameters
+        given = dict(parameters or {})
+        if nu is not None:
+            if len(names) != 1:
+                raise UpsError(
+                    f"`nu` must be None: the parameters are {', '.join(names) or 'none'}."
+                )
+            given = {names[0]: nu}
+        if sorted(given) != sorted(names):
+            wanted = ", ".join(names) or "none"
+            raise UpsError(f"the parameters must be {wanted}, got {', '.join(given) or 'none'}.")
+        values = torch.empty(batch, len(names), device=self.mean.device)
+        for column, name in enumerate(names):
+            try:
+                values[:, column] = torch.as_tensor(
+                    given[name], dtype=torch.float32, device=self.mean.device
+                ).expand(batch)
+            except (TypeError, ValueError, RuntimeError):
+                raise UpsError(
+                    f"`{name}` must be one number or ({batch},), one for each field, "
+                    f"got {given[name]!r}."
+                ) from None
+            self._validate_range(name, values[:, column], column)
+        return values
+
+    def _validate_range(self, name: str, values: Tensor, column: int) -> None:
+        if not bool(((values > 0) & values.isfinite()).all()):
+            raise UpsError(f"`{name}` must be positive and finite, got {values.tolist()}.")
+        trained = sorted({row[column] for row in self.training_parameters})
+        low = values.min().item()
+        high = values.max().item()
+        if trained and not (0.999 * trained[0] <= low and high <= 1.001 * trained[-1]):
+            log.warning(
+                "%s = %s is outside the training range (%s); predictions may be unreliable.",
+                name,
+                f"{low:g}" if low == high else f"{low:g} to {high:g}",
+                ", ".join(f"{value:g}" for value in trained),
             )
-        if not bool(((x >= 0) & (x < self.length)).all()):
-            low, high = x.min().item(), x.max().item()
+
+    def _validate_positions(self, x: Any, name: str) -> Tensor | None:
+        """Check that positions lie in the domain of a line and return them as a tensor (P,)."""
+        if x is None:
+            return None
+        length = self.spec.grid.extent[0]
+        x = torch.as_tensor(x, dtype=torch.float32, device=self.mean.device)
+        x = x.squeeze(-1) if x.ndim == 2 else x
+        if x.ndim != 1 or len(x) == 0:
+            raise UpsError(f"`{name}` must have shape (P,) with P >= 1, got {tuple(x.shape)}.")
+        if not bool(((x >= 0) & (x < length)).all()):
             raise UpsError(
-                f"{name} reaches from {low:g} to {high:g}; "
-                f"positions in [0, {self.length:g}) are expected, the end left out"
+                f"`{name}` must lie in [0, {length:g}), the end left out; "
+                f"got {x.min().item():g} to {x.max().item():g}."
             )
         return x
 
@@ -400,12 +356,10 @@ class Simulator(nn.Module):
         """
         correctors = {name: corrector.spec for name, corrector in self.correctors.items()}
         return {
-            "model": self.spec,
-            "x": self.x.tolist(),
-            "dt": self.dt,
-            "length": self.length,
-            "equation": self.equation,
-            "nus": list(self.nus),
+            "model": self.model_config,
+            "spec": self.spec.to_dict(),
+            "equation": self.equation_name,
+            "training_parameters": self.training_parameters,
             "correctors": correctors,
         }
 

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from ups.core.errors import UpsError
+from ups.core.fields import Grid
 
 
 class TrajectoryFile:
@@ -22,15 +23,19 @@ class TrajectoryFile:
 
     Args:
         path: the HDF5 file.
-        time_stride: keep every ``time_stride``-th frame.
-        space_stride: keep every ``space_stride``-th point.
+        temporal_downsampling: keep every so many-th frame.
+        spatial_downsampling: keep every so many-th point.
 
     Raises:
         UpsError: the file has a fault. The message has the file, the dataset and what is expected.
     """
 
-    def __init__(self, path: Path, time_stride: int = 1, space_stride: int = 1) -> None:
-        self.path, self.time_stride, self.space_stride = Path(path), time_stride, space_stride
+    def __init__(
+        self, path: Path, temporal_downsampling: int = 1, spatial_downsampling: int = 1
+    ) -> None:
+        self.path = Path(path)
+        self.temporal_downsampling = temporal_downsampling
+        self.spatial_downsampling = spatial_downsampling
         self._file: h5py.File | None = None
         self._process = -1
         if not self.path.is_file():
@@ -48,17 +53,23 @@ class TrajectoryFile:
                 f"{self.path}: 't-coordinate' has {len(t)} entries, 'tensor' {frames} frames; "
                 f"{frames} or {frames + 1} are allowed"
             )
-        if points % space_stride or points // space_stride < 2 or (frames - 1) // time_stride < 1:
+        if (
+            points % spatial_downsampling
+            or points // spatial_downsampling < 2
+            or (frames - 1) // temporal_downsampling < 1
+        ):
             raise UpsError(
-                f"{self.path}: space_stride={space_stride} must divide its {points} points, "
-                "and at least 2 points "
-                f"and 2 of its {frames} frames must be left at time_stride={time_stride}"
+                f"{self.path}: spatial_downsampling={spatial_downsampling} must divide its "
+                f"{points} points, and at least 2 points and 2 of its {frames} frames must be left "
+                f"at temporal_downsampling={temporal_downsampling}"
             )
         self.trajectories = trajectories
-        self.x, self.t = x[::space_stride], t[:frames:time_stride]
-        self.frames, self.points = len(self.t), len(self.x)
+        self.x = x[::spatial_downsampling]
+        self.t = t[:frames:temporal_downsampling]
+        self.frames = len(self.t)
         # periodic: one cell more than the distance of the first and the last center
-        self.length = round(float(x[-1] - x[0]) * points / (points - 1), 6)
+        length = round(float(x[-1] - x[0]) * points / (points - 1), 6)
+        self.grid = Grid((len(self.x),), (length,), origin=(float(self.x[0]),))
         self.dt = float(self.t[1] - self.t[0])
 
     def read(
@@ -68,31 +79,30 @@ class TrajectoryFile:
 
         Args:
             trajectories: their indices (B,).
-            start: the first frame, in strides.
-            frames: number of frames, in strides; default: all.
+            start: the first frame, counted in those that are kept.
+            frames: number of frames that are kept; default: all.
 
         Returns:
-            Fields (B, frames, X), float32.
+            Fields (B, frames, X, 1), float32.
 
         Raises:
             UpsError: a trajectory can't be read or is not finite.
         """
         tensor = self._dataset("tensor", 3)
         stop = self.frames if frames is None else start + frames
-        out = np.empty((len(trajectories), stop - start, self.points), np.float32)
+        out = np.empty((len(trajectories), stop - start, len(self.x), 1), np.float32)
+        first = start * self.temporal_downsampling
+        last = (stop - 1) * self.temporal_downsampling
         for row, i in enumerate(trajectories):
             # read whole lines and subsample in memory: strided reads of the last axis are slow
             try:
-                lines = tensor[
-                    i,
-                    start * self.time_stride : (stop - 1) * self.time_stride + 1 : self.time_stride,
-                ]
+                lines = tensor[i, first : last + 1 : self.temporal_downsampling]
             except (OSError, RuntimeError) as error:  # a damaged chunk
                 raise UpsError(
                     f"{self.path}: trajectory {i} of 'tensor' can't be read "
                     f"({str(error).splitlines()[0]})"
                 ) from None
-            out[row] = lines[:, :: self.space_stride]
+            out[row, ..., 0] = lines[:, :: self.spatial_downsampling]
             if not np.isfinite(out[row]).all():
                 raise UpsError(
                     f"{self.path}: 'tensor' has a value that is not finite in trajectory {i}; "
@@ -173,10 +183,14 @@ class TrajectoryFile:
 def digest(parts: Sequence[np.ndarray]) -> str:
     """A short hash of an array, the first 12 hex digits of the SHA-256 of its shape and bytes.
 
+    An axis of one channel does not count, because files of one channel have none.
+
     Args:
         parts: the array in parts along its first axis.
     """
-    content = hashlib.sha256(repr((sum(map(len, parts)), *parts[0].shape[1:])).encode())
+    shape = parts[0].shape[1:]
+    shape = shape[:-1] if shape[-1] == 1 else shape
+    content = hashlib.sha256(repr((sum(map(len, parts)), *shape)).encode())
     for part in parts:
         content.update(np.ascontiguousarray(part).data)
     return content.hexdigest()[:12]

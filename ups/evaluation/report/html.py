@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,17 @@ from jinja2 import Environment, PackageLoader
 from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
-from ups.core.io import read_json, write_text
-from ups.core.settings import flatten_config, is_bookkeeping_key
+from ups.core.io import write_text
+from ups.core.renamed_keys import load_config
+from ups.core.settings import flatten_config
 from ups.evaluation.report import plots
-from ups.evaluation.results import Row, Tested, TestedData
+from ups.evaluation.results import (
+    Row,
+    Tested,
+    TestedData,
+    merge_evaluations,
+    read_evaluations,
+)
 
 # heading, key, digits
 HEADLINE = (
@@ -23,8 +30,10 @@ HEADLINE = (
     ("mass (cRMSE)", "crmse", 5), ("ms a trajectory", "milliseconds", 2),
 )  # fmt: skip
 CHECKS = (
-    ("mass gap", "mass_gap"), ("energy gap", "energy_gap"), ("boundary gap", "periodic_gap"),
-    ("beyond the initial range", "maximum_violation"), ("growth of variation", "variation_growth"),
+    ("mass drift", "mass_drift"), ("energy drift", "energy_drift"),
+    ("boundary jump error", "boundary_jump_error"),
+    ("beyond the initial range", "maximum_principle_violation"),
+    ("growth of variation", "tv_growth"),
     ("growth of energy", "energy_growth"), ("correlation time", "correlation_time"),
 )  # fmt: skip
 
@@ -41,33 +50,26 @@ class RunResults:
     """
 
     folder: Path
-    dataset: dict[str, Any]
+    dataset: Mapping[str, Any]
     rows: dict[str, Row]
     config: DictConfig
 
     @classmethod
     def read(cls, folder: Path) -> "RunResults":
-        """Read the newest evaluation in ``folder``, and the one with test-time conditioning.
+        """Read the fresh evaluations in ``folder`` that are of the newest one's test set.
 
         Raises:
             UpsError: ``folder`` is not a run that has been tested.
         """
-        found = sorted(folder.glob("reports/eval_*.json"), key=lambda path: path.stat().st_mtime)
+        found = read_evaluations(folder)
         if not found or not (folder / "config.yaml").exists():
             raise UpsError(
                 f"{folder} holds no reports/eval_*.json and config.yaml: "
                 "it is not a run that has been tested"
             )
-        results = [read_json(path) for path in found]
-        newest = results[-1]["dataset"]
-        rows = {
-            plots.row_label(row): row
-            for result in results
-            if result["dataset"] == newest
-            for row in result["rows"]
-        }
-        config: Any = OmegaConf.load(folder / "config.yaml")
-        return cls(folder, newest, rows, config)
+        result = merge_evaluations(list(found.values()))
+        config = load_config(folder / "config.yaml")
+        return cls(folder, result.dataset, {row.label: row for row in result.rows}, config)
 
     def curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
         """Read the series of the csv logger: steps and values by stage and name.
@@ -117,9 +119,9 @@ def write_run(
     """
     assert tested.spectra is not None
     dataset = data.dataset
-    run = RunResults(folder, dataset, {plots.row_label(row): row for row in tested.rows}, cfg)
+    run = RunResults(folder, dataset, {row.label: row for row in tested.rows}, cfg)
     curves = [
-        {"title": "error over time", "svg": plots.error_over_time(run.rows, data.dt)},
+        {"title": "error over time", "svg": plots.error_over_time(run.rows, data.spec.dt)},
         {"title": "error against cost, on this machine", "svg": plots.error_against_cost(run.rows)},
         {
             "title": "energy spectrum at the last frame, mean over test trajectories",
@@ -145,7 +147,7 @@ def write_run(
             f"Commit {commit}, seed {origin['seed']}, {origin['hardware']}, {origin['time']}.",
         ],
         tables=[_headline(run.rows), _checks(run.rows)],
-        images=plots.rollouts(tested.examples, data.dt, data.length),
+        images=plots.rollouts(tested.examples, data.spec),
         curves=curves,
         texts=[
             {"title": "Settings", "text": OmegaConf.to_yaml(cfg, resolve=True)},
@@ -155,12 +157,15 @@ def write_run(
     return path
 
 
-def write_comparison(folders: Sequence[Path], path: Path) -> None:
+def write_comparison(
+    folders: Sequence[Path], path: Path, is_hidden: Callable[[str], bool] = lambda key: False
+) -> None:
     """Write the headline tables, curves and settings of several runs side by side.
 
     Args:
         folders: the runs' folders.
         path: the html file to write.
+        is_hidden: whether a key is left out of the settings that differ.
 
     Raises:
         UpsError: a folder is not a run that has been tested.
@@ -174,7 +179,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
             f" ({run.dataset['name']}, test set {run.dataset['hash']})" if len(hashes) > 1 else ""
         )
         rows |= {
-            f"{key}{apart}" if plots.is_baseline(row) else f"{label}: {key}": row
+            f"{key}{apart}" if row.is_baseline else f"{label}: {key}": row
             for key, row in run.rows.items()
         }
     stages: dict[str, dict[str, Any]] = {}
@@ -197,7 +202,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
         path,
         title="UPS: " + " beside ".join(runs),
         lines=lines,
-        tables=[_headline(rows), _checks(rows), _differences(runs)],
+        tables=[_headline(rows), _checks(rows), _differences(runs, is_hidden)],
         curves=[
             {"title": "error over time", "svg": plots.error_over_time(rows, None)},
             {
@@ -260,7 +265,7 @@ def _table(
     title: str, note: str, heads: list[str], rows: Mapping[str, Row], cells: list[list[str]]
 ) -> dict[str, Any]:
     lines = [
-        {"baseline": plots.is_baseline(row), "cells": line}
+        {"baseline": row.is_baseline, "cells": line}
         for row, line in zip(rows.values(), cells, strict=True)
     ]
     return {
@@ -271,13 +276,11 @@ def _table(
     }
 
 
-def _differences(runs: Mapping[str, RunResults]) -> dict[str, Any]:
+def _differences(
+    runs: Mapping[str, RunResults], is_hidden: Callable[[str], bool]
+) -> dict[str, Any]:
     settings = [
-        {
-            key: str(value)
-            for key, value in flatten_config(run.config).items()
-            if not is_bookkeeping_key(key)
-        }
+        {key: str(value) for key, value in flatten_config(run.config).items() if not is_hidden(key)}
         for run in runs.values()
     ]
     lines = [

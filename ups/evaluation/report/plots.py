@@ -10,26 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
+from ups.core.fields import FieldSpec
 from ups.core.io import atomic_write
+from ups.evaluation.results import Row
 
-Row = Mapping[str, Any]
 # Okabe and Ito's palette, distinguishable with color blindness
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#666666")
-
-
-def row_label(row: Row) -> str:
-    """The label of a row of an evaluation: "upt-small + diffusion + ttc, latent"."""
-    parts = [
-        row["model"],
-        *([row["correct"]] if row["correct"] != "none" else []),
-        *(["ttc"] if row["ttc"] else []),
-    ]
-    return f"{' + '.join(parts)}{'' if is_baseline(row) else ', ' + row['mode']}"
-
-
-def is_baseline(row: Row) -> bool:
-    """Whether a row is of persistence or of the solver."""
-    return row["model"] == "persistence" or row["model"].startswith("solver-")
 
 
 def svg(figure: Figure) -> str:
@@ -55,11 +41,16 @@ def axes(width: float = 5.2, height: float = 3.4) -> tuple[Figure, Any]:
 
 
 def rollouts(
-    examples: Mapping[str, tuple[Tensor, Tensor]], dt: float, length: float
+    examples: Mapping[str, tuple[Tensor, Tensor]], spec: FieldSpec
 ) -> list[dict[str, str]]:
-    """Plot truth, prediction and error (T, X) over space and time, one image each."""
+    """Plot truth, prediction and error (T, X, C) over space and time, one image each.
+
+    The first channel is shown.
+    """
     found = []
     for which, (truth, pred) in examples.items():
+        truth = truth[..., 0]
+        pred = pred[..., 0]
         error = pred - truth
         nrmse = float((error.norm(dim=-1) / truth.norm(dim=-1).clamp_min(1e-30)).mean())
         top, worst = max(float(truth.abs().max()), 1e-30), max(float(error.abs().max()), 1e-30)
@@ -70,7 +61,7 @@ def rollouts(
         ):
             figure = Figure(figsize=(3.6, 2.6))
             axis = figure.add_axes((0.15, 0.18, 0.6, 0.78))
-            extent = (0.0, length, dt, dt * len(truth))
+            extent = (0.0, spec.grid.extent[0], spec.dt, spec.dt * len(truth))
             image = axis.imshow(
                 field,
                 origin="lower",
@@ -112,7 +103,7 @@ def error_over_time(rows: Mapping[str, Row], dt: float | None) -> str:
     for i, (label, row) in enumerate(rows.items()):
         style = (
             {"color": "0.55", "linestyle": lines.get(row["model"], "-")}
-            if is_baseline(row)
+            if row.is_baseline
             else {"color": COLOURS[i % len(COLOURS)]}
         )
         errors = row["nrmse_over_time"]
@@ -140,7 +131,7 @@ def error_against_cost(rows: Mapping[str, Row]) -> str:
             row["model"], place, xytext=(5, 4), textcoords="offset points", fontsize=7, color="0.4"
         )
     for i, (label, row) in enumerate(rows.items()):
-        if not is_baseline(row):
+        if not row.is_baseline:
             axis.loglog(
                 1e3 * row["seconds_per_trajectory"],
                 row["nrmse"],
@@ -186,24 +177,25 @@ def learning_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
     return svg(figure)
 
 
-def draw_rollout(
-    path: Path, truth: Tensor, pred: Tensor, dt: float, length: float, title: str
-) -> None:
-    """Draw truth, prediction and error (T, X) over space and time, and three frames.
+def draw_rollout(path: Path, truth: Tensor, pred: Tensor, spec: FieldSpec, title: str) -> None:
+    """Draw truth, prediction and error (T, X, C) over space and time, and three frames.
+
+    The first channel is shown.
 
     Args:
         path: the png file to write.
-        truth: fields (T, X).
-        pred: fields (T, X).
-        dt: the time between frames.
-        length: the length of the periodic line.
+        truth: fields (T, X, C).
+        pred: fields (T, X, C).
+        spec: describes the field.
         title: title of the figure.
     """
+    truth = truth[..., 0]
+    pred = pred[..., 0]
     error = pred - truth
     top, worst = float(truth.abs().max()), float(error.abs().max())
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    extent = (0.0, length, dt, dt * len(truth))
+    extent = (0.0, spec.grid.extent[0], spec.dt, spec.dt * len(truth))
     for axis, field, name, limit in zip(
         axes,
         (truth, pred, error),
@@ -222,9 +214,9 @@ def draw_rollout(
         )
         axis.set(title=name, xlabel="x", ylabel="t")
         figure.colorbar(image, ax=axis)
-    x = [(i + 0.5) * length / truth.shape[1] for i in range(truth.shape[1])]
+    x = spec.grid.axis(0)
     for frame, colour in zip((0, len(truth) // 4, len(truth) - 1), ("C0", "C1", "C2"), strict=True):
-        axes[3].plot(x, truth[frame], color=colour, label=f"t = {dt * (frame + 1):.2f}")
+        axes[3].plot(x, truth[frame], color=colour, label=f"t = {spec.dt * (frame + 1):.2f}")
         axes[3].plot(x, pred[frame], color=colour, linestyle="--")
     axes[3].set(title="truth (line), rollout (- -)", xlabel="x", ylabel="u")
     axes[3].legend()

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-Row = Mapping[str, Any]
+from ups.evaluation.results import Row
 
 
 def print_table(
@@ -26,9 +26,8 @@ def print_table(
         )
     )
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("model")
-    table.add_column("mode")
-    console = console or Console(width=None if sys.stdout.isatty() else 130)
+    table.add_column("rollout")
+    console = console or Console(width=None if sys.stdout.isatty() else 136)
     few = console.width < 110
     for head in (
         "nRMSE",
@@ -44,10 +43,5 @@ def print_table(
             f"{value:.4f}" if value < 1000 else f"{value:.1e}"
             for value in (row["nrmse"], row["nrmse_over_time"][-1], row["one_step_nrmse"], *more)
         ]
-        name = (
-            row["model"]
-            + (f" + {row['correct']}" if row["correct"] != "none" else "")
-            + (" + ttc" if row["ttc"] else "")
-        )
-        table.add_row(name, row["mode"], *numbers, f"{1e3 * row['seconds_per_trajectory']:.2f}")
+        table.add_row(row.label, *numbers, f"{1e3 * row['seconds_per_trajectory']:.2f}")
     console.print(table)

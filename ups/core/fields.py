@@ -1,0 +1,246 @@
+"""What a field is: its domain, channels, parameters, time step and statistics.
+
+Arrays are channels-last: (B, *space, C) for one frame, (B, T, *space, C) for trajectories. Whatever
+reduces over space asks the ``FieldSpec`` for the axes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ups.core.errors import UpsError
+
+
+class Boundary(StrEnum):
+    """What lies beyond one side of an axis."""
+
+    PERIODIC = "periodic"
+    WALL = "wall"
+    OPEN = "open"
+
+
+PERIODIC_AXIS = (Boundary.PERIODIC, Boundary.PERIODIC)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A uniform grid of D axes.
+
+    Args:
+        shape: number of points of each axis (D,).
+        extent: length of each axis (D,).
+        boundary: lower and upper side of each axis; default: periodic.
+        origin: position of the first point (D,); default: half a cell, the centers of cells.
+
+    Raises:
+        UpsError: the lengths of the arguments differ, or a value is out of its range.
+    """
+
+    shape: tuple[int, ...]
+    extent: tuple[float, ...]
+    boundary: tuple[tuple[Boundary, Boundary], ...] = ()
+    origin: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        extent = tuple(float(length) for length in self.extent)
+        sides = self.boundary or (PERIODIC_AXIS,) * len(shape)
+        if not {len(shape)} == {len(extent), len(sides), len(self.origin or shape)}:
+            raise UpsError(f"a grid must have one extent, boundary and origin an axis, got {self}.")
+        if not shape or min(shape) < 1:
+            raise UpsError(f"a grid's shape must be integers >= 1, got {shape}.")
+        if not all(0 < length < math.inf for length in extent):
+            raise UpsError(f"a grid's extent must be finite numbers > 0, got {extent}.")
+        boundary = tuple((Boundary(lower), Boundary(upper)) for lower, upper in sides)
+        for lower, upper in boundary:
+            if (lower is Boundary.PERIODIC) != (upper is Boundary.PERIODIC):
+                raise UpsError("an axis must be periodic on both sides or on none.")
+        half_cells = (length / n / 2 for length, n in zip(extent, shape, strict=True))
+        origin = tuple(float(first) for first in self.origin or half_cells)
+        # the attributes of a frozen dataclass: plain values of other types are converted
+        for name, value in (
+            ("shape", shape),
+            ("extent", extent),
+            ("boundary", boundary),
+            ("origin", origin),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_dims(self) -> int:
+        return len(self.shape)
+
+    @property
+    def num_points(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def cell_size(self) -> tuple[float, ...]:
+        return tuple(length / n for length, n in zip(self.extent, self.shape, strict=True))
+
+    @property
+    def is_periodic(self) -> bool:
+        """Whether every axis is periodic."""
+        return all(sides == PERIODIC_AXIS for sides in self.boundary)
+
+    def axis(self, d: int) -> Tensor:
+        """The positions (X,) of the points along axis ``d``, float32."""
+        steps = torch.arange(self.shape[d], dtype=torch.float64)
+        return (self.origin[d] + steps * (self.extent[d] / self.shape[d])).float()
+
+    def positions(self) -> Tensor:
+        """The positions (*shape, D) of the points, float32."""
+        axes = [self.axis(d) for d in range(self.num_dims)]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+
+    def refined(self, factor: int) -> "Grid":
+        """The grid of cell centers with ``factor`` times as many points along each axis."""
+        return Grid(tuple(n * factor for n in self.shape), self.extent, self.boundary)
+
+    def coarsened(self, factor: int) -> "Grid":
+        """The grid of cell centers whose cells are ``factor`` cells wide.
+
+        Raises:
+            UpsError: ``factor`` does not divide the shape.
+        """
+        if any(n % factor for n in self.shape):
+            raise UpsError(f"a grid of {self.shape} points can't be coarsened by {factor}.")
+        return Grid(tuple(n // factor for n in self.shape), self.extent, self.boundary)
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """Points without an order, in D dimensions.
+
+    Args:
+        points: positions of the P points, each of D numbers.
+    """
+
+    points: tuple[tuple[float, ...], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.points),)
+
+    @property
+    def num_points(self) -> int:
+        return len(self.points)
+
+    @property
+    def num_dims(self) -> int:
+        """The one array axis that a field on the points has."""
+        return 1
+
+    def positions(self) -> Tensor:
+        """The positions (P, D) of the points, float32."""
+        return torch.tensor(self.points)
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """Describes a field once, for data, model, metrics, report and checkpoint.
+
+    Args:
+        domain: where the values lie.
+        channels: names of the C channels.
+        parameters: names of the P parameters of the equation or the data.
+        dt: the time between frames.
+        mean: mean of each channel (C,), subtracted before a model gets the field; default: 0.
+        std: standard deviation of each channel (C,), by which the rest is divided; default: 1.
+
+    Raises:
+        UpsError: there is no channel, or a value is out of its range.
+    """
+
+    domain: Grid | PointCloud
+    channels: tuple[str, ...] = ("u",)
+    parameters: tuple[str, ...] = ()
+    dt: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "parameters", tuple(self.parameters))
+        object.__setattr__(self, "dt", float(self.dt))
+        mean = self.mean or (0.0,) * len(self.channels)
+        std = self.std or (1.0,) * len(self.channels)
+        object.__setattr__(self, "mean", tuple(float(value) for value in mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in std))
+        if not self.channels or {len(self.mean), len(self.std)} != {len(self.channels)}:
+            raise UpsError("a field must have at least one channel, each with a mean and a std.")
+        if not 0 < self.dt < math.inf:
+            raise UpsError(f"dt must be a finite number > 0, got {self.dt}.")
+        if not all(map(math.isfinite, self.mean)):
+            raise UpsError(f"the means must be finite, got {self.mean}.")
+        if not all(0 < value < math.inf for value in self.std):
+            raise UpsError(f"the standard deviations must be finite and > 0, got {self.std}.")
+
+    @property
+    def grid(self) -> Grid:
+        """The domain as a grid.
+
+        Raises:
+            UpsError: the field lies on points.
+        """
+        if not isinstance(self.domain, Grid):
+            raise UpsError("this needs a field on a grid; the field lies on a point cloud.")
+        return self.domain
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one frame (*space, C)."""
+        return (*self.domain.shape, self.num_channels)
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.channels)
+
+    @property
+    def space_axes(self) -> tuple[int, ...]:
+        """The axes of space in arrays (..., *space, C), counted from the end."""
+        return space_axes(self.domain.num_dims)
+
+    def with_domain(self, domain: Grid | PointCloud) -> "FieldSpec":
+        return replace(self, domain=domain)
+
+    def add_channel_axis(self, u: Tensor) -> tuple[Tensor, bool]:
+        """Give fields the channel axis, which may be left out if there is one channel.
+
+        Args:
+            u: fields (B, *space, C) or (*space, C); with one channel (B, *space) or (*space).
+
+        Returns:
+            Fields (B, *space, C), and whether ``u`` had a channel axis.
+        """
+        dims = self.domain.num_dims
+        has_channels = self.num_channels > 1 or u.ndim == dims + 2
+        u = u if has_channels else u.unsqueeze(-1)
+        return (u.unsqueeze(0) if u.ndim == dims + 1 else u), has_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, from which ``from_dict`` makes the spec again."""
+        kind = "grid" if isinstance(self.domain, Grid) else "points"
+        values = asdict(self)
+        domain = values.pop("domain")
+        if kind == "grid":
+            domain["boundary"] = [[side.value for side in sides] for sides in domain["boundary"]]
+        return {kind: domain, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FieldSpec":
+        """The spec that ``to_dict`` described."""
+        rest = {key: value for key, value in values.items() if key not in ("grid", "points")}
+        if "grid" in values:
+            return cls(Grid(**values["grid"]), **rest)
+        return cls(PointCloud(**values["points"]), **rest)
+
+
+def space_axes(num_dims: int) -> tuple[int, ...]:
+    """The axes of space in arrays (..., *space, C) of ``num_dims`` dimensions, from the end."""
+    return tuple(range(-num_dims - 1, -1))

@@ -1,0 +1,119 @@
+"""An equation as data: its names, initial conditions, solver, symmetries and functionals.
+
+Arrays are channels-last: fields (B, *space, C) on a ``Grid``, parameters (B, P).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from ups.core.fields import Grid
+
+
+class Law(StrEnum):
+    """How a functional of a solution changes with time."""
+
+    CONSERVED = "conserved"
+    NON_INCREASING = "non_increasing"
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A quantity of a field whose change is known.
+
+    Args:
+        name: its name in the metrics.
+        compute: maps fields (..., *space, C) on a grid to values (...).
+        law: how the value of a solution changes with time.
+        degree: the power d with which it grows, F(a u) = a^d F(u).
+    """
+
+    name: str
+    compute: Callable[[Tensor, Grid], Tensor]
+    law: Law
+    degree: int = 1
+
+
+def _unchanged(parameters: Tensor, amount: Tensor) -> Tensor:
+    return parameters
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A map of solutions to solutions, used for augmentation.
+
+    Args:
+        name: "translate", "reflect" or "rescale_time".
+        fields: maps trajectories (B, T, *space, C), an amount for each (B, ...) and the grid to
+            trajectories. The amount of a translation is a number of points along each axis (B, D);
+            of a rescaling of time, a factor (B,). A reflection takes none.
+        parameters: maps the parameters (B, P) likewise.
+    """
+
+    name: str
+    fields: Callable[[Tensor, Tensor, Grid], Tensor]
+    parameters: Callable[[Tensor, Tensor], Tensor] = _unchanged
+
+
+@dataclass(frozen=True)
+class Equation:
+    """An equation that data may have.
+
+    Data without an equation are trained and tested too, with persistence as their only baseline and
+    without test-time conditioning.
+
+    Args:
+        name: its name, in file names too.
+        title: one line of text for reports and model cards.
+        channels: names of the C channels of its field.
+        parameters: names of its P parameters, all positive.
+        num_dims: number of space dimensions D.
+        initial_conditions: (n, grid, seed) -> random initial conditions (n, *space, C), float32.
+        solve: (u0, times, parameters, grid, dtype) -> (B, T, *space, C): the numerical solver from
+            cell averages ``u0`` (B, *space, C) at one value of each parameter. It makes the data
+            and is a baseline on coarse grids.
+        solver_step: (u, dt, parameters, grid, refinement_factor) -> (B, *space, C): one step from
+            point values with the equation alone, for test-time conditioning.
+        solver_confidence: (u, grid, threshold, radius) -> (B, *space, 1), from 0 to 1: how far
+            ``solver_step`` can be trusted where it leads to ``u``.
+        restrict: (u, factor) -> cell averages on a grid that is coarser by ``factor``.
+        prolong: (u, factor) -> values on a grid that is finer by ``factor``.
+        symmetries: its symmetries.
+        functionals: its functionals.
+        has_maximum_principle: whether a solution stays within the range of its initial condition.
+    """
+
+    name: str
+    title: str
+    channels: tuple[str, ...]
+    parameters: tuple[str, ...]
+    num_dims: int
+    initial_conditions: Callable[[int, Grid, int], Tensor]
+    solve: Callable[[Tensor, Sequence[float], Sequence[float], Grid, torch.dtype], Tensor]
+    solver_step: Callable[[Tensor, float, Tensor, Grid, int], Tensor]
+    solver_confidence: Callable[[Tensor, Grid, float, int], Tensor]
+    restrict: Callable[[Tensor, int], Tensor]
+    prolong: Callable[[Tensor, int], Tensor]
+    symmetries: tuple[Symmetry, ...] = ()
+    functionals: tuple[Functional, ...] = ()
+    has_maximum_principle: bool = False
+
+    def symmetry(self, name: str) -> Symmetry | None:
+        """The symmetry ``name``, or None if the equation does not have it."""
+        return next((symmetry for symmetry in self.symmetries if symmetry.name == name), None)
+
+
+def translate(u: Tensor, points: Tensor, grid: Grid) -> Tensor:
+    """Shift trajectories (B, T, *space, C) periodically by ``points`` (B, D) along each axis."""
+    for d, n in enumerate(grid.shape):
+        index = (torch.arange(n) + points[:, d, None]) % n
+        shape = [len(u), *(1 for _ in u.shape[1:])]
+        shape[2 + d] = n
+        u = torch.take_along_dim(u, index.view(shape), 2 + d)
+    return u
+
+
+TRANSLATE = Symmetry("translate", translate)

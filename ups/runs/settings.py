@@ -1,0 +1,317 @@
+"""The settings that no other constructor takes, and which keys are bookkeeping.
+
+The rest of the schema are the constructors that a configuration names.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints
+
+from ups.callbacks import (
+    EpochSummary,
+    InverseLossFrequency,
+    LeaderboardWriter,
+    ResumeCheckpoint,
+)
+from ups.core.schema import (
+    BOOKKEEPING,
+    BOOKKEEPING_EVERYWHERE,
+    Argument,
+    Bookkeeping,
+    Fraction,
+    NonNegativeFloat,
+    OneOrMore,
+    PathStr,
+    PositiveInt,
+    Seed,
+    SettingsOf,
+    Text,
+    Words,
+    arguments,
+)
+from ups.datamodules import TrajectoryDataModule
+from ups.datamodules.trajectories import Augmentation
+from ups.models import MixerUPT
+from ups.models.denoiser import Denoiser
+from ups.modules import ConsistencyModule, DiffusionModule, OperatorModule
+from ups.modules.diffusion import CORRECTOR
+from ups.simulation.correctors import NETWORK, ResidualCorrector
+from ups.simulation.guidance import TTC
+
+FolderName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^/\x00]*[^/.\x00][^/\x00]*$"),
+    Words("a folder's name without '/'"),
+]
+Hash = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9a-f]{7,}$"),
+    Words("a hash of at least 7 hex digits, in quotes"),
+]
+Duration = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]{2}:[0-9]{2}:[0-9]{2}:[0-9]{2}$"), Words("DD:HH:MM:SS")
+]
+StageName = Literal["operator", "diffusion", "consistency"]
+
+
+@dataclass(frozen=True)
+class ExpectSettings:
+    """What a run must be made by; it does not start with anything else.
+
+    Args:
+        commit: the first digits of the commit, with no changes since.
+        config_hash: the first digits of the configuration's hash.
+        data_hash: the first digits of the test set's hash.
+    """
+
+    commit: Hash | None = None
+    config_hash: Hash | None = None
+    data_hash: Hash | None = None
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The keys outside of groups, and the groups.
+
+    Args:
+        name: the run's folder is ``<output_dir>/<name>``.
+        seed: seed of the weights and of the order of the batches; the data have ``data.seed``.
+        lambda_inv: weight of both inverse losses. ``loss.lambda_inv_enc`` and
+            ``loss.lambda_inv_dec`` set one each.
+        compile: whether to use torch.compile. Training is eager if there is no compiler.
+        compile_cache_max_bytes: maximum size in bytes of compiled kernels in the run's folder.
+        preflight: whether to rehearse the stages first: memory, disk space, time.
+        overwrite: whether to retrain stages that the run's folder holds already.
+        output_dir: folder of all runs.
+        expect: see below.
+    """
+
+    stage: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    callbacks: Mapping[str, Any]
+    ttc: Mapping[str, Any]
+    logger: Annotated[Mapping[str, Any], BOOKKEEPING]
+    name: Annotated[FolderName, BOOKKEEPING] = "burgers"
+    seed: Seed = 0
+    lambda_inv: NonNegativeFloat = 1.0
+    compile: bool = False
+    compile_cache_max_bytes: Annotated[NonNegativeFloat, BOOKKEEPING] = 1e9
+    preflight: Annotated[bool, BOOKKEEPING] = True
+    overwrite: Annotated[bool, BOOKKEEPING] = False
+    output_dir: Annotated[PathStr, BOOKKEEPING] = "outputs"
+    expect: Annotated[Mapping[str, Any], SettingsOf(ExpectSettings), BOOKKEEPING] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The inverse losses.
+
+    Args:
+        lambda_inv_enc: weight of |D(E(u)) - u|^2 / |u|^2.
+        lambda_inv_dec: weight of |E(D(z)) - z|^2 / var(z).
+        inverse_loss_frequency: the inverse losses are computed in every n-th batch.
+    """
+
+    lambda_inv_enc: NonNegativeFloat = 1.0
+    lambda_inv_dec: NonNegativeFloat = 1.0
+    inverse_loss_frequency: PositiveInt = 1
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The keys of every model.
+
+    Args:
+        name: the model's name in reports.
+        architecture: one of ``ups.models.ARCHITECTURES``, or "package.module.Class".
+    """
+
+    name: Text
+    architecture: Text
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The keys of Lightning's Trainer that have bounds; its other keys are allowed too.
+
+    Args:
+        max_epochs: number of epochs.
+        max_time: a limit on one call, data and test included; the same command resumes.
+        accelerator: the hardware.
+        devices: number of processes, each with a GPU or a share of the CPU; or Lightning's words.
+            ``data.batch_size`` is the batch size of each.
+        num_nodes: number of machines.
+        strategy: Lightning's strategy for several processes.
+        precision: auto is bf16-mixed on GPUs that have it, otherwise 32-true.
+        accumulate_grad_batches: number of batches in a step.
+        gradient_clip_val: largest norm of a gradient.
+        log_every_n_steps: number of steps between two log entries.
+        check_val_every_n_epoch: number of epochs between two validations.
+    """
+
+    max_epochs: PositiveInt = 22
+    max_time: Annotated[Duration | None, BOOKKEEPING] = None
+    accelerator: Text = "auto"
+    devices: OneOrMore[int] | Text = 1
+    num_nodes: PositiveInt = 1
+    strategy: Text = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: NonNegativeFloat | None = 1.0
+    log_every_n_steps: Annotated[PositiveInt, BOOKKEEPING] = 50
+    check_val_every_n_epoch: PositiveInt = 1
+
+
+@dataclass(frozen=True)
+class EMASettings:
+    """Bounds of Lightning's EMAWeightAveraging.
+
+    Args:
+        decay: decay rate of the averaged weights in a step.
+        use_buffers: whether buffers are averaged too.
+    """
+
+    decay: Fraction = 0.99
+    use_buffers: bool = False
+
+
+@dataclass(frozen=True)
+class CallbackSettings:
+    """The group callbacks: a callback for each key, and ``on_finish``.
+
+    Args:
+        on_finish: a shell command, run once when all is over, however it ended.
+        epoch_log: see ``ups.callbacks.EpochSummary``.
+        leaderboard: see ``ups.callbacks.LeaderboardWriter``.
+    """
+
+    on_finish: Annotated[Text | None, BOOKKEEPING] = None
+    epoch_log: Annotated[Mapping[str, Any] | None, BOOKKEEPING] = None
+    leaderboard: Annotated[Mapping[str, Any] | None, BOOKKEEPING] = None
+
+
+@dataclass(frozen=True)
+class LoggerSettings:
+    """What the loggers have in common.
+
+    Args:
+        save_dir: the folder of their files.
+    """
+
+    save_dir: Annotated[PathStr, BOOKKEEPING_EVERYWHERE] = "outputs"
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The group stage.
+
+    Args:
+        name: the stage, all, evaluate or preflight.
+        train: the stages to train, in order.
+        evaluate: the correctors to test.
+        operator: module, and what differs from ``trainer`` and ``data`` in this stage.
+        diffusion: likewise.
+        consistency: likewise.
+    """
+
+    name: Text
+    train: list[StageName]
+    evaluate: list[Literal["none", "diffusion", "consistency"]]
+    operator: Mapping[str, Any]
+    diffusion: Mapping[str, Any]
+    consistency: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TTCSettings(TTC):
+    """The group ttc.
+
+    Args:
+        enabled: whether stage=evaluate and stage=all test with test-time conditioning too.
+    """
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """Settings below one key.
+
+    Args:
+        key: the dotted key; "" for the root.
+        target: the constructor that takes them.
+        skip: number of its leading arguments that are not settings.
+        without: further arguments that are not settings.
+    """
+
+    key: str
+    target: Callable[..., Any]
+    skip: int = 0
+    without: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> dict[str, Argument]:
+        """The settings by name."""
+        found = arguments(self.target, self.skip).named
+        return {name: value for name, value in found.items() if name not in self.without}
+
+    def full(self, name: str) -> str:
+        """The dotted key of the setting ``name``."""
+        return f"{self.key}.{name}" if self.key else name
+
+
+CORRECTOR_KEY = "stage.diffusion.module.corrector"
+# the settings of the default configuration; another class by _target_ brings its own
+SECTIONS = (
+    Section("", RunSettings),
+    Section("expect", ExpectSettings),
+    Section("loss", LossSettings),
+    Section("data", TrajectoryDataModule),
+    Section("data.augmentation", Augmentation),
+    Section("model", ModelSettings),
+    Section("model", MixerUPT, skip=1),
+    Section("trainer", TrainerSettings),
+    Section("ttc", TTCSettings),
+    Section("stage", StageSettings),
+    Section("stage.operator.module", OperatorModule, skip=1),
+    Section("stage.diffusion.module", DiffusionModule, skip=1),
+    Section(CORRECTOR_KEY, ResidualCorrector, without=CORRECTOR.without),
+    Section(f"{CORRECTOR_KEY}.mean_network", Denoiser, without=NETWORK.without),
+    Section(f"{CORRECTOR_KEY}.denoiser", Denoiser, without=NETWORK.without),
+    Section("stage.consistency.module", ConsistencyModule, skip=1),
+    Section("callbacks", CallbackSettings),
+    Section("callbacks.ema", EMASettings),
+    Section("callbacks.inverse_loss_frequency", InverseLossFrequency, without=("parts",)),
+    Section("callbacks.epoch_log", EpochSummary),
+    Section("callbacks.last", ResumeCheckpoint),
+    Section("callbacks.leaderboard", LeaderboardWriter),
+    Section("logger", LoggerSettings),
+)
+
+
+def _bookkeeping(*, everywhere: bool) -> set[str]:
+    """The keys with a mark, or the names of arguments whose mark holds for every key."""
+    return {
+        name if everywhere else section.full(name)
+        for section in SECTIONS
+        for name, argument in section.named.items()
+        if (mark := argument.marker(Bookkeeping)) and mark.everywhere == everywhere
+    }
+
+
+BOOKKEEPING_KEYS = frozenset(_bookkeeping(everywhere=False))
+_BOOKKEEPING_NAMES = tuple(f".{name}" for name in sorted(_bookkeeping(everywhere=True)))
+
+
+def is_bookkeeping_key(key: str) -> bool:
+    """Whether ``key`` may differ between two calls that continue one run."""
+    parts = key.split(".")
+    above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    return bool(above & BOOKKEEPING_KEYS) or key.endswith(_BOOKKEEPING_NAMES)

@@ -1,0 +1,71 @@
+"""Fields at positions off the training grid."""
+
+import torch
+from torch import Tensor
+
+from ups.core.errors import UpsError
+from ups.core.fields import Grid, PointCloud
+from ups.models.interpolation import interpolate
+
+ON_GRID = 1e-3  # positions that are closer to a point of the grid than this, in cells, are on it
+
+
+class Resampling:
+    """Takes initial fields at any positions, and gives predicted ones at any positions.
+
+    Grid values do not determine where between two points a shock lies. For output off the training
+    grid a field is therefore rolled out on several grids: the training grid, and one with an offset
+    of half a cell. Consecutive states then hold the same field on the different grids.
+
+    Args:
+        domain: where the training data lie.
+        x: positions (P,) of the initial fields; default: those of the domain.
+        x_out: positions (Q,) of the predicted fields; default: those of the domain.
+
+    Raises:
+        UpsError: positions are given, and the domain is not a periodic line.
+
+    Attributes:
+        num_grids: number of grids on which a field is rolled out.
+    """
+
+    def __init__(self, domain: Grid | PointCloud, x: Tensor | None, x_out: Tensor | None) -> None:
+        self.x = x
+        self.x_out = x_out
+        self.num_grids = 1
+        if x is None and x_out is None:
+            return
+        if not (isinstance(domain, Grid) and domain.num_dims == 1 and domain.is_periodic):
+            raise UpsError("`x` and `x_out` must be None: the domain is not a periodic line.")
+        grid = domain
+        self.length = grid.extent[0]
+        cell = grid.cell_size[0]
+        if x_out is not None:
+            cells = (x_out.double() - grid.origin[0]) / cell
+            is_on_grid = (cells - cells.round()).abs() < ON_GRID
+            self.num_grids = 1 if bool(is_on_grid.all()) else 2
+        offsets = [k * cell / self.num_grids for k in range(self.num_grids)]
+        given = [positions for positions in (x, x_out) if positions is not None]
+        points = grid.axis(0).to(given[0].device)
+        self.points = torch.stack([(points + offset) % self.length for offset in offsets], -1)
+
+    def to_grids(self, u0: Tensor) -> Tensor:
+        """Initial fields (B, P, C) on the grids: (B * num_grids, X, C)."""
+        if self.x is None and self.num_grids == 1:
+            return u0
+        u = self._interpolate(u0, self.points[:, 0] if self.x is None else self.x, self.points)
+        return u.unflatten(1, (-1, self.num_grids)).transpose(1, 2).flatten(0, 1)
+
+    def from_grids(self, u: Tensor) -> Tensor:
+        """Predicted fields (B * num_grids, X, C) at the positions of the output: (B, Q, C)."""
+        if self.x_out is None:
+            return u
+        frames = u.unflatten(0, (-1, self.num_grids)).transpose(1, 2).flatten(1, 2)
+        return self._interpolate(frames, self.points, self.x_out)
+
+    def _interpolate(self, u: Tensor, x: Tensor, query: Tensor) -> Tensor:
+        """Interpolate fields (B, P, C) from positions ``x`` to ``query``: (B, Q, C)."""
+        channels = u.shape[-1]
+        rows = u.transpose(1, 2).flatten(0, 1)
+        out = interpolate(rows, x.flatten(), query.flatten(), self.length)
+        return out.unflatten(0, (-1, channels)).transpose(1, 2)
