@@ -54,7 +54,7 @@ class FNO(GridModel):
         )
         # the package adds its arguments, including functions, to the weights; checkpoints must hold
         # plain values only
-        self.register_state_dict_post_hook(_without_metadata)
+        self.register_state_dict_post_hook(_without_metadata)  # type: ignore[no-untyped-call]
 
     def forward(self, u: Tensor) -> Tensor:
         return self.network(u)

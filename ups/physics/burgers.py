@@ -7,7 +7,7 @@ Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def _hancock(u: Tensor, ratio: float) -> Tensor:
     return torch.sub(u, flux2[..., 1:] - flux2[..., :-1], alpha=ratio / 2)
 
 
-def _diffusion(u: Tensor, r: float):
+def _diffusion(u: Tensor, r: float) -> Callable[[Tensor], Tensor]:
     """The map u(t) -> u(t + dt) of u_t = mu u_xx as a positive kernel that conserves mass.
 
     ``r`` = mu dt / dx^2. A 5-point kernel with a Gaussian's second and (from r = 1/6) fourth moment

@@ -63,7 +63,7 @@ def rollouts(
             axis = figure.add_axes((0.15, 0.18, 0.6, 0.78))
             extent = (0.0, spec.grid.extent[0], spec.dt, spec.dt * len(truth))
             image = axis.imshow(
-                field,
+                field.numpy(),
                 origin="lower",
                 aspect="auto",
                 extent=extent,
@@ -204,7 +204,7 @@ def draw_rollout(path: Path, truth: Tensor, pred: Tensor, spec: FieldSpec, title
         strict=False,
     ):
         image = axis.imshow(
-            field,
+            field.numpy(),
             origin="lower",
             aspect="auto",
             extent=extent,
