@@ -34,7 +34,8 @@ class OnFinish(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         command = config.callbacks.get("on_finish")
         local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
-        if command and int(local_rank) == 0:
+        # a value of another type is refused before the run
+        if isinstance(command, str) and command and int(local_rank) == 0:
             atexit.register(finish, command)
 
     on_multirun_start = on_run_start
