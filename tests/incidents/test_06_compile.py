@@ -9,9 +9,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TINY
+import torch
+import torch._dynamo
+from conftest import SPEC, TINY, line_spec
 
 from ups.callbacks import CompileCachePruner
+from ups.models import build
+from ups.runs.training import compile_simulator
+from ups.simulation.simulator import Simulator
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
@@ -40,6 +45,20 @@ def test_compile_cache_is_emptied_when_larger_than_its_limit(tmp_path, caplog):
         "held 2.0 kB, more than compile_cache_max_bytes allows (2.0 kB), and was emptied"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize("parameters", [(), ("nu",), ("nu", "beta")])
+def test_compile_tries_the_maps_on_fields_of_the_simulator(
+    monkeypatch, tmp_path, caplog, parameters
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored after the test
+    monkeypatch.setattr(torch, "compile", lambda method: method)
+    spec = line_spec(32, parameters=parameters)
+    simulator = Simulator(build(SPEC, spec), spec)
+    with torch._dynamo.config.patch(suppress_errors=False), caplog.at_level(logging.WARNING):
+        compile_simulator(simulator, tmp_path)
+    assert "falling back to eager" not in caplog.text
+    assert {"encode", "step", "decode"} <= simulator.model.__dict__.keys()
 
 
 @pytest.mark.slow
