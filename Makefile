@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: train test test-slow test-newest test-launchers mutants lint help
+.PHONY: train test test-slow test-launchers mutants lint help
 
 help:
 	@grep -E '^# make|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ -/'
@@ -17,10 +17,6 @@ test: $(VENV)/.installed-dev lint  ## lint, types and the fast tests
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
-
-# without the optional packages; make test-newest PYTHON=python3.13
-test-newest: $(VENV)-newest/.installed  ## the fast tests, on another Python
-	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -n 2 --dist worksteal -m "not integration and not slow" $(ARGS)
 
 # Ray's plugin and SkyPilot want older packages than constraints.txt has
 test-launchers: $(VENV)-launchers/.installed  ## sweeps on a local Ray cluster, and SkyPilot's parser, in an environment of their own
@@ -44,12 +40,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
-	@touch $@
-
-$(VENV)-newest/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)-newest
-	$(VENV)-newest/bin/python -m pip install -q -c constraints.txt torch
-	$(VENV)-newest/bin/python -m pip install -q -c constraints.txt -e . pytest pytest-xdist
 	@touch $@
 
 $(VENV)-launchers/.installed: pyproject.toml constraints.txt
