@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import ups
 from ups.core.errors import UpsError
 from ups.evaluation.metrics import pdebench_metrics
+from ups.evaluation.results import Row
 from ups.hub import export
 from ups.hub.model_card import render_model_card
 from ups.models import GridModel
@@ -175,7 +176,7 @@ def test_model_card_of_a_run_holds_the_numbers_of_its_reports(
     rows = json.loads((run / "reports/eval_operator.json").read_text())["rows"]
     for row in rows:
         assert re.search(
-            rf"\| {row['model']} \| {row['mode']} \| {row['nrmse']:.4f} \| "
+            rf"\| {re.escape(Row.from_dict(row).label)} \| {row['nrmse']:.4f} \| "
             rf"{row['one_step_nrmse']:.4f} \|",
             text,
         )

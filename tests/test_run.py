@@ -377,7 +377,7 @@ def test_the_wheel_holds_the_configurations_and_the_shipped_model(tmp_path):
     assert "usage: python -m ups.run" in done.stdout
     done = subprocess.run(
         [sys.executable, "-c",
-         "import ups; print(ups.__file__, ups.load('burgers-small').equation)"],
+         "import ups; print(ups.__file__, ups.load('burgers-small').equation_name)"],
         cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip

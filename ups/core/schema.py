@@ -20,6 +20,7 @@ from ups.core.errors import UpsError
 
 # larger integers overflow somewhere, and no setting needs one; messages don't mention it
 LARGEST = 2**40
+LARGEST_NUMBER = 1e18  # likewise, for numbers that are no integers
 # keys of Hydra beside the arguments of a class
 HYDRA_KEYS = ("_target_", "_convert_", "_recursive_")
 
@@ -69,8 +70,8 @@ BOOKKEEPING_EVERYWHERE = Bookkeeping(everywhere=True)
 T = TypeVar("T")
 PositiveInt = Annotated[int, Ge(1), Le(LARGEST)]
 NonNegativeInt = Annotated[int, Ge(0), Le(LARGEST)]
-PositiveFloat = Annotated[float, Gt(0)]
-NonNegativeFloat = Annotated[float, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0), Le(LARGEST_NUMBER)]
+NonNegativeFloat = Annotated[float, Ge(0), Le(LARGEST_NUMBER)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 MlpRatio = Annotated[float, Gt(0), Le(1000)]
 HiddenDim = Annotated[int, Ge(2), Le(LARGEST)]
@@ -292,7 +293,7 @@ def _check(argument: Argument, value: Any, key: str) -> None:
     except ValidationError:
         allowed = words(argument.annotation)
         if isinstance(value, int) and value > LARGEST:
-            allowed += f", and at most {LARGEST}"
+            allowed += f", and at most {f'{LARGEST_NUMBER:g}' if 'number' in allowed else LARGEST}"
         raise refusal(key, allowed, value) from None
     nested = argument.marker(SettingsOf)
     if nested is not None and isinstance(value, Mapping):
@@ -390,7 +391,7 @@ def _bounds(marks: Sequence[Any]) -> str:
             texts.append(f">= {mark.ge}")
         elif isinstance(mark, Gt):
             texts.append(f"> {mark.gt}")
-        elif isinstance(mark, Le) and mark.le != LARGEST:
+        elif isinstance(mark, Le) and mark.le not in (LARGEST, LARGEST_NUMBER):
             texts.append(f"<= {mark.le}")
         elif isinstance(mark, Lt):
             texts.append(f"< {mark.lt}")
