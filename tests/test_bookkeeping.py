@@ -1301,9 +1301,9 @@ def quiet_logging():
 def test_estimates_of_a_rehearsal_equal_the_sizes_of_the_runs_files(
     monkeypatch, tmp_path, quiet_logging
 ):
+    sizes = "{hidden_dim:16,depth:2,mlp_ratio:1.0,dilations:[1]}"
     networks = [
-        f"stage.diffusion.module.corrector.{part}={{hidden_dim:16,depth:2,mlp_ratio:1.0,dilations:[1]}}"
-        for part in ("mean_network", "denoiser")
+        f"stage.diffusion.module.corrector.{part}={sizes}" for part in ("mean_network", "denoiser")
     ]
     short = ["data.num_train=12", "trainer.max_epochs=1", "stage.diffusion.trainer.max_epochs=1"]
     short += ["stage.diffusion.data.samples_per_trajectory=7", "ttc.enabled=false"]

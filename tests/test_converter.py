@@ -309,3 +309,10 @@ def test_shipped_model_has_old_names_and_is_saved_under_the_new(tmp_path):
     again = ups.load(tmp_path / "again")
     u0 = burgers.initial_conditions(1, simulator.x, seed=0)
     assert torch.equal(again.rollout(u0, 2, nu=1e-3), simulator.rollout(u0, 2, nu=1e-3))
+
+
+def test_old_number_of_fields_is_left_to_the_fields_description():
+    old = {"architecture": "upt", "tokens": 8, "fields": 1}
+    assert convert_model_spec(old) == {"architecture": "mixer", "num_tokens": 8}
+    own = {"architecture": "mine.Model", "fields": 1}
+    assert convert_model_spec(own) == own

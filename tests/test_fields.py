@@ -41,6 +41,11 @@ def test_grid_rejects_what_does_not_fit(arguments, message):
         Grid(**arguments)
 
 
+def test_grid_coarsens_along_all_axes_or_not_at_all():
+    grid = Grid((12, 6), (1.0, 1.0))
+    assert [n for n in range(1, 25) if grid.can_coarsen_to(n)] == [2, 4, 6, 12]
+
+
 def test_grid_that_cannot_be_coarsened_says_so():
     with pytest.raises(UpsError, match="can't be coarsened by 3"):
         Grid((4,), (1.0,)).coarsened(3)

@@ -102,6 +102,11 @@ class Grid:
         """The grid of cell centers with ``factor`` times as many points along each axis."""
         return Grid(tuple(n * factor for n in self.shape), self.extent, self.boundary)
 
+    def can_coarsen_to(self, num_points: int) -> bool:
+        """Whether there is a coarser grid of ``num_points`` points along the first axis."""
+        factor, rest = divmod(self.shape[0], num_points)
+        return rest == 0 and factor > 0 and all(n % factor == 0 for n in self.shape)
+
     def coarsened(self, factor: int) -> "Grid":
         """The grid of cell centers whose cells are ``factor`` cells wide.
 

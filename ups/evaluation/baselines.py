@@ -39,12 +39,12 @@ class SolverStepper:
     """
 
     def __init__(self, equation: Equation, spec: FieldSpec, num_points: int) -> None:
-        points = spec.grid.shape[0]
-        if points % num_points:
+        if not spec.grid.can_coarsen_to(num_points):
+            points = " x ".join(map(str, spec.grid.shape))
             raise UpsError(f"`num_points` must be a divisor of {points}, got {num_points}.")
         self.equation = equation
         self.spec = spec
-        self.factor = points // num_points
+        self.factor = spec.grid.shape[0] // num_points
         self.grid = spec.grid.coarsened(self.factor)
         self.name = f"solver-{num_points}"
 

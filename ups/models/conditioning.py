@@ -1,4 +1,4 @@
-"""What models are told about a step: its time and the equation's parameters."""
+"""The inputs of a model that describe a step: its time and the equation's parameters."""
 
 import torch
 from torch import Tensor

@@ -83,7 +83,7 @@ class EvaluationModule(pl.LightningModule):
             baselines += [
                 SolverStepper(simulator.equation, simulator.spec, n)
                 for n in solver_points
-                if simulator.spec.grid.shape[0] % n == 0
+                if simulator.spec.grid.can_coarsen_to(n)
             ]
         self.measurements += [
             Measurement(simulator, baseline, Row(baseline.name, "physical", "none", False, {}))

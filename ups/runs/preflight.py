@@ -144,7 +144,7 @@ def _halve_batches(cfg: DictConfig, stage: str, parts: dict[str, int]) -> None:
 def run_rehearsal(
     rehearse: Rehearsal, cfg: DictConfig, parts: dict[str, int], scratch: Path
 ) -> tuple[int | None, str]:
-    """Call ``rehearse`` in a process of its own.
+    """Call ``rehearse`` in a separate process.
 
     Returns:
         Its exit code, as that of ``multiprocessing.Process``, and what it wrote to stderr.

@@ -20,7 +20,6 @@ _DEPTHS = {
     "encoder": "encoder_depth",
     "approximator": "approximator_depth",
     "decoder": "decoder_depth",
-    "fields": "num_fields",
 }
 _BLOCKS = {
     "width": "hidden_dim",
@@ -119,7 +118,10 @@ def convert_model_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     ):
         architecture = ARCHITECTURES[architecture]
         spec = {**spec, "architecture": architecture}
-    return _renamed(spec, MODEL_KEYS.get(str(architecture), {}))
+    names = MODEL_KEYS.get(str(architecture), {})
+    if names:  # one of our own: the number of fields is now in the field's description
+        spec = {key: value for key, value in spec.items() if key != "fields"}
+    return _renamed(spec, names)
 
 
 def convert_corrector_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
