@@ -14,6 +14,7 @@ from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.norms import relative_l2_squared
+from ups.core.stepper import predict
 from ups.modules import OperatorModule
 from ups.modules.base import BaseModule
 from ups.modules.losses import operator_losses
@@ -642,6 +643,9 @@ class NoisySimulator(nn.Module):
     def stepper(self, correct):
         self.asked.append(correct)
         return NoisyStepper()
+
+    def predict(self, *arguments):
+        return predict(*arguments)
 
 
 class NoisyModule(BaseModule):

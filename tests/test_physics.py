@@ -85,13 +85,34 @@ def test_solve_keeps_the_dtype_of_u0():
     assert torch.allclose(single, double, atol=2e-4)
 
 
-def test_initial_conditions_follow_pdebench():
+def test_initial_conditions_have_the_statistics_of_the_published_code():
+    """Those of 10000 fields by PDEBench's ``init_multi`` at k_tot=4 and six keys."""
+    u = burgers.initial_conditions(10000, burgers.cell_centers(1024), seed=0)
+    mean = u.mean(1)
+    assert mean.abs().mean().item() == pytest.approx(0.477, abs=0.012)  # 0.472 to 0.482
+    assert abs(mean.mean().item()) < 0.02
+    assert mean.square().mean().item() == pytest.approx(0.360, abs=0.02)  # 0.350 to 0.368
+    assert u.std().item() == pytest.approx(0.793, abs=0.015)  # 0.788 to 0.797
+    assert u.square().mean(1).sqrt().mean().item() == pytest.approx(0.728, abs=0.012)
+    assert (u.amin(1) > -1e-6).float().mean().item() == pytest.approx(0.173, abs=0.02)
+    windowed = u[u[:, [0, 1, -1]].abs().amax(1) < 1e-4].abs()
+    assert len(windowed) / 10000 == pytest.approx(0.1, abs=0.02)
+    inside = windowed > 0.02 * windowed.amax(1, keepdim=True)
+    left = inside.float().argmax(1) / 1024
+    right = 1 - inside.flip(1).float().argmax(1) / 1024
+    assert left.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist() == pytest.approx(
+        [0.085, 0.103, 0.121], abs=0.004
+    )
+    assert right.median().item() == pytest.approx(0.583, abs=0.004)
+
+
+def test_initial_conditions_of_the_paper_have_the_drawn_wave_numbers_alone():
     x = burgers.cell_centers(256)
-    u = burgers.initial_conditions(4000, x, seed=0)
+    u = burgers.initial_conditions(4000, x, 0, as_published=False)
     assert u.shape == (4000, 256)
     assert u.dtype == torch.float32
-    assert torch.equal(u, burgers.initial_conditions(4000, x, seed=0))
-    assert not torch.equal(u, burgers.initial_conditions(4000, x, seed=1))
+    assert torch.equal(u, burgers.initial_conditions(4000, x, 0, as_published=False))
+    assert not torch.equal(u, burgers.initial_conditions(4000, x, 1, as_published=False))
     power = torch.fft.rfft(u).abs()
     plain = power[:, 9:].amax(1) < 1e-3  # neither absolute value nor window: wave numbers 1..8 only
     assert 0.76 < plain.float().mean() < 0.86  # 0.9 * 0.9
@@ -160,7 +181,7 @@ def test_equation_says_its_names(name):
 
 @both_equations
 def test_equation_initial_conditions_are_those_of_the_line(name):
-    found = get_equation(name).initial_conditions(3, LINE, 0)
+    found = get_equation(name).initial_conditions["published"](3, LINE, 0)
     assert torch.equal(found, line_fields()[..., None])
 
 
@@ -253,7 +274,7 @@ def test_equation_time_rescaling_solves_it_at_as_many_times_the_parameter(name):
     symmetry = equation.symmetry("rescale_time")
     grid = Grid((128,), (1.0,))
     factor = torch.tensor([2, 2, 2])
-    u0 = equation.initial_conditions(3, grid, 0).double()
+    u0 = equation.initial_conditions["published"](3, grid, 0).double()
     slow = equation.solve(u0, [0.05, 0.1, 0.2], [0.01], grid, torch.float64)
     faster = symmetry.fields(u0[:, None], factor, grid)[:, 0]
     parameters = symmetry.parameters(torch.full((3, 1), 0.01), factor)

@@ -34,10 +34,8 @@ def generate(equation: Equation, recipe: Mapping[str, Any], path: Path) -> None:
     """
     keep = recipe["solver_points"] // recipe["points"]
     grid = Grid((recipe["solver_points"],), (1.0,))
-    u0 = [
-        equation.initial_conditions(recipe[split], grid, 3 * recipe["seed"] + i)
-        for i, split in enumerate(SPLITS)
-    ]
+    draw = equation.initial_conditions[recipe["initial_conditions"]]
+    u0 = [draw(recipe[split], grid, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
     times = np.arange(recipe["frames"]) * recipe["dt"]
     values = solve_all(equation, u0, times.tolist(), [recipe["nu"]], grid, keep)
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ups.physics.equation import Law
+from ups.physics.equation import Boost, Law
 from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what is here
     cell_centers,
     energy,
@@ -282,4 +282,6 @@ EQUATION = scalar_equation(
     reflect=reflect,
     rescale_time=rescale_time,
     energy_law=Law.NON_INCREASING,
+    # u(x, t) -> u(x + c t, t) - c
+    boost=Boost(lambda u: u.mean(1), lambda u, velocity: u - velocity[:, None]),
 )

@@ -8,6 +8,7 @@ Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodi
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
-from ups.physics.equation import TRANSLATE, Equation, Functional, Law, Symmetry
+from ups.physics.equation import TRANSLATE, Boost, Equation, Functional, Law, Symmetry
 
 
 def cell_centers(points: int, length: float = 1.0) -> Tensor:
@@ -25,7 +26,9 @@ def cell_centers(points: int, length: float = 1.0) -> Tensor:
     return (torch.arange(points, dtype=torch.float64) + 0.5).mul(length / points).float()
 
 
-def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Tensor:
+def initial_conditions(
+    n: int, x: Tensor, seed: int, length: float = 1.0, as_published: bool = True
+) -> Tensor:
     """Draw PDEBench's random initial conditions.
 
     Each is a sum over the wave numbers k = 1..4 of a sin(2 pi k c x / L + phi). The count c says
@@ -33,15 +36,20 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Ten
     With probability 0.1 the absolute value is taken; the sign is flipped at random; with
     probability 0.1 the field is multiplied by a smooth window.
 
-    A wave number that was not drawn is absent. (PDEBench's published ``init_multi`` keeps the
-    constant a sin(phi) of such a number, which gives most fields a mean. Files made by it are read
-    unchanged.)
+    The code that made PDEBench's published files (its ``init_multi``) differs from its paper in two
+    places. A wave number that was not drawn has c = 0 and adds the constant a sin(phi), so that
+    fields have a mean, of 0.475 in absolute value on average. And the ends of a window come from
+    the random number that decided that there is one: they are 0.1 + 0.35 r and 0.55 + 0.35 r, with
+    r uniform in [0, 0.1).
 
     Args:
         n: number of fields.
         x: positions (X,).
         seed: the same seed gives the same fields.
         length: the length of the periodic line.
+        as_published: whether to follow the code of the published files. Otherwise, as in the paper,
+            a wave number that was not drawn is absent, and each end has a number of its own, r
+            uniform in [0, 1).
 
     Returns:
         Fields (n, X), float32.
@@ -52,7 +60,8 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Ten
     count = (rng.integers(1, 5, size=(n, 2))[:, :, None] == k).sum(1)  # (n, 4)
     amplitude = rng.uniform(0, 1, (n, 4))
     phase = rng.uniform(0, 2 * np.pi, (n, 4))
-    amplitude *= count > 0
+    if not as_published:
+        amplitude *= count > 0
     u = np.einsum(
         "nk,nkx->nx",
         amplitude,
@@ -61,8 +70,11 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Ten
     u = np.where(rng.uniform(size=(n, 1)) < 0.1, np.abs(u), u)
     u *= rng.choice([-1.0, 1.0], size=(n, 1))
     left, right = rng.uniform(0.1, 0.45, (n, 1)), rng.uniform(0.55, 0.9, (n, 1))
+    has_window = rng.uniform(size=(n, 1))
+    if as_published:
+        left, right = 0.1 + 0.35 * has_window, 0.55 + 0.35 * has_window
     window = 0.5 * (np.tanh((position - left) / 0.01) - np.tanh((position - right) / 0.01))
-    u = np.where(rng.uniform(size=(n, 1)) < 0.1, u * window, u)
+    u = np.where(has_window < 0.1, u * window, u)
     return torch.from_numpy(u).float()
 
 
@@ -161,6 +173,7 @@ def scalar_equation(
     reflect: Callable[[Tensor], Tensor],
     rescale_time: Callable[[Tensor, Tensor], Tensor],
     energy_law: Law,
+    boost: Boost | None = None,
 ) -> Equation:
     """Make the equation of a scalar u on a periodic line from functions of (..., X).
 
@@ -177,10 +190,11 @@ def scalar_equation(
         reflect: (..., X) -> (..., X).
         rescale_time: the field of a solution that runs a times as fast: (..., X), a -> (..., X).
         energy_law: what the energy does.
+        boost: see ``Equation``.
     """
 
-    def draw(n: int, grid: Grid, seed: int) -> Tensor:
-        return initial_conditions(n, grid.axis(0), seed, grid.extent[0])[..., None]
+    def draw(n: int, grid: Grid, seed: int, as_published: bool = True) -> Tensor:
+        return initial_conditions(n, grid.axis(0), seed, grid.extent[0], as_published)[..., None]
 
     def solve_field(
         u0: Tensor, times: Any, parameters: Any, grid: Grid, dtype: torch.dtype
@@ -203,7 +217,7 @@ def scalar_equation(
         channels=("u",),
         parameters=(parameter,),
         num_dims=1,
-        initial_conditions=draw,
+        initial_conditions={"published": draw, "paper": partial(draw, as_published=False)},
         solve=solve_field,
         solver_step=step_field,
         solver_confidence=lambda u, grid, threshold, radius: shock_weight(
@@ -216,6 +230,7 @@ def scalar_equation(
             Symmetry("reflect", lambda u, _, grid: reflect(u[..., 0])[..., None]),
             Symmetry("rescale_time", rescale_field, lambda nu, factor: nu * factor[:, None]),
         ),
+        boost=boost,
         functionals=(
             Functional("mass", lambda u, grid: mass(u[..., 0], grid.extent[0]), Law.CONSERVED),
             Functional("tv", lambda u, grid: total_variation(u[..., 0]), Law.NON_INCREASING),

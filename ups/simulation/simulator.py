@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
-from ups.core.stepper import FIELDS_PER_DECODE, Stepper, rollout
+from ups.core.stepper import FIELDS_PER_DECODE, Stepper, predict, rollout
 from ups.physics import Equation, get_equation
+from ups.physics.moving_frame import MovingFrame
 from ups.simulation import model_folder
 from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
@@ -155,6 +156,32 @@ class Simulator(nn.Module):
             raise UpsError("`ttc` must be False: these data have no equation to condition on.")
         return Guided(stepper, self.equation, self.ttc, group_size)
 
+    def moving_frame(self, u0: Tensor, group_size: int = 1) -> MovingFrame:
+        """The frame from which ``predict``, ``rollout`` and ``stream`` see fields.
+
+        Args:
+            u0: the initial fields (B, *space, C).
+            group_size: number of consecutive fields that share a frame.
+        """
+        boost = None if self.equation is None else self.equation.boost
+        return MovingFrame(boost, u0, self.spec.domain, self.spec.dt, group_size)
+
+    def predict(
+        self, stepper: Stepper, u0: Tensor, steps: int, parameters: Tensor, reencode: bool = False
+    ) -> Tensor:
+        """All frames (B, steps, *space, C) of a rollout of this simulator, without gradients.
+
+        Args:
+            stepper: a composition that ``stepper`` returned.
+            u0: the initial fields (B, *space, C).
+            steps: number of frames.
+            parameters: parameters of the equation (B, P).
+            reencode: whether each step starts from the encoded field of the step before.
+        """
+        frame = self.moving_frame(u0)
+        seen = frame.enter(u0[:, None])[:, 0]
+        return frame.leave(predict(stepper, seen, steps, parameters, reencode))
+
     def rollout(
         self,
         u0: Tensor,
@@ -240,16 +267,17 @@ class Simulator(nn.Module):
         resampling = Resampling(self.spec.domain, *places)
         stepper = self.stepper(correct, ttc, temperature, resampling.num_grids)
         u = resampling.to_grids(fields)
+        frame = self.moving_frame(u, resampling.num_grids)
         frames = rollout(
             stepper,
-            u,
+            frame.enter(u[:, None])[:, 0],
             steps,
             values.repeat_interleave(resampling.num_grids, 0),
             reencode=mode == "physical",
             frames_per_decode=max(1, fields_per_decode // len(u)),
         )
-        for frame in frames:
-            out = resampling.from_grids(frame)
+        for k, seen in enumerate(frames, 1):
+            out = resampling.from_grids(frame.leave(seen[:, None], k)[:, 0])
             yield out if has_channels else out.squeeze(-1)
 
     def _validate_fields(self, u0: Any, x: Tensor | None) -> tuple[Tensor, bool]:
