@@ -1,15 +1,19 @@
 """The moving frame: a symmetry of the solver, and an exact one of every rollout."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 from conftest import line_spec, make_simulator
 
-from ups.core.fields import Boundary, Grid, PointCloud
+import ups
+from ups.core.fields import Boundary, FieldSpec, Grid, PointCloud
+from ups.datamodules import BurgersDataModule
 from ups.models import build
 from ups.physics import advection, burgers
 from ups.physics.moving_frame import MovingFrame
+from ups.simulation.input_range import input_size
 from ups.simulation.simulator import Simulator
 
 POINTS = 32
@@ -158,3 +162,76 @@ def test_boosts_of_fields_in_the_plane_move_along_each_axis():
 
 def test_advection_has_no_boosts():
     assert advection.EQUATION.boost is None
+
+
+# ---------------------------------------------------------------- fields beyond the training's
+
+
+def test_input_size_is_the_largest_value_and_step_of_each_field():
+    u = torch.zeros(2, 4, 1)
+    u[0, :, 0] = torch.tensor([1.0, -3.0, 0.0, 2.0])
+    u[1, :, 0] = torch.tensor([0.0, 0.0, 0.0, 5.0])
+    sides = (Boundary.WALL, Boundary.WALL)
+    for boundary, steps in (((), [4.0, 5.0]), ((sides,), [4.0, 5.0])):
+        spec = FieldSpec(Grid((4,), (1.0,), boundary), std=(0.5,))
+        sizes = input_size(u, spec)
+        assert sizes["largest value"].tolist() == [6.0, 10.0]
+        assert sizes["steepest step"].tolist() == [2 * step for step in steps]
+    u[1, 2, 0] = 5.0  # the step is across the ends alone, and small
+    u[1, 0:2, 0] = torch.tensor([0.0, 2.5])
+    sizes = input_size(u, FieldSpec(Grid((4,), (1.0,), (sides,)), std=(0.5,)))
+    assert sizes["steepest step"].tolist() == [8.0, 5.0]
+    sizes = input_size(u, FieldSpec(Grid((4,), (1.0,)), std=(0.5,)))
+    assert sizes["steepest step"].tolist() == [8.0, 10.0]
+    cloud = FieldSpec(PointCloud(((0.0,),) * 4), std=(0.5,))
+    assert input_size(u, cloud).keys() == {"largest value"}
+
+
+def test_each_channel_counts_in_its_own_standard_deviations():
+    u = torch.zeros(1, 2, 3, 2)
+    u[0, 1, 2] = torch.tensor([1.0, 30.0])
+    spec = FieldSpec(Grid((2, 3), (1.0, 1.0)), ("a", "b"), std=(0.1, 10.0), mean=(0.0, 0.0))
+    sizes = input_size(u, spec)
+    assert sizes["largest value"].item() == pytest.approx(10.0)
+    assert sizes["steepest step"].item() == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda u: u, None),
+        (lambda u: u + 50 * UNIT, None),  # a mean is no matter
+        (lambda u: 3 * u, r"The largest value of `u0` is \S+ standard deviations, up to 2 in the"),
+        (lambda u: u.sign(), r"The steepest step of `u0` is 3.33 standard deviations, up to 1 in"),
+    ],
+)
+def test_the_first_field_beyond_the_training_range_warns_once(change, words, caplog):
+    simulator = make_simulator(POINTS).eval()
+    simulator.input_range = {"largest value": 2.0, "steepest step": 1.0}
+    u0 = torch.sin(2 * torch.pi * burgers.cell_centers(POINTS))[None]
+    for _ in range(2):
+        simulator.rollout(change(u0), 2, nu=0.01)
+    found = [record.getMessage() for record in caplog.records if "u0" in record.getMessage()]
+    assert len(found) == (0 if words is None else 1)
+    assert words is None or re.match(words, found[0])
+
+
+def test_the_range_is_that_of_the_training_split_and_travels_with_the_checkpoint(tmp_path):
+    data = BurgersDataModule(
+        cache_dir=str(tmp_path), num_points=32, reference_num_points=64, num_frames=3,
+        num_train=20, num_validation=2, num_test=2, unroll_steps=1,
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup()
+    first = torch.from_numpy(data.train_values)[:, 0]
+    # a step of a cell in 0.05
+    unit = 1 / 32 / 0.05
+    first = first - (first.mean((1, 2), keepdim=True) / unit).round() * unit
+    std = data.spec.std[0]
+    assert data.input_range["largest value"] == pytest.approx(first.abs().max().item() / std)
+    step = (first.roll(-1, 1) - first).abs().max().item()
+    assert data.input_range["steepest step"] == pytest.approx(step / std, rel=1e-5)
+    simulator = make_simulator(POINTS).eval()
+    simulator.input_range = data.input_range
+    simulator.save(tmp_path / "model")
+    assert ups.load(tmp_path / "model").input_range == data.input_range

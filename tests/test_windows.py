@@ -912,8 +912,8 @@ def test_generated_file_holds_its_splits_in_order_with_recipe_and_hash(two):
             assert file["t-coordinate"][:] == pytest.approx([0.0, 0.03, 0.06, 0.09, 0.12])
             assert file.attrs["hash"] == written_out_hash(values)
             assert json.loads(file.attrs["recipe"]) == {
-                "equation": "burgers", "version": 2, "initial_conditions": "published", "nu": nu, "seed": part,
-                "points": 16,
+                "equation": "burgers", "version": 2, "initial_conditions": "published",
+                "nu": nu, "seed": part, "points": 16,
                 "solver_points": 32, "dt": 0.03, "frames": 4,
                 "train": 40, "validation": 5, "test": 6,
             }  # fmt: skip

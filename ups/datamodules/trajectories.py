@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from filelock import FileLock
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ups.core.batch import Batch
@@ -36,6 +37,8 @@ from ups.datamodules.readers import Reader, get_reader
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowSampler
 from ups.physics import Equation, get_equation
+from ups.physics.moving_frame import MovingFrame
+from ups.simulation.input_range import input_size
 
 # smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
 # overflow
@@ -107,6 +110,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
     Attributes:
         training_parameters: the parameters (P,) of each file.
         spec: describes the field, after ``setup``, like all that follow.
+        input_range: how large and steep the initial fields of the training split are, see
+            ``ups.simulation.input_range``.
         num_frames: number of frames T.
         values: fields (N, T, *space, C) of the validation and test splits.
         parameters: parameters (N, P) of each split.
@@ -232,6 +237,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         # the initial amplitude of most solutions
         amplitudes = np.abs(known[:, 0]).reshape(len(known), -1).max(1)
         self.amplitude_cap = float(np.quantile(amplitudes, 0.8))
+        self.input_range = self._input_range(torch.from_numpy(known[:, :1]))
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         self.parameters = {
             split: torch.tensor(self.training_parameters).repeat_interleave(h[f"num_{split}"], 0)
@@ -273,6 +279,13 @@ class TrajectoryDataModule(pl.LightningDataModule):
         return FieldSpec(
             file.grid, channels, parameters, file.dt, std=tuple(float(value) for value in std)
         )
+
+    def _input_range(self, first: Tensor) -> dict[str, float]:
+        """The largest of each ``input_size`` among initial fields (N, 1, *space, C)."""
+        boost = self.equation.boost if self.equation else None
+        frame = MovingFrame(boost, first[:, 0], self.spec.domain, self.spec.dt)
+        sizes = input_size(frame.enter(first)[:, 0], self.spec)
+        return {name: value.max().item() for name, value in sizes.items()}
 
     def open_files(self) -> list[Reader]:
         """Open the files that exist.
