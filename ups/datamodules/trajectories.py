@@ -400,11 +400,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
     def _recipe(self, part: int, nu: float) -> dict:
         """Everything that determines the content of a generated file."""
         h: Any = self.hparams
-        # These keys are hashed into the names of files and written into them. They keep the words
-        # of version 1, so that existing files are found again.
+        # These keys are hashed into the names of files and written into them, so a change of a
+        # word makes all data again. Version 2: each trajectory takes its own steps; in version 1
+        # the fastest of a group set them for all.
         return {
             "equation": self.equation_name,
-            "version": 1,
+            "version": 2,
             "nu": nu,
             "seed": h.seed + part,  # different initial conditions for every nu
             "points": h.num_points,

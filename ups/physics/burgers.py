@@ -31,7 +31,6 @@ from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what i
 )
 
 CFL = 0.8  # largest advective step in cells; the scheme is total-variation diminishing up to 1
-LARGEST_DIFFUSION = 2 / 3  # largest mu dt / dx^2 that the 5-point kernel is positive for
 # Largest mu dt / dx^2 between two frames that is solved compiled. The compiled code applies the
 # kernel in turn; above, torch is faster, with all kernels of a step at once in Fourier space.
 LARGEST_COMPILED_DIFFUSION = 1000.0
@@ -76,7 +75,7 @@ def solve(
             more than ``MAX_STEPS`` steps.
     """
     u0, times = validate_fields_and_times(u0, t)
-    mu = validate_parameters(nu, len(u0)) / math.pi
+    mu = validate_parameters(nu, len(u0)) / np.pi
     dx = length / u0.shape[-1]
     u = u0.to(dtype)
     if not _can_be_compiled(u):
@@ -100,19 +99,16 @@ def _can_be_compiled(u: Tensor) -> bool:
     )
 
 
-def _solve_compiled(u: Tensor, times: list[float], mu: Tensor, dx: float, cfl: float) -> Tensor:
+def _solve_compiled(u: Tensor, times: list[float], mu: np.ndarray, dx: float, cfl: float) -> Tensor:
     """Solve u (B, X) at diffusivities (B,) on the CPU: (B, T, X)."""
     frames = u.new_empty(len(u), len(times), u.shape[-1])
     rows = u.detach().contiguous().numpy()
-    is_solved = burgers_compiled.solve_rows(
-        rows, np.array(times), mu.contiguous().numpy(), dx, cfl, frames.numpy()
-    )
-    if not is_solved:
+    if not burgers_compiled.solve_rows(rows, np.array(times), mu, dx, cfl, frames.numpy()):
         raise UpsError(TOO_LARGE)
     return frames
 
 
-def _solve_in_torch(u: Tensor, times: list[float], mu: Tensor, dx: float, cfl: float) -> Tensor:
+def _solve_in_torch(u: Tensor, times: list[float], mu: np.ndarray, dx: float, cfl: float) -> Tensor:
     """Solve u (B, X) at diffusivities (B,) on any device: (B, T, X)."""
     frames = []
     now = 0.0
@@ -124,27 +120,27 @@ def _solve_in_torch(u: Tensor, times: list[float], mu: Tensor, dx: float, cfl: f
     return torch.stack(frames, 1)
 
 
-def _advance(u: Tensor, span: float, dx: float, mu: Tensor, cfl: float) -> Tensor:
+def _advance(u: Tensor, span: float, dx: float, mu: np.ndarray, cfl: float) -> Tensor:
     """Advance u (B, X) by the time ``span`` at diffusivities (B, 1), in Strang-split steps.
 
     Half a diffusion step, then advection and diffusion in turn, and half a diffusion step at the
     end. Each row has its own number of steps; one that has taken all of them keeps its value.
     """
     # max |u| never grows, so one step size is safe until the next frame
-    speed = u.detach().abs().amax(-1, keepdim=True).to("cpu", torch.float64)
+    speed = u.detach().abs().amax(-1, keepdim=True).cpu().double().numpy()
     cells = span * speed / (cfl * dx)
     if not (cells < burgers_compiled.MAX_STEPS).all():
         raise UpsError(TOO_LARGE)
-    steps = cells.ceil().clamp_min(1)
+    steps = np.maximum(1, np.ceil(cells))
     dt = span / steps
     r = mu * dt / dx**2
-    in_fourier_space = float(r.max()) > LARGEST_DIFFUSION
+    in_fourier_space = bool((1.5 * r > 1).any())  # more than one kernel a step
     kernel = _fourier_kernel if in_fourier_space else _explicit_kernel
+    diffuse = _diffuse_in_fourier_space if in_fourier_space else _diffuse
     half = kernel(r / 2, u)
     full = kernel(r, u)
-    diffuse = _diffuse_in_fourier_space if in_fourier_space else _diffuse
-    ratio = (dt / dx).to(u)
-    remaining = steps.to(u)
+    ratio = torch.from_numpy(dt / dx).to(u)
+    remaining = torch.from_numpy(steps).to(u)
     u = diffuse(u, half)
     for _ in range(int(steps.max())):
         advanced = diffuse(_hancock(u, ratio), torch.where(remaining > 1, full, half))
@@ -171,7 +167,7 @@ def _hancock(u: Tensor, ratio: Tensor) -> Tensor:
     return torch.addcmul(u, ratio / 2, flux2[..., 1:] - flux2[..., :-1], value=-1)
 
 
-def _kernel(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _kernel(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A positive kernel that is the map u(t) -> u(t + dt) of u_t = mu u_xx and conserves mass.
 
     A 5-point kernel with a Gaussian's second and (from r = 1/6) fourth moment is positive up to
@@ -183,35 +179,38 @@ def _kernel(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         m and the kernel's weights of the next and of the second neighbors, (B, 1) each.
     """
-    m = (r / LARGEST_DIFFUSION).ceil().clamp_min(1)
+    m = np.maximum(1, np.ceil(1.5 * r))
     r = r / m
-    c2 = ((6 * r.square() - r) / 12).clamp_min(0)
-    return m, r - 4 * c2, c2
+    far = np.maximum(0, (6 * r**2 - r) / 12)
+    return m, r - 4 * far, far
 
 
-def _explicit_kernel(r: Tensor, u: Tensor) -> Tensor:
-    """The weights (B, 3) of a cell and its neighbors for ``_diffuse``, if r is small."""
-    _, c1, c2 = _kernel(r)
-    return torch.cat((1 - 2 * c1 - 2 * c2, c1, c2), -1).to(u)
+def _explicit_kernel(r: np.ndarray, u: Tensor) -> Tensor:
+    """The weights (B, 2) of a cell's next and second neighbors for ``_diffuse``, where m = 1."""
+    _, near, far = _kernel(r)
+    return torch.from_numpy(np.concatenate((near, far), -1)).to(u)
 
 
-def _fourier_kernel(r: Tensor, u: Tensor) -> Tensor:
-    """The factors (B, X // 2 + 1) of all m kernels together for ``_diffuse_in_fourier_space``."""
-    m, c1, c2 = _kernel(r)
-    n = u.shape[-1]
-    k = 2 * math.pi / n * torch.arange(n // 2 + 1, dtype=torch.float64)
-    return (1 - 2 * c1 * (1 - k.cos()) - 2 * c2 * (1 - (2 * k).cos())).pow(m).to(u)
+def _fourier_kernel(r: np.ndarray, u: Tensor) -> Tensor:
+    """What all m kernels add to each wave (B, X // 2 + 1), for ``_diffuse_in_fourier_space``."""
+    m, near, far = _kernel(r)
+    points = u.shape[-1]
+    k = 2 * math.pi / points * np.arange(points // 2 + 1)
+    factors = 1 - 2 * near * (1 - np.cos(k)) - 2 * far * (1 - np.cos(2 * k))
+    return torch.from_numpy(factors**m - 1).to(u)
 
 
 def _diffuse(u: Tensor, weights: Tensor) -> Tensor:
-    c0, c1, c2 = weights.split(1, -1)
+    near, far = weights.split(1, -1)
     v = _padded(u, 2)
-    out = torch.addcmul(c0 * u, c1, v[..., 1:-3] + v[..., 3:-1])
-    return torch.addcmul(out, c2, v[..., :-4] + v[..., 4:])
+    first = torch.sub(v[..., 1:-3] + v[..., 3:-1], u, alpha=2)
+    second = torch.sub(v[..., :-4] + v[..., 4:], u, alpha=2)
+    return torch.addcmul(torch.addcmul(u, near, first), far, second)
 
 
-def _diffuse_in_fourier_space(u: Tensor, factors: Tensor) -> Tensor:
-    return torch.fft.irfft(torch.fft.rfft(u) * factors, n=u.shape[-1])
+def _diffuse_in_fourier_space(u: Tensor, change: Tensor) -> Tensor:
+    # as a change, so that rounding of the transforms does not change the mass step by step
+    return u + torch.fft.irfft(torch.fft.rfft(u) * change, n=u.shape[-1])
 
 
 def reflect(u: Tensor) -> Tensor:

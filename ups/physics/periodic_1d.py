@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ups.core.errors import UpsError
@@ -110,20 +111,19 @@ def validate_fields_and_times(u0: Any, t: Any) -> tuple[Tensor, list[float]]:
     return u0, times
 
 
-def validate_parameters(nu: Any, num_fields: int) -> Tensor:
+def validate_parameters(nu: Any, num_fields: int) -> NDArray[np.float64]:
     """Check the parameter of a solver that takes one number, or one for each field (B,).
 
     Returns:
-        The parameters (B,), float64, on the CPU.
+        The parameters (B,).
 
     Raises:
         UpsError: there is another number of them, or one is not a number >= 0.
     """
-    values = torch.as_tensor(nu).detach().to("cpu", torch.float64).reshape(-1)
-    numbers = values.tolist()
-    if len(numbers) not in (1, num_fields) or not all(0 <= n < math.inf for n in numbers):
+    values = torch.as_tensor(nu).detach().to("cpu", torch.float64).numpy().reshape(-1)
+    if len(values) not in (1, num_fields) or not ((values >= 0) & (values < math.inf)).all():
         raise UpsError(f"`nu` must be one number >= 0, or one for each of the fields, got {nu}.")
-    return values.expand(num_fields)
+    return values if len(values) == num_fields else values.repeat(num_fields)
 
 
 def van_leer_half_slopes(a: Tensor, b: Tensor) -> Tensor:
