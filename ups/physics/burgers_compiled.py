@@ -34,8 +34,12 @@ def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
     if numba is None:
         return function
     # a division by zero gives inf, as in NumPy: the check for it would prevent vector instructions
-    decorate = numba.njit(cache=True, nogil=True, error_model="numpy")
-    result: Callable[Parameters, Result] = decorate(function)
+    options = {"nogil": True, "error_model": "numpy"}
+    result: Callable[Parameters, Result]
+    try:
+        result = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder for the cache is writable
+        result = numba.njit(**options)(function)
     return result
 
 

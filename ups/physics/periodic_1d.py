@@ -120,10 +120,11 @@ def validate_parameters(nu: Any, num_fields: int) -> NDArray[np.float64]:
     Raises:
         UpsError: there is another number of them, or one is not a number >= 0.
     """
-    values = torch.as_tensor(nu).detach().to("cpu", torch.float64).numpy().reshape(-1)
-    if len(values) not in (1, num_fields) or not ((values >= 0) & (values < math.inf)).all():
+    # lists: for a single number, as in every step of a rollout, they are faster than tensors
+    numbers = nu.reshape(-1).tolist() if isinstance(nu, Tensor) else [float(nu)]
+    if len(numbers) not in (1, num_fields) or not all(0 <= n < math.inf for n in numbers):
         raise UpsError(f"`nu` must be one number >= 0, or one for each of the fields, got {nu}.")
-    return values if len(values) == num_fields else values.repeat(num_fields)
+    return np.array(numbers if len(numbers) == num_fields else numbers * num_fields)
 
 
 def van_leer_half_slopes(a: Tensor, b: Tensor) -> Tensor:
