@@ -35,8 +35,8 @@ CFL = 0.8  # largest advective step in cells; the scheme is total-variation dimi
 # kernel in turn; above, torch is faster, with all kernels of a step at once in Fourier space.
 LARGEST_COMPILED_DIFFUSION = 1000.0
 TOO_LARGE = (
-    f"`u0` must be finite, and so small that the solver takes at most {burgers_compiled.MAX_STEPS:g} "
-    "steps from one time to the next."
+    "`u0` must be finite, and so small that the solver takes at most "
+    f"{burgers_compiled.MAX_STEPS:g} steps from one time to the next."
 )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 try:
     import numba
 except ImportError:
-    numba = None
+    numba = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 Array = NDArray[np.floating]
@@ -34,13 +34,10 @@ def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
     if numba is None:
         return function
     # a division by zero gives inf, as in NumPy: the check for it would prevent vector instructions
-    options = {"nogil": True, "error_model": "numpy"}
-    result: Callable[Parameters, Result]
     try:
-        result = numba.njit(cache=True, **options)(function)
+        return numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # no folder for the cache is writable
-        result = numba.njit(**options)(function)
-    return result
+        return numba.njit(function, nogil=True, error_model="numpy")
 
 
 @cache
@@ -92,12 +89,15 @@ def _hancock(v: Array, out: Array, left: Array, right: Array, ratio: float) -> N
 @compiled
 def _apply_kernel(v: Array, out: Array, near: float, far: float) -> None:
     """Apply the kernel of weights (far, near, 1 - 2 near - 2 far, near, far): v to out (X + 4,)."""
-    two = v.dtype.type(2)
+    number = v.dtype.type
+    two = number(2)
+    first_weight = number(near)
+    second_weight = number(far)
     for i in range(len(v) - 4):
         # as differences, so that rounding does not change the mass step by step
         first = v[i + 1] + v[i + 3] - two * v[i + 2]
         second = v[i] + v[i + 4] - two * v[i + 2]
-        out[i + 2] = v[i + 2] + near * first + far * second
+        out[i + 2] = v[i + 2] + first_weight * first + second_weight * second
     _wrap(out)
 
 
@@ -112,21 +112,18 @@ def _diffuse(v: Array, out: Array, r: float) -> bool:
     """
     if r == 0.0:
         return False
-    number = v.dtype.type
     m = max(1, math.ceil(1.5 * r))
     r = r / m
     far = max(0.0, (6 * r**2 - r) / 12)
     near = r - 4 * far
     for _ in range(m):
-        _apply_kernel(v, out, number(near), number(far))
+        _apply_kernel(v, out, near, far)
         v, out = out, v
     return m % 2 == 1
 
 
 @compiled
-def solve_rows(
-    u: Array, times: Array, mu: Array, dx: float, cfl: float, frames: Array
-) -> bool:
+def solve_rows(u: Array, times: Array, mu: Array, dx: float, cfl: float, frames: Array) -> bool:
     """Solve each row with its own steps.
 
     Args:
