@@ -419,7 +419,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
     def _recipe(self, part: int, nu: float) -> dict:
         """Everything that determines the content of a generated file."""
         h: Any = self.hparams
-        # These keys are hashed into the names of files and written into them.
+        # These keys are hashed into the names of files and written into them, so a change of a
+        # word makes all data again. Version 2: each trajectory takes its own steps (in version 1
+        # the fastest of a group set them for all), and initial conditions have a name.
         return {
             "equation": self.equation_name,
             "version": 2,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ups.core.errors import UpsError
@@ -79,7 +80,7 @@ def initial_conditions(
 
 
 def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float], float]:
-    """Check the arguments of a solver and convert them.
+    """Check the arguments of a solver with one parameter for all fields, and convert them.
 
     Args:
         u0: fields (B, X), or (X,) for a single sample.
@@ -93,6 +94,22 @@ def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float
         UpsError: ``u0`` has another shape or type, the times do not increase from 0, or the
             parameter is not one number >= 0.
     """
+    u0, times = validate_fields_and_times(u0, t)
+    number = float(nu) if torch.as_tensor(nu).numel() == 1 else math.nan
+    if not 0 <= number < math.inf:
+        raise UpsError(f"nu={nu}: one number of at least 0 is allowed")
+    return u0, times, number
+
+
+def validate_fields_and_times(u0: Any, t: Any) -> tuple[Tensor, list[float]]:
+    """Check the fields (B, X), or (X,), and the times (T,) of a solver, and convert them.
+
+    Returns:
+        Fields (B, X) and times.
+
+    Raises:
+        UpsError: ``u0`` has another shape or type, or the times do not increase from 0.
+    """
     u0 = torch.as_tensor(u0)
     u0 = u0[None] if u0.ndim == 1 else u0
     if u0.ndim != 2 or u0.shape[1] < 1 or not u0.is_floating_point():
@@ -103,10 +120,23 @@ def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float
     times = torch.as_tensor(t, dtype=torch.float64).reshape(-1).tolist()
     if not times or times[0] < 0 or any(not a <= b < math.inf for a, b in pairwise([0.0, *times])):
         raise UpsError(f"t={times}: times that increase, from 0 on, are allowed")
-    number = float(nu) if torch.as_tensor(nu).numel() == 1 else math.nan
-    if not 0 <= number < math.inf:
-        raise UpsError(f"nu={nu}: one number of at least 0 is allowed")
-    return u0, times, number
+    return u0, times
+
+
+def validate_parameters(nu: Any, num_fields: int) -> NDArray[np.float64]:
+    """Check the parameter of a solver that takes one number, or one for each field (B,).
+
+    Returns:
+        The parameters (B,).
+
+    Raises:
+        UpsError: there is another number of them, or one is not a number >= 0.
+    """
+    # lists: for a single number, as in every step of a rollout, they are faster than tensors
+    numbers = nu.reshape(-1).tolist() if isinstance(nu, Tensor) else [float(nu)]
+    if len(numbers) not in (1, num_fields) or not all(0 <= n < math.inf for n in numbers):
+        raise UpsError(f"`nu` must be one number >= 0, or one for each of the fields, got {nu}.")
+    return np.array(numbers if len(numbers) == num_fields else numbers * num_fields)
 
 
 def van_leer_half_slopes(a: Tensor, b: Tensor) -> Tensor:
