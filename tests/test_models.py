@@ -121,7 +121,7 @@ def test_model_of_periodic_lines_refuses_other_domains(architecture, domain):
     [
         (
             {"architecture": "resnett"},
-            "allowed are mixer, upt, fno, unet, resnet, or package.module.Class",
+            "must be one of mixer, upt, fno, unet, resnet, or package.module.Class",
         ),
         ({"architecture": "no.such.Model"}, "No module named 'no'"),
         ({"architecture": "os.system"}, "a torch module"),

@@ -358,7 +358,7 @@ def test_stage_schedule_has_its_warmup_its_end_and_the_planned_steps(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_takes_muon_by_default_and_refuses_an_unknown_optimizer(stage):
     assert type(configured(make_module(stage))["optimizer"]) is Muon
-    with pytest.raises(UpsError, match="optimizer='sgd': allowed are muon, adamw"):
+    with pytest.raises(UpsError, match="`optimizer` must be one of muon, adamw, got 'sgd'"):
         configured(make_module(stage, optimizer="sgd"))
 
 

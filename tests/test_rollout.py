@@ -252,7 +252,7 @@ def test_load_refuses_a_file_that_is_no_checkpoint(simulator, tmp_path):
 
 
 def test_build_refuses_code_unknown_arguments_and_sizes_that_do_not_fit():
-    with pytest.raises(UpsError, match="allowed are mixer"):
+    with pytest.raises(UpsError, match="must be one of mixer"):
         build({"architecture": "os.system"}, line_spec())
     with pytest.raises(UpsError, match=r"model\.depth"):
         build({**SPEC, "depth": 3}, line_spec())

@@ -118,7 +118,7 @@ def test_sampler_recovers_bimodal_distribution():
 
 
 def test_corrector_refuses_an_unknown_sampler():
-    with pytest.raises(UpsError, match="allowed are heun, consistency"):
+    with pytest.raises(UpsError, match="`sampler` must be one of heun, consistency"):
         ResidualCorrector(
             num_tokens=4, hidden_dim=4, num_dynamic_channels=3, **NETS, sampler="euler"
         )

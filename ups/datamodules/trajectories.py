@@ -209,8 +209,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 )
         if h.unroll_steps >= first.frames:
             raise UpsError(
-                f"data.unroll_steps={h.unroll_steps}: {first.path} has {first.frames} frames, "
-                f"so at most {first.frames - 1} is allowed"
+                f"`data.unroll_steps` must be at most {first.frames - 1}, one less than the frames "
+                f"of {first.path}; got {h.unroll_steps}."
             )
         n = first.trajectories
         rows = {

@@ -74,11 +74,14 @@ def get_architecture(name: str) -> type[nn.Module]:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     module, _, attribute = name.rpartition(".")
-    allowed = f"allowed are {', '.join(ARCHITECTURES)}, or package.module.Class, a torch module."
+    words = (
+        f"`model.architecture` must be one of {', '.join(ARCHITECTURES)}, or package.module.Class, "
+        f"a torch module; got {name!r}"
+    )
     try:
         found = getattr(import_module(module), attribute) if module else None
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UpsError(f"model.architecture={name!r}: {error}; {allowed}") from None
+        raise UpsError(f"{words}: {error}.") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UpsError(f"model.architecture={name!r}: {allowed}")
+        raise UpsError(f"{words}.")
     return found

@@ -155,7 +155,7 @@ class BaseModule(pl.LightningModule):
         h: Any = self.hparams
         parameters = [p for p in self.parameters() if p.requires_grad]
         if h.optimizer not in ("muon", "adamw"):
-            raise UpsError(f"optimizer={h.optimizer!r}: allowed are muon, adamw")
+            raise UpsError(f"`optimizer` must be one of muon, adamw, got {h.optimizer!r}.")
         if h.optimizer == "adamw":
             return torch.optim.AdamW(parameters, h.lr, tuple(h.betas), weight_decay=h.weight_decay)
         matrices = list(self.trainable_module().muon_parameters())  # type: ignore[operator]

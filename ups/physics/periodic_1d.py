@@ -97,7 +97,7 @@ def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float
     u0, times = validate_fields_and_times(u0, t)
     number = float(nu) if torch.as_tensor(nu).numel() == 1 else math.nan
     if not 0 <= number < math.inf:
-        raise UpsError(f"nu={nu}: one number of at least 0 is allowed")
+        raise UpsError(f"`nu` must be one finite number >= 0, got {nu}.")
     return u0, times, number
 
 
@@ -114,12 +114,12 @@ def validate_fields_and_times(u0: Any, t: Any) -> tuple[Tensor, list[float]]:
     u0 = u0[None] if u0.ndim == 1 else u0
     if u0.ndim != 2 or u0.shape[1] < 1 or not u0.is_floating_point():
         raise UpsError(
-            f"u0 is {u0.dtype} of shape {tuple(u0.shape)}; real fields (B, X), or (X,), "
-            "are expected"
+            f"`u0` must be real fields of shape (B, X) or (X,), got {u0.dtype} of shape "
+            f"{tuple(u0.shape)}."
         )
     times = torch.as_tensor(t, dtype=torch.float64).reshape(-1).tolist()
     if not times or times[0] < 0 or any(not a <= b < math.inf for a, b in pairwise([0.0, *times])):
-        raise UpsError(f"t={times}: times that increase, from 0 on, are allowed")
+        raise UpsError(f"`t` must be finite times >= 0 in increasing order, got {times}.")
     return u0, times
 
 

@@ -67,7 +67,7 @@ class ResidualCorrector(nn.Module):
     ) -> None:
         super().__init__()
         if sampler not in SAMPLERS:
-            raise UpsError(f"sampler={sampler!r}: allowed are {', '.join(SAMPLERS)}")
+            raise UpsError(f"`sampler` must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
         self.spec = {
             "num_tokens": num_tokens,
             "hidden_dim": hidden_dim,

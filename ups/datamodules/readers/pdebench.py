@@ -45,13 +45,13 @@ class TrajectoryFile:
         trajectories, frames, points = tensor.shape
         if len(x) != points:
             raise UpsError(
-                f"{self.path}: 'x-coordinate' has {len(x)} entries, 'tensor' {points} points; "
-                "they must agree"
+                f"{self.path}: 'x-coordinate' must have {points} entries, as 'tensor' has points; "
+                f"got {len(x)}."
             )
         if len(t) not in (frames, frames + 1):
             raise UpsError(
-                f"{self.path}: 't-coordinate' has {len(t)} entries, 'tensor' {frames} frames; "
-                f"{frames} or {frames + 1} are allowed"
+                f"{self.path}: 't-coordinate' must have {frames} or {frames + 1} entries, as "
+                f"'tensor' has {frames} frames; got {len(t)}."
             )
         if (
             points % spatial_downsampling
@@ -138,8 +138,8 @@ class TrajectoryFile:
             )
         if dataset.ndim != rank or dataset.dtype.kind != "f" or 0 in dataset.shape:
             raise UpsError(
-                f"{self.path}: '{name}' is {dataset.dtype} {dataset.shape}; "
-                f"a non-empty float array of {rank} dimensions is expected"
+                f"{self.path}: '{name}' must be a non-empty float array of {rank} dimensions, "
+                f"got {dataset.dtype} {dataset.shape}."
             )
         return dataset
 
