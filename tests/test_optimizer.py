@@ -445,6 +445,11 @@ def test_configured_weights_of_the_inverse_losses_arrive_one_by_one():
     assert (each.hparams.lambda_inv_enc, each.hparams.lambda_inv_dec) == (0.2, 0.9)
 
 
+def test_configured_squared_arrives():
+    assert from_config(config(), "operator").hparams.squared is True
+    assert from_config(config("loss.squared=false"), "operator").hparams.squared is False
+
+
 def test_configured_inverse_loss_frequency_arrives_in_its_callback():
     assert instantiate(config().callbacks.inverse_loss_frequency).every == 1
     callback = instantiate(config("loss.inverse_loss_frequency=7").callbacks.inverse_loss_frequency)
