@@ -14,6 +14,7 @@ from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.norms import relative_l2_squared
+from ups.models import build
 from ups.modules import OperatorModule
 from ups.modules.base import BaseModule
 from ups.modules.losses import operator_errors, root_mean
@@ -224,6 +225,33 @@ def test_operator_losses_floor_is_a_hundredth_of_the_std(factor, frame):
     assert terms["L_inv_enc"] == pytest.approx(inv_enc, rel=1e-6)
     assert terms["L_inv_dec"] == pytest.approx(inv_dec, rel=1e-6)
     assert make_terms(u, nu, inverse=False)["L_forward"] == pytest.approx(forward, rel=1e-6)
+
+
+def test_inverse_decoding_term_counts_learned_channels_only():
+    torch.manual_seed(0)
+    sizes = {"num_tokens": 3, "memory_channels": 2, "hidden_channels": 4, "depth": 1}
+    model = build({"architecture": "memory_upt", **sizes}, SPEC)
+    simulator = Simulator(model, SPEC).double()
+    u, nu = windows()
+    batch = make_batch(u, nu)
+    found = operator_errors(simulator, batch.u, batch.parameters, True)["L_inv_dec"]
+    z = simulator.encode(batch.u[:, 0])
+    for _ in range(3):
+        z = simulator.step(z, batch.parameters)
+    kept = z[..., -2:].detach().numpy()  # the memory; the points come back as they are
+    again = simulator.encode(simulator.decode(z))[..., -2:].detach().numpy()
+    for b in range(4):
+        expected = ((again[b] - kept[b]) ** 2).mean() / kept[b].var(ddof=1)
+        assert found[b].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_inverse_loss_frequency_accepts_a_decoder_without_parameters():
+    torch.manual_seed(0)
+    model = build({"architecture": "memory_upt", "num_tokens": 3}, SPEC)
+    simulator = Simulator(model, SPEC).double()
+    check_idle(OperatorModule(simulator, lambda_inv_enc=0.0, lambda_inv_dec=0.5))
+    with pytest.raises(UpsError, match="weight of L_inv_enc is 1, but"):
+        check_idle(OperatorModule(simulator, lambda_inv_dec=0.0))
 
 
 # --- the loss that is trained on ---

@@ -10,6 +10,9 @@ A model has three maps between fields (B, *space, C) of unit scale and latent to
 ``num_tokens`` and ``hidden_dim`` are N and W; ``num_dynamic_channels`` is the number of channels,
 from the first, that a step may change. A model without latent tokens is a
 ``ups.models.base.GridModel``, which needs one method.
+
+A model may also have ``num_exact_channels``, the number of channels, from the first, that
+encode(decode(z)) returns as they are: L_inv_dec leaves them out.
 """
 
 import inspect
@@ -23,6 +26,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.models.base import GridModel
 from ups.models.fno import FNO
+from ups.models.memory import MemoryUPT
 from ups.models.mixer import MixerUPT
 from ups.models.patch_stepper import PatchStepper
 from ups.models.resnet import DilatedResNet
@@ -32,6 +36,7 @@ from ups.models.upt import UPT
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "mixer": MixerUPT,
     "upt": UPT,
+    "memory_upt": MemoryUPT,
     "patch_stepper": PatchStepper,
     "fno": FNO,
     "unet": UNet,

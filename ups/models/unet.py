@@ -65,7 +65,7 @@ class UNet(GridModel):
 
     def muon_parameters(self) -> list[Tensor]:
         """All convolutions but the first and the last, which read and write the field."""
-        return convolution_weights(*self.lift[1:], self.halve, self.down, self.widen, self.up)
+        return convolution_weights(self.lift[1:], self.halve, self.down, self.widen, self.up)
 
 
 def _double(channels_in: int, channels_out: int) -> nn.Sequential:
