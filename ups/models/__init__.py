@@ -10,9 +10,6 @@ A model has three maps between fields (B, *space, C) of unit scale and latent to
 ``num_tokens`` and ``hidden_dim`` are N and W; ``num_dynamic_channels`` is the number of channels,
 from the first, that a step may change. A model without latent tokens is a
 ``ups.models.base.GridModel``, which needs one method.
-
-A model may also have ``num_exact_channels``, the number of channels, from the first, that
-encode(decode(z)) returns as they are: L_inv_dec leaves them out.
 """
 
 import inspect

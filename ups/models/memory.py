@@ -30,7 +30,6 @@ class MemoryUPT(PatchStepper):
     Attributes:
         hidden_dim: channels W of a token: its values, point by point, and its memory.
         num_dynamic_channels: all of them.
-        num_exact_channels: number of channels, from the first, that E(D(z)) returns as they are.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class MemoryUPT(PatchStepper):
         )
         self.hidden_dim = self.values_per_token + memory_channels
         self.num_dynamic_channels = self.hidden_dim
-        self.num_exact_channels = self.values_per_token
         self.memory_rms_limit = memory_rms_limit
         token_dim = patch_overlap * self.hidden_dim
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, token_dim) * token_dim**-0.5)
