@@ -17,9 +17,10 @@ class MemoryUPT(PatchStepper):
       the memory. Both rewriting and the bound keep errors of the memory from adding up.
     - Decoder: the points.
 
-    The memory is what a step knows beyond the field, so a latent rollout is better than a physical
-    one, which encodes the memory again at every step. L_inv_dec makes the encoded memory equal to
-    the carried one. L_inv_enc is zero and must be off (``loss.lambda_inv_enc=0``).
+    The memory is what a step knows beyond the field. A physical rollout encodes it again at every
+    step and loses that. L_inv_dec brings the encoded memory and the carried one together: physical
+    rollouts become better and latent ones worse, see docs/notes/model.md for both measured.
+    L_inv_enc is zero and must be off (``loss.lambda_inv_enc=0``).
 
     Args:
         spec: see ``PatchStepper``, and likewise the other arguments.
