@@ -301,7 +301,7 @@ def metrics_by_hand(name):
             for key, values in mean.items():
                 checks[key].append(sum(values) / (FRAMES - 1))
             checks["correlation_time"].append(together * DT)
-        # single steps from every true frame of a batch, whose fastest field sets the solver's step
+        # single steps from every true frame of a batch
         starts, ends = batch.u[:, :-1, :, 0].flatten(0, 1), u[:, 1:].reshape(-1, POINTS)
         steps = rolled_by_hand(name, starts, 1, nu)[:, 0]
         for step, truth in zip(steps, ends, strict=True):

@@ -1,5 +1,6 @@
 """The evaluation: every number of every row recomputed from scratch, and what stands where."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -428,6 +429,7 @@ class Stub:
 
         monkeypatch.setattr(Simulator, "stepper", stepper_of)
         monkeypatch.setattr(evaluate_file, "predict", predict)
+        monkeypatch.setattr(Simulator, "predict", lambda simulator, *args: predict(*args))
         clock = SimpleNamespace(perf_counter=lambda: self.now)
         monkeypatch.setattr(evaluate_file, "time", clock)
 
@@ -611,8 +613,9 @@ def test_evaluation_has_persistence_alone_and_no_equations_checks_without_an_equ
 def test_evaluation_rows_without_an_equation_equal_those_with_one():
     """What both have; correctors too."""
     found = []
-    for equation in ("burgers", None):
-        simulator = corrected_simulator(equation)
+    for equation in (dataclasses.replace(burgers.EQUATION, boost=None), None):
+        simulator = corrected_simulator("burgers" if equation else None)
+        simulator.equation = equation
         module = EvaluationModule(simulator, "mine", CORRECT)
         run_test(module, dataloaders=batches(two_batches()))
         found.append({row.label: dict(row) for row in module.rows})

@@ -14,6 +14,7 @@ from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.norms import relative_l2_squared
+from ups.core.stepper import predict
 from ups.models import build
 from ups.modules import OperatorModule
 from ups.modules.base import BaseModule
@@ -715,6 +716,9 @@ class NoisySimulator(nn.Module):
     def stepper(self, correct):
         self.asked.append(correct)
         return NoisyStepper()
+
+    def predict(self, *arguments):
+        return predict(*arguments)
 
 
 class NoisyModule(BaseModule):

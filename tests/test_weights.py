@@ -138,15 +138,22 @@ def data_of(folder):
 
 
 def written_out_error(simulator, u):
-    """The latent rollout's mean relative error; a field's size is at least 0.01 of the std."""
+    """The latent rollout's mean relative error; a field's size is at least 0.01 of the std.
+
+    Each trajectory is seen from a frame that moves with its mean by whole cells a step.
+    """
     u = torch.from_numpy(u)
+    unit = simulator.spec.grid.cell_size[0] / simulator.dt
+    cells = (u[:, 0].mean((1, 2)) / unit).round().int().tolist()
+    shifts = torch.tensor(cells)[:, None, None] * unit
     parameters = torch.full((len(u), 1), 0.001)
     errors = []
     with torch.no_grad():
-        z = simulator.encode(u[:, 0])
+        z = simulator.encode(u[:, 0] - shifts)
         for k in range(1, u.shape[1]):
             z = simulator.step(z, parameters)
-            difference = simulator.decode(z).double() - u[:, k].double()
+            rows = [v.roll(n * k, 0) for v, n in zip(simulator.decode(z), cells, strict=True)]
+            difference = (torch.stack(rows) + shifts).double() - u[:, k].double()
             size = u[:, k].double().square().mean((1, 2)).sqrt()
             floor = 0.01 * simulator.std.double()
             errors.append(difference.square().mean((1, 2)).sqrt() / torch.maximum(size, floor))

@@ -27,6 +27,8 @@ from ups.run import CONF
 
 FIELDS = ("number", "trajectory", "start", "translate", "reflect", "stride")
 NO_AUGMENTATION = {"translate": False, "reflect": False}
+# the values of windows then are those of the file
+AT_REST = dataclasses.replace(burgers.EQUATION, boost=None)
 
 
 def codes(trajectories, frames, points):
@@ -116,7 +118,7 @@ def written_out(values, w, window, equation):
                 seen = (x + w.translate[row, 0]) % points
                 if equation is None:
                     out[row, k, x] = frame[x]
-                elif equation is burgers.EQUATION:
+                elif equation is AT_REST:
                     # x -> -x and u -> -u; a times the field where time is rescaled
                     value = -frame[points - 1 - seen] if w.reflect[row] else frame[seen]
                     out[row, k, x] = value * w.stride[row]
@@ -265,11 +267,11 @@ def test_processes_share_a_global_batch_in_the_order_of_their_rank(world):
 # ---------------------------------------------------------------- what a window holds
 
 
-@pytest.mark.parametrize("equation", [burgers.EQUATION, advection.EQUATION])
+@pytest.mark.parametrize("equation", [AT_REST, advection.EQUATION])
 def test_window_content_is_the_trajectory_at_start_and_every_stride(equation):
     values, w = codes(2, 9, 8), every_window()
     parameters = torch.tensor([[0.25], [0.5]])
-    batch = WindowDataset([], values[..., None], 2, parameters, line(8), equation)[w]
+    batch = WindowDataset([], values[..., None], 2, parameters, line(8), 0.1, equation)[w]
     assert torch.equal(batch.u, written_out(values, w, 2, equation))
     assert batch.u.dtype == torch.float32
     expected = [[0.25 * (i + 1) * k] for i, k in zip(w.trajectory, w.stride, strict=True)]
@@ -282,14 +284,43 @@ def test_window_content_is_the_trajectory_at_start_and_every_stride(equation):
     assert parameters.tolist() == [[0.25], [0.5]]
 
 
-@pytest.mark.parametrize("equation", [None, dataclasses.replace(burgers.EQUATION, symmetries=())])
+@pytest.mark.parametrize("equation", [None, dataclasses.replace(AT_REST, symmetries=())])
 def test_window_content_is_the_trajectory_at_start_when_there_are_no_symmetries(equation):
     values, w = codes(2, 9, 8), every_window()
     parameters = torch.tensor([[0.25], [0.5]])
-    batch = WindowDataset([], values[..., None], 2, parameters, line(8), equation)[w]
+    batch = WindowDataset([], values[..., None], 2, parameters, line(8), 0.1, equation)[w]
     assert torch.equal(batch.u, written_out(values, w, 2, None))
     assert torch.equal(batch.parameters, parameters[w.trajectory])
     assert w.stride.max() == 3  # the sampler's own are left as they are
+
+
+def test_windows_are_seen_from_a_frame_that_moves_with_their_mean_by_whole_cells():
+    # cells of 1/8, frames 1/4 apart: a speed of 1/2 is a cell a frame, and 1/4 two frames a cell
+    values = np.random.default_rng(0).integers(-4, 5, (2, 9, 8)).astype(np.float32)
+    values -= values.mean(2, keepdims=True)
+    values += np.array([0.5, -1.1], np.float32)[:, None, None]
+    zeros = np.zeros(3, int)
+    w = WindowIndices(
+        np.arange(3), np.array([0, 1, 0]), np.array([1, 2, 0]), zeros[:, None], zeros,
+        np.array([1, 1, 3]),
+    )  # fmt: skip
+    equation = dataclasses.replace(burgers.EQUATION, symmetries=())
+    dataset = WindowDataset([], values[..., None], 2, torch.ones(2, 1), line(8), 0.25, equation)
+    u = dataset[w].u[..., 0].numpy()
+    for k in range(3):
+        assert u[0, k] == pytest.approx(np.roll(values[0, 1 + k], -k) - 0.5)
+        assert u[1, k] == pytest.approx(np.roll(values[1, 2 + k], 2 * k) + 1)
+    # without symmetries a stride is 1
+    assert u[2, 2] == pytest.approx(np.roll(values[0, 2], -2) - 0.5)
+    rescaled = (
+        WindowDataset([], values[..., None], 2, torch.ones(2, 1), line(8), 0.25, burgers.EQUATION)[
+            w
+        ]
+        .u[..., 0]
+        .numpy()
+    )
+    for k in range(3):  # seen first, three cells a step and 0.5 less; then three times as fast
+        assert rescaled[2, k] == pytest.approx(3 * (np.roll(values[0, 3 * k], -3 * k) - 0.5))
 
 
 @pytest.mark.parametrize("thin", [(1, 1), (2, 4)])
@@ -303,7 +334,7 @@ def test_streamed_windows_equal_those_in_memory_with_strides(tmp_path, thin):
         files.append(TrajectoryFile(path, *thin))
     sources = [(files[0], 3), (files[1], 0)]
     values = np.concatenate([file.read([row]) for file, row in sources])
-    settings = (2, torch.tensor([[0.25], [0.5]]), line(8), burgers.EQUATION)
+    settings = (2, torch.tensor([[0.25], [0.5]]), line(8), 0.1, burgers.EQUATION)
     w = every_window()
     streamed = WindowDataset(sources, None, *settings)[w]
     loaded = WindowDataset(sources, values, *settings)[w]
@@ -331,6 +362,7 @@ def test_windows_are_rescaled_only_while_their_first_field_stays_within_the_cap(
         1,
         torch.full((5, 1), 0.5),
         line(4),
+        0.1,
         burgers.EQUATION,
         amplitude_cap=1.0,
     )
@@ -423,6 +455,7 @@ def read_module(path, **changes):
         "batch_size": 6,
     }
     data = BurgersDataModule(path=path, **{**settings, **changes})
+    data.equation = AT_REST
     data.prepare_data()
     data.setup()
     return data
@@ -856,16 +889,12 @@ def test_generated_data_seed_changes_every_initial_condition(two, tmp_path):
 
 
 def test_generated_trajectories_are_solved_with_their_own_parameter_and_stay_in_order(two):
-    # in groups of 16 of like speed within a split; the fastest of a group sets its time step
     found = torch.from_numpy(two.train_values)[..., 0]
     assert found.shape == (80, 4, 16)
     for part, nu in enumerate((0.01, 0.3)):
         fine = periodic_1d.initial_conditions(40, periodic_1d.cell_centers(32), 3 * part)
-        order = sorted(range(40), key=lambda row, fine=fine: fine[row].abs().max().item())
-        for rows in (order[:16], order[16:32], order[32:]):
-            u = burgers.solve(fine[rows], [0.0, 0.03, 0.06, 0.09], nu)[..., ::2]
-            mine = found[40 * part : 40 * part + 40][rows]
-            assert torch.allclose(mine, u, atol=1e-6)
+        u = burgers.solve(fine, [0.0, 0.03, 0.06, 0.09], nu)[..., ::2]
+        assert torch.allclose(found[40 * part : 40 * part + 40], u, atol=1e-6)
 
 
 def test_generated_file_holds_its_splits_in_order_with_recipe_and_hash(two):
@@ -879,7 +908,8 @@ def test_generated_file_holds_its_splits_in_order_with_recipe_and_hash(two):
             assert file["t-coordinate"][:] == pytest.approx([0.0, 0.03, 0.06, 0.09, 0.12])
             assert file.attrs["hash"] == written_out_hash(values)
             assert json.loads(file.attrs["recipe"]) == {
-                "equation": "burgers", "version": 1, "nu": nu, "seed": part, "points": 16,
+                "equation": "burgers", "version": 2, "initial_conditions": "published",
+                "nu": nu, "seed": part, "points": 16,
                 "solver_points": 32, "dt": 0.03, "frames": 4,
                 "train": 40, "validation": 5, "test": 6,
             }  # fmt: skip
@@ -943,7 +973,7 @@ def test_generated_file_is_named_by_what_decides_its_values():
     deciding = {
         "num_points": 8, "reference_num_points": 64, "num_frames": 5, "dt": 0.04,
         "num_train": 41, "num_validation": 6, "num_test": 7,
-        "nu": 0.5, "seed": 1, "equation": "advection",
+        "nu": 0.5, "seed": 1, "equation": "advection", "initial_conditions": "paper",
     }  # fmt: skip
     others = {
         "unroll_steps": 1, "samples_per_trajectory": 3, "batch_size": 1, "eval_batch_size": 1,
@@ -963,7 +993,9 @@ def test_burgers_data_module_differs_from_the_common_one_by_its_defaults_alone()
     assert dict(BurgersDataModule().hparams) == {**defaults, **own}
     changed = {"path": "Nu0.1.hdf5", "nu": 0.1, "augmentation": {"translate": False}}
     for key, default in defaults.items():
-        if key not in changed:
+        if key == "initial_conditions":
+            changed[key] = "paper"
+        elif key not in changed:
             changed[key] = f"{default}/x" if isinstance(default, str) else default + 1
     data = BurgersDataModule(**changed)
     assert dict(data.hparams) == {**changed, "equation": "burgers"}  # each arrives as itself
@@ -999,8 +1031,9 @@ def test_initial_conditions_equal_the_written_out_sum():
     phase = rng.uniform(0, 2 * np.pi, (n, 4))
     absolute = rng.uniform(size=n) < 0.1
     sign = rng.choice([-1.0, 1.0], size=n)
-    left, right = rng.uniform(0.1, 0.45, n), rng.uniform(0.55, 0.9, n)
-    windowed = rng.uniform(size=n) < 0.1
+    rng.uniform(size=(2, n))  # the ends of the windows of the paper
+    place = rng.uniform(size=n)
+    left, right, windowed = 0.1 + 0.35 * place, 0.55 + 0.35 * place, place < 0.1
     assert absolute.any()
     assert windowed.any()
     expected = np.zeros((n, len(x)))
@@ -1008,10 +1041,9 @@ def test_initial_conditions_equal_the_written_out_sum():
         for column, position in enumerate(x):
             value = 0.0
             for k in (1, 2, 3, 4):
-                times = list(numbers[row]).count(k)
-                if times:
-                    angle = 2 * math.pi * k * times * position / length + phase[row, k - 1]
-                    value += amplitude[row, k - 1] * math.sin(angle)
+                times = list(numbers[row]).count(k)  # if none, it adds a constant
+                angle = 2 * math.pi * k * times * position / length + phase[row, k - 1]
+                value += amplitude[row, k - 1] * math.sin(angle)
             value = sign[row] * (abs(value) if absolute[row] else value)
             if windowed[row]:
                 rise = math.tanh((position / length - left[row]) / 0.01)
@@ -1024,7 +1056,7 @@ def test_initial_conditions_equal_the_written_out_sum():
 
 def test_initial_conditions_have_the_frequencies_of_their_description():
     n, x = 6000, periodic_1d.cell_centers(128)
-    u = periodic_1d.initial_conditions(n, x, seed=11).double()
+    u = periodic_1d.initial_conditions(n, x, seed=11, as_published=False).double()
 
     def assert_share(found, total, share):
         assert abs(int(found) - total * share) < 5 * math.sqrt(total * share * (1 - share))

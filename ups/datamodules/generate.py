@@ -34,10 +34,8 @@ def generate(equation: Equation, recipe: Mapping[str, Any], path: Path) -> None:
     """
     keep = recipe["solver_points"] // recipe["points"]
     grid = Grid((recipe["solver_points"],), (1.0,))
-    u0 = [
-        equation.initial_conditions(recipe[split], grid, 3 * recipe["seed"] + i)
-        for i, split in enumerate(SPLITS)
-    ]
+    draw = equation.initial_conditions[recipe["initial_conditions"]]
+    u0 = [draw(recipe[split], grid, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
     times = np.arange(recipe["frames"]) * recipe["dt"]
     values = solve_all(equation, u0, times.tolist(), [recipe["nu"]], grid, keep)
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
@@ -63,7 +61,8 @@ def solve_all(
 ) -> Tensor:
     """Solve the initial conditions of all splits, on the GPU if there is one.
 
-    They are solved in groups of similar speed that fit into the cache.
+    They are solved in groups, on a CPU by one thread for each core. A group holds fields of one
+    split, so that splits don't depend on each other, however an equation solves a batch.
 
     Args:
         equation: the equation.
@@ -84,17 +83,8 @@ def solve_all(
         frames = equation.solve(group.to(device), times, parameters, grid, torch.float64)
         return frames[every_keep].cpu()
 
-    # the fastest trajectory of a group sets its time step; groups stay within a split, so that
-    # splits don't depend on each other
-    orders = [split.abs().flatten(1).amax(1).argsort() for split in u0]
-    groups = [
-        split[rows] for split, order in zip(u0, orders, strict=True) for rows in order.split(size)
-    ]
-    solved = torch.cat(_map_with_progress(solve, groups, _task(equation, parameters, grid), device))
-    starts = np.cumsum([0, *map(len, u0)])[:-1].tolist()
-    out = torch.empty_like(solved)
-    out[torch.cat([order + start for order, start in zip(orders, starts, strict=True)])] = solved
-    return out
+    groups = [group for split in u0 for group in split.split(size)]
+    return torch.cat(_map_with_progress(solve, groups, _task(equation, parameters, grid), device))
 
 
 def _task(equation: Equation, parameters: Sequence[float], grid: Grid) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from filelock import FileLock
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ups.core.batch import Batch
@@ -35,7 +36,9 @@ from ups.datamodules.generate import SPLITS, generate, short_hash
 from ups.datamodules.readers import Reader, get_reader
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowSampler
-from ups.physics import get_equation
+from ups.physics import Equation, get_equation
+from ups.physics.moving_frame import MovingFrame
+from ups.simulation.input_range import input_size
 
 # smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
 # overflow
@@ -80,6 +83,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         path: files to read; None to generate the data.
         cache_dir: folder of generated files. A file of the same recipe is reused.
         nu: the equation's parameter; None, with ``path``, for the value in the file's name.
+        initial_conditions: the recipe of generated data's initial conditions, one of the equation's
+            ``initial_conditions``; None for its default.
         num_points: number of points X of generated data, a divisor of ``reference_num_points``.
         reference_num_points: number of points of the solver.
         dt: the time between frames of generated data.
@@ -105,6 +110,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
     Attributes:
         training_parameters: the parameters (P,) of each file.
         spec: describes the field, after ``setup``, like all that follow.
+        input_range: how large and steep the initial fields of the training split are, see
+            ``ups.simulation.input_range``.
         num_frames: number of frames T.
         values: fields (N, T, *space, C) of the validation and test splits.
         parameters: parameters (N, P) of each split.
@@ -122,6 +129,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         path: OneOrMore[PathStr] | None = None,
         cache_dir: Annotated[PathStr, BOOKKEEPING] = "outputs/data",
         nu: OneOrMore[PositiveFloat] | None = None,
+        initial_conditions: str | None = None,
         num_points: Annotated[int, Ge(2), Le(LARGEST)] = 256,
         reference_num_points: Annotated[int, Ge(4), Le(LARGEST)] = 1024,
         dt: Annotated[float, Gt(0), Le(1000)] = 0.05,
@@ -155,6 +163,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 "`data.path` must be a PDEBench file, or `data.equation` and `data.nu` what to "
                 "generate data of; got null."
             )
+        if path is None and self.equation is not None:
+            self.initial_conditions = _chosen(self.equation, initial_conditions)
         if path is None and reference_num_points % num_points:
             raise UpsError(
                 f"`data.num_points` must be a divisor of "
@@ -227,6 +237,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         # the initial amplitude of most solutions
         amplitudes = np.abs(known[:, 0]).reshape(len(known), -1).max(1)
         self.amplitude_cap = float(np.quantile(amplitudes, 0.8))
+        self.input_range = self._input_range(torch.from_numpy(known[:, :1]))
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         self.parameters = {
             split: torch.tensor(self.training_parameters).repeat_interleave(h[f"num_{split}"], 0)
@@ -268,6 +279,13 @@ class TrajectoryDataModule(pl.LightningDataModule):
         return FieldSpec(
             file.grid, channels, parameters, file.dt, std=tuple(float(value) for value in std)
         )
+
+    def _input_range(self, first: Tensor) -> dict[str, float]:
+        """The largest of each ``input_size`` among initial fields (N, 1, *space, C)."""
+        boost = self.equation.boost if self.equation else None
+        frame = MovingFrame(boost, first[:, 0], self.spec.domain, self.spec.dt)
+        sizes = input_size(frame.enter(first)[:, 0], self.spec)
+        return {name: value.max().item() for name, value in sizes.items()}
 
     def open_files(self) -> list[Reader]:
         """Open the files that exist.
@@ -322,6 +340,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
             h.unroll_steps,
             self.parameters["train"],
             self.spec.grid,
+            self.spec.dt,
             self.equation,
             self.amplitude_cap,
         )
@@ -400,11 +419,13 @@ class TrajectoryDataModule(pl.LightningDataModule):
     def _recipe(self, part: int, nu: float) -> dict:
         """Everything that determines the content of a generated file."""
         h: Any = self.hparams
-        # These keys are hashed into the names of files and written into them. They keep the words
-        # of version 1, so that existing files are found again.
+        # These keys are hashed into the names of files and written into them, so a change of a
+        # word makes all data again. Version 2: each trajectory takes its own steps (in version 1
+        # the fastest of a group set them for all), and initial conditions have a name.
         return {
             "equation": self.equation_name,
-            "version": 1,
+            "version": 2,
+            "initial_conditions": self.initial_conditions,
             "nu": nu,
             "seed": h.seed + part,  # different initial conditions for every nu
             "points": h.num_points,
@@ -415,6 +436,21 @@ class TrajectoryDataModule(pl.LightningDataModule):
             "validation": h.num_validation,
             "test": h.num_test,
         }
+
+
+def _chosen(equation: Equation, initial_conditions: str | None) -> str:
+    """The name of the initial conditions of generated data.
+
+    Raises:
+        UpsError: the equation has none of that name.
+    """
+    known = list(equation.initial_conditions)
+    chosen = known[0] if initial_conditions is None else initial_conditions
+    if chosen not in known:
+        raise UpsError(
+            f"`data.initial_conditions` must be null or one of {', '.join(known)}, got {chosen!r}."
+        )
+    return chosen
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

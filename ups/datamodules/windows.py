@@ -13,6 +13,7 @@ from ups.core.batch import Batch
 from ups.core.fields import Grid
 from ups.datamodules.readers import Reader
 from ups.physics import Equation
+from ups.physics.moving_frame import MovingFrame
 
 
 @dataclass
@@ -45,6 +46,7 @@ class WindowDataset(Dataset[Batch]):
         unroll_steps: number of steps in a window.
         parameters: the parameters (N, P).
         grid: the grid of the fields.
+        dt: the time between frames.
         equation: the equation, for its symmetries; None if there is none, and then none is used.
         amplitude_cap: largest amplitude of the first field of a rescaled window. A model need not
             learn fields that are larger than those in the data.
@@ -57,6 +59,7 @@ class WindowDataset(Dataset[Batch]):
         unroll_steps: int,
         parameters: Tensor,
         grid: Grid,
+        dt: float,
         equation: Equation | None,
         amplitude_cap: float = math.inf,
     ) -> None:
@@ -65,12 +68,14 @@ class WindowDataset(Dataset[Batch]):
         self.unroll_steps = unroll_steps
         self.parameters = parameters
         self.grid = grid
+        self.dt = dt
         self.equation = equation
         self.amplitude_cap = amplitude_cap
 
     def __getitem__(self, w: WindowIndices) -> Batch:
         w = self._within_cap(w) if w.stride.max() > 1 else w
         u = torch.from_numpy(self._read(w, self.unroll_steps + 1))
+        u = self._from_moving_frame(u, w.stride)
         parameters = self.parameters[w.trajectory]
         amounts = {
             "reflect": torch.from_numpy(w.reflect),
@@ -86,6 +91,12 @@ class WindowDataset(Dataset[Batch]):
             u[rows] = symmetry.fields(u[rows], chosen, self.grid)
             parameters[rows] = symmetry.parameters(parameters[rows], chosen)
         return Batch(u, parameters, torch.from_numpy(w.trajectory), torch.from_numpy(w.number))
+
+    def _from_moving_frame(self, u: Tensor, stride: np.ndarray) -> Tensor:
+        """See windows (B, T, *space, C) from the frame from which a rollout sees them."""
+        boost = self.equation.boost if self.equation else None
+        dt = self.dt * torch.from_numpy(stride)
+        return MovingFrame(boost, u[:, 0], self.grid, dt).enter(u)
 
     def _read(self, w: WindowIndices, frames: int) -> np.ndarray:
         """Read frames (B, frames, *space, C) of the windows, ``w.stride`` frames apart."""

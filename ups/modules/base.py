@@ -21,7 +21,6 @@ from ups.core.schema import (
     PositiveFloat,
     PositiveInt,
 )
-from ups.core.stepper import predict
 from ups.evaluation.metrics import RolloutMetrics
 from ups.modules.optim import Muon
 from ups.simulation.simulator import Simulator
@@ -141,7 +140,7 @@ class BaseModule(pl.LightningModule):
             metrics = RolloutMetrics(target.shape[1], self.simulator.spec, RELATIVE_ERROR_FLOOR)
             self.metrics = metrics.to(self.device)
         stepper = self.simulator.stepper(self.correct)
-        pred = predict(stepper, batch.u[:, 0], target.shape[1], batch.parameters)
+        pred = self.simulator.predict(stepper, batch.u[:, 0], target.shape[1], batch.parameters)
         self.metrics.update(pred, target)
 
     def on_validation_epoch_end(self) -> None:

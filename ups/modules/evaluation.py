@@ -183,12 +183,12 @@ class Measurement:
         """Add the spread and the error of ensembles, of whole rollouts and of single steps."""
         spec = self.simulator.spec
         target = batch.u[:, 1:]
-        samples = _ensemble(sampler, batch.u[:, 0], target.shape[1], batch.parameters)
+        samples = self._ensemble(sampler, batch.u[:, 0], target.shape[1], batch.parameters)
         self.spreads[""].append(spread_skill(samples, target, spec).flatten(0, 1))
         starts = batch.u[:, :-1:ONE_STEP_STRIDE]
         ends = target[:, ::ONE_STEP_STRIDE].flatten(0, 1)
         parameters = batch.parameters.repeat_interleave(starts.shape[1], 0)
-        steps = _ensemble(sampler, starts.flatten(0, 1), 1, parameters)[:, :, 0]
+        steps = self._ensemble(sampler, starts.flatten(0, 1), 1, parameters)[:, :, 0]
         self.spreads["one_step_"].append(spread_skill(steps, ends, spec))
 
     def compute(self) -> Row:
@@ -210,13 +210,16 @@ class Measurement:
         return replace(self.settings, metrics=metrics)
 
     def _predict(self, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
-        return predict(self.stepper, u0, steps, parameters, self.reencode)
+        roll_out = predict if self.settings.is_baseline else self.simulator.predict
+        return roll_out(self.stepper, u0, steps, parameters, self.reencode)
 
-
-def _ensemble(sampler: Stepper, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
-    """Rollouts (NUM_ENSEMBLE_MEMBERS, B, steps, *space, C) of a sampler."""
-    members = [predict(sampler, u0, steps, parameters) for _ in range(NUM_ENSEMBLE_MEMBERS)]
-    return torch.stack(members)
+    def _ensemble(self, sampler: Stepper, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
+        """Rollouts (NUM_ENSEMBLE_MEMBERS, B, steps, *space, C) of a sampler."""
+        members = [
+            self.simulator.predict(sampler, u0, steps, parameters)
+            for _ in range(NUM_ENSEMBLE_MEMBERS)
+        ]
+        return torch.stack(members)
 
 
 def _calibration(prefix: str, squared: Tensor) -> dict[str, float]:

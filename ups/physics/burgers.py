@@ -7,12 +7,16 @@ Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodi
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ups.physics.equation import Law
+from ups.core.errors import UpsError
+from ups.physics import burgers_compiled
+from ups.physics.equation import Boost, Law
 from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what is here
     cell_centers,
     energy,
@@ -20,17 +24,26 @@ from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what i
     mass,
     scalar_equation,
     total_variation,
+    validate_fields_and_times,
+    validate_parameters,
     validate_solver_inputs,
     van_leer_half_slopes,
 )
 
 CFL = 0.8  # largest advective step in cells; the scheme is total-variation diminishing up to 1
+# Largest mu dt / dx^2 between two frames that is solved compiled. The compiled code applies the
+# kernel in turn; above, torch is faster, with all kernels of a step at once in Fourier space.
+LARGEST_COMPILED_DIFFUSION = 1000.0
+TOO_LARGE = (
+    "`u0` must be finite, and so small that the solver takes at most "
+    f"{burgers_compiled.MAX_STEPS:g} steps from one time to the next."
+)
 
 
 def solve(
     u0: Tensor,
     t: Tensor | Sequence[float],
-    nu: float,
+    nu: Tensor | float,
     length: float = 1.0,
     dtype: torch.dtype = torch.float64,
     cfl: float = CFL,
@@ -39,13 +52,17 @@ def solve(
 
     MUSCL-Hancock (van Leer 1984) with van Leer's limiter and the exact Riemann flux, Strang-split
     from the diffusion, which is a positive, mass-conserving kernel. Second order if the solution is
-    smooth. Mass is conserved to round-off and no new extrema appear. It runs on the device of
-    ``u0``.
+    smooth. Mass is conserved to round-off and no new extrema appear.
+
+    Each field takes its own steps, so its result does not depend on the other fields of the batch.
+    It runs on the device of ``u0``, on a CPU compiled (``ups.physics.burgers_compiled``) unless
+    gradients are needed or numba is not installed. Gradients with respect to ``u0`` are exact, with
+    fixed step sizes.
 
     Args:
         u0: cell averages (B, X).
         t: times (T,), increasing and >= 0.
-        nu: the viscosity, >= 0.
+        nu: the viscosity, >= 0: one number, or one for each field (B,).
         length: the length of the periodic line.
         dtype: the precision of the computation.
         cfl: the largest advective step, in cells.
@@ -54,33 +71,81 @@ def solve(
         Cell averages (B, T, X), in u0's dtype.
 
     Raises:
-        UpsError: see ``ups.physics.periodic_1d.validate_solver_inputs``.
+        UpsError: an argument is invalid, or ``u0`` is so large that a step between two times takes
+            more than ``MAX_STEPS`` steps.
     """
-    u0, times, nu = validate_solver_inputs(u0, t, nu)
-    dx, mu = length / u0.shape[-1], nu / math.pi
+    u0, times = validate_fields_and_times(u0, t)
+    mu = validate_parameters(nu, len(u0)) / np.pi
+    dx = length / u0.shape[-1]
     u = u0.to(dtype)
-    frames, now = [], 0.0
+    if not _can_be_compiled(u):
+        return _solve_in_torch(u, times, mu, dx, cfl).to(u0.dtype)
+    longest = max(b - a for a, b in pairwise([0.0, *times]))
+    is_diffusive = mu * (longest / dx**2) > LARGEST_COMPILED_DIFFUSION
+    if not is_diffusive.any():
+        return _solve_compiled(u, times, mu, dx, cfl).to(u0.dtype)
+    frames = u.new_empty(len(u), len(times), u.shape[-1])
+    for rows, solve_rows in ((is_diffusive, _solve_in_torch), (~is_diffusive, _solve_compiled)):
+        frames[rows] = solve_rows(u[rows], times, mu[rows], dx, cfl)
+    return frames.to(u0.dtype)
+
+
+def _can_be_compiled(u: Tensor) -> bool:
+    return (
+        u.device.type == "cpu"
+        and u.dtype in (torch.float32, torch.float64)
+        and not (u.requires_grad and torch.is_grad_enabled())
+        and burgers_compiled.is_available()
+    )
+
+
+def _solve_compiled(u: Tensor, times: list[float], mu: np.ndarray, dx: float, cfl: float) -> Tensor:
+    """Solve u (B, X) at diffusivities (B,) on the CPU: (B, T, X)."""
+    frames = u.new_empty(len(u), len(times), u.shape[-1])
+    rows = u.detach().contiguous().numpy()
+    if not burgers_compiled.solve_rows(rows, np.array(times), mu, dx, cfl, frames.numpy()):
+        raise UpsError(TOO_LARGE)
+    return frames
+
+
+def _solve_in_torch(u: Tensor, times: list[float], mu: np.ndarray, dx: float, cfl: float) -> Tensor:
+    """Solve u (B, X) at diffusivities (B,) on any device: (B, T, X)."""
+    frames = []
+    now = 0.0
     for time in times:
         if time > now:
-            # max |u| never grows, so one step size is safe until the next frame
-            steps = max(1, math.ceil((time - now) * float(u.abs().max()) / (cfl * dx)))
-            u = _advance(u, steps, (time - now) / steps, dx, mu)
+            u = _advance(u, time - now, dx, mu[:, None], cfl)
             now = time
         frames.append(u)
-    return torch.stack(frames, 1).to(u0.dtype)
+    return torch.stack(frames, 1)
 
 
-def _advance(u: Tensor, steps: int, dt: float, dx: float, mu: float) -> Tensor:
-    """Take ``steps`` Strang-split steps of ``dt``.
+def _advance(u: Tensor, span: float, dx: float, mu: np.ndarray, cfl: float) -> Tensor:
+    """Advance u (B, X) by the time ``span`` at diffusivities (B, 1), in Strang-split steps.
 
     Half a diffusion step, then advection and diffusion in turn, and half a diffusion step at the
-    end.
+    end. Each row has its own number of steps; one that has taken all of them keeps its value.
     """
-    half, full = _diffusion(u, mu * dt / 2 / dx**2), _diffusion(u, mu * dt / dx**2)
-    u = half(u)
-    for step in range(steps):
-        u = _hancock(u, dt / dx)
-        u = full(u) if step < steps - 1 else half(u)
+    # max |u| never grows, so one step size is safe until the next frame
+    speed = u.detach().abs().amax(-1, keepdim=True).cpu().double().numpy()
+    cells = span * speed / (cfl * dx)
+    if not (cells < burgers_compiled.MAX_STEPS).all():
+        raise UpsError(TOO_LARGE)
+    steps = np.maximum(1, np.ceil(cells))
+    dt = span / steps
+    r = mu * dt / dx**2
+    in_fourier_space = bool((1.5 * r > 1).any())  # more than one kernel a step
+    kernel = _fourier_kernel if in_fourier_space else _explicit_kernel
+    diffuse = _diffuse_in_fourier_space if in_fourier_space else _diffuse
+    half = kernel(r / 2, u)
+    full = kernel(r, u)
+    ratio = torch.from_numpy(dt / dx).to(u)
+    remaining = torch.from_numpy(steps).to(u)
+    u = diffuse(u, half)
+    for _ in range(int(steps.max())):
+        advanced = diffuse(_hancock(u, ratio), torch.where(remaining > 1, full, half))
+        u = torch.where(remaining > 0, advanced, u)
+        remaining = remaining - 1
     return u
 
 
@@ -88,42 +153,64 @@ def _padded(u: Tensor, n: int) -> Tensor:
     return torch.cat((u[..., -n:], u, u[..., :n]), -1)
 
 
-def _hancock(u: Tensor, ratio: float) -> Tensor:
-    """One MUSCL-Hancock step of u_t + (u^2/2)_x = 0; ``ratio`` is dt / dx."""
+def _hancock(u: Tensor, ratio: Tensor) -> Tensor:
+    """One MUSCL-Hancock step of u_t + (u^2/2)_x = 0; ``ratio`` (B, 1) is dt / dx."""
     v = _padded(u, 2)
     d = v[..., 1:] - v[..., :-1]  # differences across the faces
     half = van_leer_half_slopes(d[..., :-1], d[..., 1:])
     v = v[..., 1:-1]
-    v = torch.addcmul(v, v, half, value=-ratio)  # half a step later: f(u + s/2) - f(u - s/2) = u s
+    v = torch.addcmul(v, ratio * v, half, value=-1)  # half a step later: f(u+s/2) - f(u-s/2) = u s
     left = (v + half)[..., :-1].clamp_(min=0)
     right = (v - half)[..., 1:].clamp_(max=0)
     # twice Godunov's flux of a convex f with its minimum at 0
     flux2 = torch.maximum(left.square_(), right.square_())
-    return torch.sub(u, flux2[..., 1:] - flux2[..., :-1], alpha=ratio / 2)
+    return torch.addcmul(u, ratio / 2, flux2[..., 1:] - flux2[..., :-1], value=-1)
 
 
-def _diffusion(u: Tensor, r: float) -> Callable[[Tensor], Tensor]:
-    """The map u(t) -> u(t + dt) of u_t = mu u_xx as a positive kernel that conserves mass.
+def _kernel(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A positive kernel that is the map u(t) -> u(t + dt) of u_t = mu u_xx and conserves mass.
 
-    ``r`` = mu dt / dx^2. A 5-point kernel with a Gaussian's second and (from r = 1/6) fourth moment
-    is positive up to r = 2/3. For larger r it is applied m times at r/m, all at once in Fourier
-    space.
+    A 5-point kernel with a Gaussian's second and (from r = 1/6) fourth moment is positive up to
+    r = 2/3. For larger r it is applied m times at r/m.
+
+    Args:
+        r: mu dt / dx^2 (B, 1).
+
+    Returns:
+        m and the kernel's weights of the next and of the second neighbors, (B, 1) each.
     """
-    m = max(1, math.ceil(1.5 * r))
-    c2 = max(0.0, (6 * (r / m) ** 2 - r / m) / 12)
-    c1 = r / m - 4 * c2
-    if m > 1:
-        n = u.shape[-1]
-        k = 2 * math.pi / n * torch.arange(n // 2 + 1, device=u.device, dtype=torch.float64)
-        symbol = (1 - 2 * c1 * (1 - k.cos()) - 2 * c2 * (1 - (2 * k).cos())).pow(m).to(u.dtype)
-        return lambda u: torch.fft.irfft(torch.fft.rfft(u) * symbol, n=n)
+    m = np.maximum(1, np.ceil(1.5 * r))
+    r = r / m
+    far = np.maximum(0, (6 * r**2 - r) / 12)
+    return m, r - 4 * far, far
 
-    def explicit(u: Tensor) -> Tensor:
-        v = _padded(u, 2)
-        out = torch.add(u * (1 - 2 * c1 - 2 * c2), v[..., 1:-3] + v[..., 3:-1], alpha=c1)
-        return out.add_(v[..., :-4] + v[..., 4:], alpha=c2) if c2 else out
 
-    return explicit
+def _explicit_kernel(r: np.ndarray, u: Tensor) -> Tensor:
+    """The weights (B, 2) of a cell's next and second neighbors for ``_diffuse``, where m = 1."""
+    _, near, far = _kernel(r)
+    return torch.from_numpy(np.concatenate((near, far), -1)).to(u)
+
+
+def _fourier_kernel(r: np.ndarray, u: Tensor) -> Tensor:
+    """What all m kernels add to each wave (B, X // 2 + 1), for ``_diffuse_in_fourier_space``."""
+    m, near, far = _kernel(r)
+    points = u.shape[-1]
+    k = 2 * math.pi / points * np.arange(points // 2 + 1)
+    factors = 1 - 2 * near * (1 - np.cos(k)) - 2 * far * (1 - np.cos(2 * k))
+    return torch.from_numpy(factors**m - 1).to(u)
+
+
+def _diffuse(u: Tensor, weights: Tensor) -> Tensor:
+    near, far = weights.split(1, -1)
+    v = _padded(u, 2)
+    first = torch.sub(v[..., 1:-3] + v[..., 3:-1], u, alpha=2)
+    second = torch.sub(v[..., :-4] + v[..., 4:], u, alpha=2)
+    return torch.addcmul(torch.addcmul(u, near, first), far, second)
+
+
+def _diffuse_in_fourier_space(u: Tensor, change: Tensor) -> Tensor:
+    # as a change, so that rounding of the transforms does not change the mass step by step
+    return u + torch.fft.irfft(torch.fft.rfft(u) * change, n=u.shape[-1])
 
 
 def reflect(u: Tensor) -> Tensor:
@@ -160,11 +247,7 @@ def solver_step(
     """
     share = torch.arange(refinement_factor, device=u.device, dtype=u.dtype) / refinement_factor
     fine = torch.lerp(u[..., None], u.roll(-1, -1)[..., None], share).flatten(-2)
-    out = torch.empty_like(u)
-    for value in nu.unique().tolist():
-        rows = nu == value
-        out[rows] = solve(fine[rows], [dt], value, length, dtype=u.dtype)[:, 0, ::refinement_factor]
-    return out
+    return solve(fine, [dt], nu, length, dtype=u.dtype)[:, 0, ::refinement_factor]
 
 
 def shock_weight(u: Tensor, shock_threshold: float = 0.03, shock_radius: int = 3) -> Tensor:
@@ -282,4 +365,6 @@ EQUATION = scalar_equation(
     reflect=reflect,
     rescale_time=rescale_time,
     energy_law=Law.NON_INCREASING,
+    # u(x, t) -> u(x + c t, t) - c
+    boost=Boost(lambda u: u.mean(1), lambda u, velocity: u - velocity[:, None]),
 )

@@ -3,7 +3,7 @@
 Arrays are channels-last: fields (B, *space, C) on a ``Grid``, parameters (B, P).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -59,6 +59,21 @@ class Symmetry:
 
 
 @dataclass(frozen=True)
+class Boost:
+    """The symmetry of an equation that looks the same from a frame that moves at a constant speed.
+
+    Args:
+        velocity: maps fields (B, *space, C) to the velocity (B, D) of the frame in which they are
+            at rest on average. It must not change with time.
+        fields: maps fields (B, *space, C) and a velocity (B, D) to the fields as they are seen from
+            a frame of that velocity, at the moment at which both frames coincide.
+    """
+
+    velocity: Callable[[Tensor], Tensor]
+    fields: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Equation:
     """An equation that data may have.
 
@@ -71,7 +86,8 @@ class Equation:
         channels: names of the C channels of its field.
         parameters: names of its P parameters, all positive.
         num_dims: number of space dimensions D.
-        initial_conditions: (n, grid, seed) -> random initial conditions (n, *space, C), float32.
+        initial_conditions: recipes by name; the first is the default. Each is (n, grid, seed) ->
+            random initial conditions (n, *space, C), float32.
         solve: (u0, times, parameters, grid, dtype) -> (B, T, *space, C): the numerical solver from
             cell averages ``u0`` (B, *space, C) at one value of each parameter. It makes the data
             and is a baseline on coarse grids.
@@ -81,7 +97,8 @@ class Equation:
             ``solver_step`` can be trusted where it leads to ``u``.
         restrict: (u, factor) -> cell averages on a grid that is coarser by ``factor``.
         prolong: (u, factor) -> values on a grid that is finer by ``factor``.
-        symmetries: its symmetries.
+        symmetries: its symmetries that training windows are augmented by.
+        boost: its symmetry under boosts, which ``MovingFrame`` uses; None if it has none.
         functionals: its functionals.
         has_maximum_principle: whether a solution stays within the range of its initial condition.
     """
@@ -91,13 +108,14 @@ class Equation:
     channels: tuple[str, ...]
     parameters: tuple[str, ...]
     num_dims: int
-    initial_conditions: Callable[[int, Grid, int], Tensor]
+    initial_conditions: Mapping[str, Callable[[int, Grid, int], Tensor]]
     solve: Callable[[Tensor, Sequence[float], Sequence[float], Grid, torch.dtype], Tensor]
     solver_step: Callable[[Tensor, float, Tensor, Grid, int], Tensor]
     solver_confidence: Callable[[Tensor, Grid, float, int], Tensor]
     restrict: Callable[[Tensor, int], Tensor]
     prolong: Callable[[Tensor, int], Tensor]
     symmetries: tuple[Symmetry, ...] = ()
+    boost: Boost | None = None
     functionals: tuple[Functional, ...] = ()
     has_maximum_principle: bool = False
 

@@ -8,16 +8,18 @@ Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodi
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
-from ups.physics.equation import TRANSLATE, Equation, Functional, Law, Symmetry
+from ups.physics.equation import TRANSLATE, Boost, Equation, Functional, Law, Symmetry
 
 
 def cell_centers(points: int, length: float = 1.0) -> Tensor:
@@ -25,7 +27,9 @@ def cell_centers(points: int, length: float = 1.0) -> Tensor:
     return (torch.arange(points, dtype=torch.float64) + 0.5).mul(length / points).float()
 
 
-def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Tensor:
+def initial_conditions(
+    n: int, x: Tensor, seed: int, length: float = 1.0, as_published: bool = True
+) -> Tensor:
     """Draw PDEBench's random initial conditions.
 
     Each is a sum over the wave numbers k = 1..4 of a sin(2 pi k c x / L + phi). The count c says
@@ -33,15 +37,20 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Ten
     With probability 0.1 the absolute value is taken; the sign is flipped at random; with
     probability 0.1 the field is multiplied by a smooth window.
 
-    A wave number that was not drawn is absent. (PDEBench's published ``init_multi`` keeps the
-    constant a sin(phi) of such a number, which gives most fields a mean. Files made by it are read
-    unchanged.)
+    The code that made PDEBench's published files (its ``init_multi``) differs from its paper in two
+    places. A wave number that was not drawn has c = 0 and adds the constant a sin(phi), so that
+    fields have a mean, of 0.475 in absolute value on average. And the ends of a window come from
+    the random number that decided that there is one: they are 0.1 + 0.35 r and 0.55 + 0.35 r, with
+    r uniform in [0, 0.1).
 
     Args:
         n: number of fields.
         x: positions (X,).
         seed: the same seed gives the same fields.
         length: the length of the periodic line.
+        as_published: whether to follow the code of the published files. Otherwise, as in the paper,
+            a wave number that was not drawn is absent, and each end has a number of its own, r
+            uniform in [0, 1).
 
     Returns:
         Fields (n, X), float32.
@@ -52,7 +61,8 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Ten
     count = (rng.integers(1, 5, size=(n, 2))[:, :, None] == k).sum(1)  # (n, 4)
     amplitude = rng.uniform(0, 1, (n, 4))
     phase = rng.uniform(0, 2 * np.pi, (n, 4))
-    amplitude *= count > 0
+    if not as_published:
+        amplitude *= count > 0
     u = np.einsum(
         "nk,nkx->nx",
         amplitude,
@@ -61,13 +71,16 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = 1.0) -> Ten
     u = np.where(rng.uniform(size=(n, 1)) < 0.1, np.abs(u), u)
     u *= rng.choice([-1.0, 1.0], size=(n, 1))
     left, right = rng.uniform(0.1, 0.45, (n, 1)), rng.uniform(0.55, 0.9, (n, 1))
+    has_window = rng.uniform(size=(n, 1))
+    if as_published:
+        left, right = 0.1 + 0.35 * has_window, 0.55 + 0.35 * has_window
     window = 0.5 * (np.tanh((position - left) / 0.01) - np.tanh((position - right) / 0.01))
-    u = np.where(rng.uniform(size=(n, 1)) < 0.1, u * window, u)
+    u = np.where(has_window < 0.1, u * window, u)
     return torch.from_numpy(u).float()
 
 
 def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float], float]:
-    """Check the arguments of a solver and convert them.
+    """Check the arguments of a solver with one parameter for all fields, and convert them.
 
     Args:
         u0: fields (B, X), or (X,) for a single sample.
@@ -81,6 +94,22 @@ def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float
         UpsError: ``u0`` has another shape or type, the times do not increase from 0, or the
             parameter is not one number >= 0.
     """
+    u0, times = validate_fields_and_times(u0, t)
+    number = float(nu) if torch.as_tensor(nu).numel() == 1 else math.nan
+    if not 0 <= number < math.inf:
+        raise UpsError(f"nu={nu}: one number of at least 0 is allowed")
+    return u0, times, number
+
+
+def validate_fields_and_times(u0: Any, t: Any) -> tuple[Tensor, list[float]]:
+    """Check the fields (B, X), or (X,), and the times (T,) of a solver, and convert them.
+
+    Returns:
+        Fields (B, X) and times.
+
+    Raises:
+        UpsError: ``u0`` has another shape or type, or the times do not increase from 0.
+    """
     u0 = torch.as_tensor(u0)
     u0 = u0[None] if u0.ndim == 1 else u0
     if u0.ndim != 2 or u0.shape[1] < 1 or not u0.is_floating_point():
@@ -91,10 +120,23 @@ def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float
     times = torch.as_tensor(t, dtype=torch.float64).reshape(-1).tolist()
     if not times or times[0] < 0 or any(not a <= b < math.inf for a, b in pairwise([0.0, *times])):
         raise UpsError(f"t={times}: times that increase, from 0 on, are allowed")
-    number = float(nu) if torch.as_tensor(nu).numel() == 1 else math.nan
-    if not 0 <= number < math.inf:
-        raise UpsError(f"nu={nu}: one number of at least 0 is allowed")
-    return u0, times, number
+    return u0, times
+
+
+def validate_parameters(nu: Any, num_fields: int) -> NDArray[np.float64]:
+    """Check the parameter of a solver that takes one number, or one for each field (B,).
+
+    Returns:
+        The parameters (B,).
+
+    Raises:
+        UpsError: there is another number of them, or one is not a number >= 0.
+    """
+    # lists: for a single number, as in every step of a rollout, they are faster than tensors
+    numbers = nu.reshape(-1).tolist() if isinstance(nu, Tensor) else [float(nu)]
+    if len(numbers) not in (1, num_fields) or not all(0 <= n < math.inf for n in numbers):
+        raise UpsError(f"`nu` must be one number >= 0, or one for each of the fields, got {nu}.")
+    return np.array(numbers if len(numbers) == num_fields else numbers * num_fields)
 
 
 def van_leer_half_slopes(a: Tensor, b: Tensor) -> Tensor:
@@ -161,6 +203,7 @@ def scalar_equation(
     reflect: Callable[[Tensor], Tensor],
     rescale_time: Callable[[Tensor, Tensor], Tensor],
     energy_law: Law,
+    boost: Boost | None = None,
 ) -> Equation:
     """Make the equation of a scalar u on a periodic line from functions of (..., X).
 
@@ -177,10 +220,11 @@ def scalar_equation(
         reflect: (..., X) -> (..., X).
         rescale_time: the field of a solution that runs a times as fast: (..., X), a -> (..., X).
         energy_law: what the energy does.
+        boost: see ``Equation``.
     """
 
-    def draw(n: int, grid: Grid, seed: int) -> Tensor:
-        return initial_conditions(n, grid.axis(0), seed, grid.extent[0])[..., None]
+    def draw(n: int, grid: Grid, seed: int, as_published: bool = True) -> Tensor:
+        return initial_conditions(n, grid.axis(0), seed, grid.extent[0], as_published)[..., None]
 
     def solve_field(
         u0: Tensor, times: Any, parameters: Any, grid: Grid, dtype: torch.dtype
@@ -203,7 +247,7 @@ def scalar_equation(
         channels=("u",),
         parameters=(parameter,),
         num_dims=1,
-        initial_conditions=draw,
+        initial_conditions={"published": draw, "paper": partial(draw, as_published=False)},
         solve=solve_field,
         solver_step=step_field,
         solver_confidence=lambda u, grid, threshold, radius: shock_weight(
@@ -216,6 +260,7 @@ def scalar_equation(
             Symmetry("reflect", lambda u, _, grid: reflect(u[..., 0])[..., None]),
             Symmetry("rescale_time", rescale_field, lambda nu, factor: nu * factor[:, None]),
         ),
+        boost=boost,
         functionals=(
             Functional("mass", lambda u, grid: mass(u[..., 0], grid.extent[0]), Law.CONSERVED),
             Functional("tv", lambda u, grid: total_variation(u[..., 0]), Law.NON_INCREASING),

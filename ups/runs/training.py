@@ -116,7 +116,9 @@ def build_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
     container: Any = OmegaConf.to_container(cfg.model, resolve=True)
     config = _current_names(container)
     model = build(config, data.spec)
-    return Simulator(model, data.spec, data.equation_name, config, data.training_parameters)
+    return Simulator(
+        model, data.spec, data.equation_name, config, data.training_parameters, data.input_range
+    )
 
 
 def _current_names(spec: dict[str, Any]) -> dict[str, Any]:

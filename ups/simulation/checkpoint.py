@@ -169,6 +169,7 @@ def from_config(
             config["equation"],
             config["model"],
             config["training_parameters"],
+            config.get("input_range"),  # versions before had none
         )
         for name, settings in config["correctors"].items():
             simulator.add_corrector(name, settings)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
-from ups.core.stepper import FIELDS_PER_DECODE, Stepper, rollout
+from ups.core.stepper import FIELDS_PER_DECODE, Stepper, predict, rollout
 from ups.physics import Equation, get_equation
+from ups.physics.moving_frame import MovingFrame
 from ups.simulation import model_folder
 from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.guidance import TTC, Guided
+from ups.simulation.input_range import outside
 from ups.simulation.latent import LatentStepper
 from ups.simulation.resampling import Resampling
 
@@ -41,6 +43,8 @@ class Simulator(nn.Module):
             checkpoint describes itself.
         training_parameters: the parameters (P,) of each part of the training data. A rollout
             outside their range logs a warning.
+        input_range: the largest of each of ``ups.simulation.input_range.input_size`` among the
+            training data's initial fields. The first rollout from a field beyond logs a warning.
 
     Attributes:
         correctors: the correctors that later stages trained, by name.
@@ -57,6 +61,7 @@ class Simulator(nn.Module):
         equation: str | None = None,
         model_config: Mapping[str, Any] | None = None,
         training_parameters: Sequence[Sequence[float]] = (),
+        input_range: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.model: Any = model
@@ -65,6 +70,8 @@ class Simulator(nn.Module):
         self.equation: Equation | None = None if equation is None else get_equation(equation)
         self.model_config = dict(model_config or {})
         self.training_parameters = [[float(value) for value in row] for row in training_parameters]
+        self.input_range = dict(input_range or {})
+        self.has_warned_of_input = False
         self.correctors = nn.ModuleDict()
         self.ttc = TTC()
         self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
@@ -155,6 +162,32 @@ class Simulator(nn.Module):
             raise UpsError("`ttc` must be False: these data have no equation to condition on.")
         return Guided(stepper, self.equation, self.ttc, group_size)
 
+    def moving_frame(self, u0: Tensor, group_size: int = 1) -> MovingFrame:
+        """The frame from which ``predict``, ``rollout`` and ``stream`` see fields.
+
+        Args:
+            u0: the initial fields (B, *space, C).
+            group_size: number of consecutive fields that share a frame.
+        """
+        boost = None if self.equation is None else self.equation.boost
+        return MovingFrame(boost, u0, self.spec.domain, self.spec.dt, group_size)
+
+    def predict(
+        self, stepper: Stepper, u0: Tensor, steps: int, parameters: Tensor, reencode: bool = False
+    ) -> Tensor:
+        """All frames (B, steps, *space, C) of a rollout of this simulator, without gradients.
+
+        Args:
+            stepper: a composition that ``stepper`` returned.
+            u0: the initial fields (B, *space, C).
+            steps: number of frames.
+            parameters: parameters of the equation (B, P).
+            reencode: whether each step starts from the encoded field of the step before.
+        """
+        frame = self.moving_frame(u0)
+        seen = frame.enter(u0[:, None])[:, 0]
+        return frame.leave(predict(stepper, seen, steps, parameters, reencode))
+
     def rollout(
         self,
         u0: Tensor,
@@ -240,16 +273,19 @@ class Simulator(nn.Module):
         resampling = Resampling(self.spec.domain, *places)
         stepper = self.stepper(correct, ttc, temperature, resampling.num_grids)
         u = resampling.to_grids(fields)
+        frame = self.moving_frame(u, resampling.num_grids)
+        seen = frame.enter(u[:, None])[:, 0]
+        self._warn_of_input(seen)
         frames = rollout(
             stepper,
-            u,
+            seen,
             steps,
             values.repeat_interleave(resampling.num_grids, 0),
             reencode=mode == "physical",
             frames_per_decode=max(1, fields_per_decode // len(u)),
         )
-        for frame in frames:
-            out = resampling.from_grids(frame)
+        for k, u in enumerate(frames, 1):
+            out = resampling.from_grids(frame.leave(u[:, None], k)[:, 0])
             yield out if has_channels else out.squeeze(-1)
 
     def _validate_fields(self, u0: Any, x: Tensor | None) -> tuple[Tensor, bool]:
@@ -333,6 +369,21 @@ class Simulator(nn.Module):
                 ", ".join(f"{value:g}" for value in trained),
             )
 
+    def _warn_of_input(self, u: Tensor) -> None:
+        """Warn, once, of initial fields (B, *space, C) that are beyond those of the training."""
+        if not self.input_range or self.has_warned_of_input:
+            return
+        name, value, limit = outside(u, self.spec, self.input_range)
+        if value > limit:
+            self.has_warned_of_input = True
+            log.warning(
+                "The %s of `u0` is %.3g standard deviations, up to %.3g in the training data; "
+                "predictions may be unreliable.",
+                name,
+                value,
+                limit,
+            )
+
     def _validate_positions(self, x: Any, name: str) -> Tensor | None:
         """Check that positions lie in the domain of a line and return them as a tensor (P,)."""
         if x is None:
@@ -360,6 +411,7 @@ class Simulator(nn.Module):
             "spec": self.spec.to_dict(),
             "equation": self.equation_name,
             "training_parameters": self.training_parameters,
+            "input_range": self.input_range,
             "correctors": correctors,
         }
 
