@@ -213,8 +213,13 @@ def rolled(encode, step, decode, u0, steps):
 
 
 @pytest.mark.parametrize(
-    "config", [SPEC, {"architecture": "resnet", "hidden_channels": 8, "num_blocks": 1}]
-)  # with latent tokens, and without
+    "config",
+    [
+        SPEC,
+        {"architecture": "resnet", "hidden_channels": 8, "num_blocks": 1},
+        {"architecture": "memory_upt", "num_tokens": 8, "hidden_channels": 8, "depth": 1},
+    ],
+)  # with latent tokens, without, and with both
 def test_torch_graphs_roll_out_like_the_simulator(config, tmp_path):
     torch.manual_seed(1)
     spec = line_spec(32, std=(0.6,))

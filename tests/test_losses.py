@@ -15,9 +15,10 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.norms import relative_l2_squared
 from ups.core.stepper import predict
+from ups.models import build
 from ups.modules import OperatorModule
 from ups.modules.base import BaseModule
-from ups.modules.losses import operator_losses
+from ups.modules.losses import operator_errors, root_mean
 from ups.modules.sharding import ShardedSingleDevice, sharded_loss
 from ups.runs.distributed import is_first_process
 from ups.simulation.simulator import Simulator
@@ -108,6 +109,12 @@ def windows(n=4, frames=4, seed=0):
 def make_batch(u, nu):
     each = torch.arange(len(u))
     return Batch(torch.from_numpy(u)[..., None], torch.from_numpy(nu)[:, None], each, each)
+
+
+def operator_losses(simulator, u, parameters, inverse):
+    """The means of the squared errors, by name."""
+    errors = operator_errors(simulator, u, parameters, inverse)
+    return {name: error.mean() for name, error in errors.items()}
 
 
 def make_terms(u, nu, inverse=True):
@@ -221,6 +228,15 @@ def test_operator_losses_floor_is_a_hundredth_of_the_std(factor, frame):
     assert make_terms(u, nu, inverse=False)["L_forward"] == pytest.approx(forward, rel=1e-6)
 
 
+def test_inverse_loss_frequency_accepts_a_decoder_without_parameters():
+    torch.manual_seed(0)
+    model = build({"architecture": "memory_upt", "num_tokens": 3}, SPEC)
+    simulator = Simulator(model, SPEC).double()
+    check_idle(OperatorModule(simulator, lambda_inv_enc=0.0, lambda_inv_dec=0.5))
+    with pytest.raises(UpsError, match="weight of L_inv_enc is 1, but"):
+        check_idle(OperatorModule(simulator, lambda_inv_dec=0.0))
+
+
 # --- the loss that is trained on ---
 
 
@@ -305,6 +321,63 @@ def test_operator_gradient_equals_that_of_the_written_out_weighted_loss(threads,
     )
 
 
+def rooted(pred, target):
+    """The root of the relative error, with the floor that keeps its slope at zero finite."""
+    return np.sqrt(relative(pred, target) + 1e-8)
+
+
+def unsquared(p, u, nu, lambda_inv_enc, lambda_inv_dec):
+    """The weighted loss of roots, frame by frame: a mean of roots, not a root of means."""
+    total = []
+    for window, own in zip(u, nu, strict=True):
+        z = encoded(p, window[0])
+        inv_enc, forward = rooted(decoded(p, z), window[0]), []
+        for true in window[1:]:
+            z = stepped(p, z, own)
+            forward.append(rooted(decoded(p, z), true))
+        again = encoded(p, decoded(p, z))
+        inv_dec = np.sqrt(((again - z) ** 2).mean() / z.var(ddof=1) + 1e-8)
+        total.append(np.mean(forward) + lambda_inv_enc * inv_enc + lambda_inv_dec * inv_dec)
+    return np.mean(total)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("weights", [(0.3, 0.7), (0.0, 0.6), (0.0, 0.0)])
+def test_unsquared_loss_equals_the_written_out_one_and_logs_squared_terms(threads, weights):
+    u, nu = windows(n=8)
+    options = {"lambda_inv_enc": weights[0], "lambda_inv_dec": weights[1], "squared": False}
+    module = OperatorModule(make_written_out_simulator(), num_cpu_shards=threads, **options)
+    p = numbers(module.simulator.model)
+    seen = fit(module, [make_batch(u, nu)])
+    expected = slopes(lambda q: unsquared(q, u, nu, *weights), p)
+    assert seen.gradients[0] == pytest.approx(expected, rel=1e-5, abs=1e-8)
+    assert seen.terms[0].pop("loss") == pytest.approx(unsquared(p, u, nu, *weights), rel=1e-6)
+    terms = dict(
+        zip(("L_forward", "L_inv_enc", "L_inv_dec"), written_out_losses(p, u, nu), strict=True)
+    )
+    names = terms if any(weights) else ("L_forward",)
+    assert seen.terms[0] == pytest.approx({name: terms[name] for name in names}, rel=1e-6)
+    squared = OperatorModule(make_written_out_simulator(), lambda_inv_enc=1.0)
+    logged = fit(squared, [make_batch(u, nu)]).terms[0]
+    assert seen.terms[0] == pytest.approx({name: logged[name] for name in names}, rel=1e-12)
+
+
+def test_gradient_of_an_unsquared_error_of_zero_is_finite():
+    error = torch.zeros(3, 2, requires_grad=True)
+    (slope,) = torch.autograd.grad(root_mean(error.square()), error)
+    assert slope.tolist() == [[0.0] * 2] * 3
+    assert root_mean(error).item() == pytest.approx(1e-4)
+    # of a field at rest that the model reproduces exactly, all gradients are finite too
+    simulator = make_written_out_simulator().double()
+    with torch.no_grad():
+        simulator.model.offset.zero_()
+    module = OperatorModule(simulator, lambda_inv_enc=0.0, lambda_inv_dec=0.0, squared=False)
+    loss = module.compute_losses(make_batch(0 * windows()[0], windows()[1]))["loss"]
+    loss.backward()
+    assert loss.item() == pytest.approx(1e-4)
+    assert all(torch.isfinite(p.grad).all() for p in simulator.model.parameters())
+
+
 def test_operator_weighs_both_inverse_terms_by_one_by_default():
     u, nu = windows()
     module = OperatorModule(make_written_out_simulator().double())
@@ -363,12 +436,12 @@ def check_idle(module):
 )
 def test_inverse_loss_frequency_refuses_a_term_without_gradient(monkeypatch, detached, words):
     def terms(simulator, u, nu, inverse):
-        found = operator_losses(simulator, u, nu, inverse)
+        found = operator_errors(simulator, u, nu, inverse)
         return {
             name: value.detach() if name in detached else value for name, value in found.items()
         }
 
-    monkeypatch.setattr("ups.modules.operator.operator_losses", terms)
+    monkeypatch.setattr("ups.modules.operator.operator_errors", terms)
     with pytest.raises(UpsError, match=words):
         check_idle(
             OperatorModule(
@@ -384,21 +457,21 @@ def test_inverse_loss_frequency_refuses_a_term_without_gradient_in_the_decoder(m
 
     def terms(simulator, u, nu, inverse):
         simulator.model.decode = lambda z: (z * weights.detach()).sum(-1, keepdim=True)
-        found = operator_losses(simulator, u, nu, inverse)
+        found = operator_errors(simulator, u, nu, inverse)
         simulator.model.decode = decode
         return found
 
-    monkeypatch.setattr("ups.modules.operator.operator_losses", terms)
+    monkeypatch.setattr("ups.modules.operator.operator_errors", terms)
     with pytest.raises(UpsError, match="L_inv_enc is 1, but the decoder gets no gradient"):
         check_idle(module)
 
 
 def test_inverse_loss_frequency_refuses_a_zero_inverse_decoding_term(monkeypatch):
     def terms(simulator, u, nu, inverse):
-        found = operator_losses(simulator, u, nu, inverse)
+        found = operator_errors(simulator, u, nu, inverse)
         return {**found, "L_inv_dec": 0 * found["L_inv_dec"]}
 
-    monkeypatch.setattr("ups.modules.operator.operator_losses", terms)
+    monkeypatch.setattr("ups.modules.operator.operator_errors", terms)
     with pytest.raises(UpsError, match="L_inv_dec is 1, but the term is absent or zero"):
         check_idle(OperatorModule(make_written_out_simulator().double()))
     # a term that nobody asked for may be anything

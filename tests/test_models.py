@@ -11,6 +11,7 @@ import ups
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid, PointCloud
 from ups.models import GridModel, build
+from ups.modules import OperatorModule
 
 POINTS = 32
 SPECS = {
@@ -18,6 +19,8 @@ SPECS = {
     "unet": {"hidden_channels": 4, "num_levels": 2},
     "resnet": {"hidden_channels": 8, "num_blocks": 2},
     "upt": {"num_patches": 8, "num_tokens": 4, "hidden_dim": 16, "num_heads": 2},
+    "patch_stepper": {"num_tokens": 8, "hidden_channels": 8, "depth": 2},
+    "memory_upt": {"num_tokens": 8, "memory_channels": 3, "hidden_channels": 8, "depth": 2},
 }
 
 
@@ -30,9 +33,12 @@ def make(architecture, spec=SCALAR):
     return build({"architecture": architecture, **SPECS[architecture]}, spec)
 
 
-def one_step(model, u, dt=0.05, parameters=(1e-3,)):
+def one_step(model, u, dt=0.05, parameters=(1e-3,), steps=1):
     rows = torch.tensor([parameters]).expand(len(u), -1)
-    return model.decode(model.step(model.encode(u), torch.full((len(u),), dt), rows))
+    z = model.encode(u)
+    for _ in range(steps):
+        z = model.step(z, torch.full((len(u),), dt), rows)
+    return model.decode(z)
 
 
 @pytest.mark.parametrize("architecture", SPECS)
@@ -43,7 +49,8 @@ def test_peer_keeps_the_protocol_and_depends_on_its_conditions(architecture, spe
     assert model.encode(u).shape == (3, model.num_tokens, model.hidden_dim)
     plain = one_step(model, u, parameters=usual)
     assert plain.shape == u.shape
-    plain.square().sum().backward()
+    # what a step writes to the memory reaches the field one step later
+    one_step(model, u, parameters=usual, steps=2).square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     if architecture == "upt":  # its modulation begins at zero
         torch.nn.init.normal_(model.approximator[0].modulation.weight)
@@ -59,15 +66,73 @@ def test_peer_keeps_the_protocol_and_depends_on_its_conditions(architecture, spe
         assert change.min() > 1e-6
 
 
-@pytest.mark.parametrize(("architecture", "shift"), [("fno", 5), ("resnet", 5), ("unet", 4)])
+@pytest.mark.parametrize(
+    ("architecture", "shift"),
+    [("fno", 5), ("resnet", 5), ("unet", 4), ("patch_stepper", 4), ("memory_upt", 4)],
+)
 @pytest.mark.parametrize("spec", [SCALAR, PAIR], ids=["scalar", "pair"])
-def test_grid_model_commutes_with_shifts_and_keeps_the_means(architecture, shift, spec):
+def test_model_commutes_with_shifts_and_keeps_the_means(architecture, shift, spec):
     model, u = make(architecture, spec), torch.randn(2, POINTS, spec.num_channels)
     usual = (1e-3, 0.4)[: len(spec.parameters)]
-    out = one_step(model, u, parameters=usual)
-    moved = one_step(model, u.roll(shift, 1), parameters=usual)
-    assert torch.allclose(moved, out.roll(shift, 1), atol=1e-5)
-    assert torch.allclose(out.mean(1), u.mean(1), atol=1e-6)
+    out = one_step(model, u, parameters=usual, steps=3)
+    moved = one_step(model, u.roll(shift, 1), parameters=usual, steps=3)
+    assert torch.allclose(moved, out.roll(shift, 1), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(out.mean(1), u.mean(1), atol=3e-6)
+
+
+@pytest.mark.parametrize("architecture", ["patch_stepper", "memory_upt"])
+def test_patches_decode_to_the_field_and_may_change_its_mean_if_told_to(architecture):
+    spec, u = PAIR, torch.randn(2, POINTS, 2)
+    config = {"architecture": architecture, **SPECS[architecture], "conserve_mean": False}
+    model = build(config, spec)
+    assert torch.equal(model.decode(model.encode(u)), u)
+    assert model.num_dynamic_channels == model.hidden_dim
+    changed = one_step(model, u, parameters=(1e-3, 0.4)).mean(1) - u.mean(1)
+    assert changed.abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("architecture", SPECS)
+def test_saved_model_is_loaded_with_the_same_rollouts(architecture, tmp_path):
+    config = {"architecture": architecture, **SPECS[architecture]}
+    spec = line_spec(POINTS, std=(0.6,))
+    simulator = ups.Simulator(make(architecture, spec), spec, "burgers", config).eval()
+    simulator.save(tmp_path)
+    again, u0 = ups.load(tmp_path), torch.randn(2, POINTS)
+    for mode in ("latent", "physical"):
+        expected = simulator.rollout(u0, 3, nu=1e-3, mode=mode)
+        assert torch.equal(again.rollout(u0, 3, nu=1e-3, mode=mode), expected)
+
+
+# the matrices of the blocks, without what reads and writes the field, gates and complex weights
+NUM_MATRICES = {
+    "fno": 2 * 3,  # a skip connection and two layers of points a block
+    "unet": 1 + 2 * (1 + 2 + 1 + 2),  # a level halves, convolves twice, widens, convolves twice
+    "resnet": 2 * 7,
+    "upt": 8 * 4,
+    "patch_stepper": 2 * 2,
+    "memory_upt": 2 * 2,
+}
+
+
+@pytest.mark.parametrize("architecture", SPECS)
+def test_muon_takes_the_matrices_of_each_model_and_trains_it(architecture):
+    model = make(architecture)
+    matrices = model.muon_parameters()
+    assert len({id(p) for p in matrices}) == len(matrices) == NUM_MATRICES[architecture]
+    assert all(p.ndim >= 2 and p.is_floating_point() for p in matrices)
+    module = OperatorModule(ups.Simulator(model, SCALAR), optimizer="muon")
+    optimizer = module.build_optimizer()
+    taken, others = (group["params"] for group in optimizer.param_groups)
+    assert {id(p) for p in taken} == {id(p) for p in matrices}
+    assert {id(p) for p in (*taken, *others)} == {id(p) for p in model.parameters()}
+    u, losses = torch.randn(8, POINTS, 1), []
+    for _ in range(20):
+        loss = (one_step(model, u, steps=2) - u.roll(1, 1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
 
 
 class Neighbors(GridModel):
@@ -121,11 +186,13 @@ def test_model_of_periodic_lines_refuses_other_domains(architecture, domain):
     [
         (
             {"architecture": "resnett"},
-            "must be one of mixer, upt, fno, unet, resnet, or package.module.Class",
+            "must be one of mixer, upt, memory_upt, patch_stepper, fno, unet, resnet, or ",
         ),
         ({"architecture": "no.such.Model"}, "No module named 'no'"),
         ({"architecture": "os.system"}, "a torch module"),
         ({"architecture": "unet", "num_levels": 6}, "multiple of 64"),
+        ({"architecture": "patch_stepper", "num_tokens": 5}, "32 points must be a multiple"),
+        ({"architecture": "memory_upt", "num_tokens": 8, "patch_overlap": 2}, "patch_overlap odd"),
         (
             {"architecture": "resnet", "depth": 6},
             "model.depth: resnet takes spec, hidden_channels",
@@ -138,8 +205,8 @@ def test_build_refuses_an_unknown_model_with_what_is_allowed(spec, words):
 
 
 @pytest.mark.parametrize(
-    "architecture", ["fno", "upt"]
-)  # complex weights; latent tokens and inverse losses
+    "architecture", ["fno", "upt", "memory_upt"]
+)  # complex weights; latent tokens and inverse losses; a memory and one of the losses
 @pytest.mark.integration
 def test_peer_trains_tests_and_loads_by_the_same_command(architecture, ups_run, tmp_path):
     size = [f"model.{key}={value}" for key, value in SPECS[architecture].items()]

@@ -135,6 +135,80 @@ def test_mixer_without_conservation_carries_no_mean(fields):
     assert (u.mean(1) - z[..., -1:].mean(1)).abs().max() > 1e-3
 
 
+PATCHES = {"num_tokens": TOKENS, "hidden_channels": 10, "depth": 3, "dilations": [1, 3]}
+
+
+def gathered(tokens):
+    """Each token between its neighbors on the circle."""
+    return np.stack(
+        [np.concatenate([tokens[(j + k) % TOKENS] for k in (-1, 0, 1)]) for j in range(TOKENS)]
+    )
+
+
+def mixed_patches(model, tokens, dt, parameters):
+    weight, bias = numbers(model.condition.weight), numbers(model.condition.bias)
+    condition = weight @ np.array([dt / 0.05 - 1, *np.log(parameters / 1e-3)]) + bias
+    h = gathered(tokens) @ numbers(model.tokens_in).T + condition
+    for block, distance in zip(model.blocks, (1, 3, 1), strict=True):
+        h = mixed(h, block, distance)
+    return h
+
+
+def added(model, points, h, conserve):
+    """The points with the change that each token adds to its own and its neighbors'."""
+    out = h @ numbers(model.patches_out).T
+    change = np.zeros_like(points)
+    for j in range(TOKENS):
+        for i, k in enumerate((-1, 0, 1)):
+            change[(j + k) % TOKENS] += out[j].reshape(3, -1)[i]
+    field = change.reshape(POINTS, -1)
+    means = field.mean(0) if conserve else 0 * field[0]
+    return points + (field - means).reshape(points.shape)
+
+
+@pytest.mark.parametrize("conserve", [True, False])
+@pytest.mark.parametrize(("channels", "parameters"), [(1, 1), (2, 2), (2, 0)])
+def test_patch_stepper_equals_written_out_loops(conserve, channels, parameters):
+    torch.manual_seed(0)
+    config = {"architecture": "patch_stepper", **PATCHES, "conserve_mean": conserve}
+    model = build(config, line(channels, parameters)).double()
+    fields, values = draw_fields(channels), PARAMETERS[:, :parameters]
+    dt = torch.tensor([0.05, 0.1, 0.02]).double()
+    after = model.decode(model.step(model.encode(fields), dt, values))
+    for b in range(3):
+        points = numbers(fields[b]).reshape(TOKENS, -1)
+        h = mixed_patches(model, points, dt[b].item(), numbers(values[b]))
+        own = added(model, points, h, conserve).reshape(POINTS, channels)
+        assert np.allclose(numbers(after[b]), own, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "parameters"), [(1, 1), (2, 2)])
+def test_memory_upt_equals_written_out_loops(channels, parameters):
+    torch.manual_seed(0)
+    memory = {"memory_channels": 4, "memory_rms_limit": 0.7}
+    model = build({"architecture": "memory_upt", **PATCHES, **memory}, line(channels, parameters))
+    model = model.double()
+    fields, values = draw_fields(channels), PARAMETERS[:, :parameters]
+    dt = torch.tensor([0.05, 0.1, 0.02]).double()
+    z = model.encode(fields)
+    after = model.step(model.step(z, dt, values), dt, values)
+    u = model.decode(after)
+    assert z.shape == (3, TOKENS, model.hidden_dim)
+    first, then = model.first_memory, model.next_memory
+    for b in range(3):
+        points = numbers(fields[b]).reshape(TOKENS, -1)
+        kept = gathered(points) @ numbers(first.weight).T + numbers(first.bias)
+        kept = clipped(kept, 0.7)
+        assert np.allclose(numbers(z[b]), np.concatenate([points, kept], 1), atol=1e-12)
+        for _ in range(2):
+            tokens = np.concatenate([points, kept], 1)
+            h = mixed_patches(model, tokens, dt[b].item(), numbers(values[b]))
+            points = added(model, points, h, True)
+            kept = clipped(h @ numbers(then.weight).T + numbers(then.bias), 0.7)
+        assert np.allclose(numbers(after[b]), np.concatenate([points, kept], 1), atol=1e-12)
+        assert np.allclose(numbers(u[b]), points.reshape(POINTS, channels), atol=1e-12)
+
+
 def convolved(x, layer):
     """A circular convolution of three taps (C, X) -> (C', X), with the layer's own dilation."""
     weight, bias, d = numbers(layer.weight), numbers(layer.bias), layer.dilation[0]

@@ -97,6 +97,17 @@ def test_muon_equals_the_algorithm_of_torch():
         assert (a - b).norm() < 0.02 * moved
 
 
+def test_muon_treats_the_weights_of_a_convolution_as_one_matrix():
+    weights, gradients = random_problem([(5, 4, 3), (5, 4, 3), (6, 2, 1)], 3)
+    params = parameters(weights)
+    descend(Muon(params, [], lr=0.05, weight_decay=0.5, momentum=0.6), params, gradients)
+    for i, (p, weight) in enumerate(zip(params, weights, strict=True)):
+        rows = weight.reshape(len(weight), -1)  # (out, in * kernel)
+        own = [of_step[i].reshape(rows.shape) for of_step in gradients]
+        expected = written_out_muon(rows, own, 0.05, 0.5, 0.6).reshape(weight.shape)
+        assert p.detach().numpy() == pytest.approx(expected, rel=1e-9, abs=1e-10), i
+
+
 def test_muon_has_the_documented_defaults():
     weights, gradients = random_problem([(4, 7), (6,)], 3)
     params = parameters(weights)
@@ -443,6 +454,11 @@ def test_configured_weights_of_the_inverse_losses_arrive_one_by_one():
     assert (both.lambda_inv_enc, both.lambda_inv_dec) == (0.4, 0.4)
     each = from_config(config("loss.lambda_inv_enc=0.2", "loss.lambda_inv_dec=0.9"), "operator")
     assert (each.hparams.lambda_inv_enc, each.hparams.lambda_inv_dec) == (0.2, 0.9)
+
+
+def test_configured_squared_arrives():
+    assert from_config(config(), "operator").hparams.squared is True
+    assert from_config(config("loss.squared=false"), "operator").hparams.squared is False
 
 
 def test_configured_inverse_loss_frequency_arrives_in_its_callback():

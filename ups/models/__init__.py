@@ -23,7 +23,9 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.models.base import GridModel
 from ups.models.fno import FNO
+from ups.models.memory import MemoryUPT
 from ups.models.mixer import MixerUPT
+from ups.models.patch_stepper import PatchStepper
 from ups.models.resnet import DilatedResNet
 from ups.models.unet import UNet
 from ups.models.upt import UPT
@@ -31,12 +33,25 @@ from ups.models.upt import UPT
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "mixer": MixerUPT,
     "upt": UPT,
+    "memory_upt": MemoryUPT,
+    "patch_stepper": PatchStepper,
     "fno": FNO,
     "unet": UNet,
     "resnet": DilatedResNet,
 }
 
-__all__ = ["ARCHITECTURES", "FNO", "UPT", "DilatedResNet", "GridModel", "MixerUPT", "UNet", "build"]
+__all__ = [
+    "ARCHITECTURES",
+    "FNO",
+    "UPT",
+    "DilatedResNet",
+    "GridModel",
+    "MemoryUPT",
+    "MixerUPT",
+    "PatchStepper",
+    "UNet",
+    "build",
+]
 
 
 def build(config: Mapping[str, Any], spec: FieldSpec) -> nn.Module:

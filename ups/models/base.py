@@ -66,6 +66,13 @@ class GridModel(nn.Module):
         return []
 
 
+def convolution_weights(*modules: nn.Module) -> list[Tensor]:
+    """The weights of all real convolutions in ``modules``, which Muon treats as matrices."""
+    kinds = (nn.Conv1d, nn.ConvTranspose1d)
+    layers = [layer for module in modules for layer in module.modules()]
+    return [layer.weight for layer in layers if isinstance(layer, kinds)]
+
+
 def periodic_line(spec: FieldSpec, model: str) -> int:
     """The number of points of a field on a periodic line.
 

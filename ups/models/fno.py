@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.schema import PositiveInt
-from ups.models.base import GridModel, periodic_line
+from ups.models.base import GridModel, convolution_weights, periodic_line
 
 
 class FNO(GridModel):
@@ -58,6 +58,10 @@ class FNO(GridModel):
 
     def forward(self, u: Tensor) -> Tensor:
         return self.network(u)
+
+    def muon_parameters(self) -> list[Tensor]:
+        """The real matrices of the layers; the complex weights of the modes are none of them."""
+        return convolution_weights(self.network.fno_blocks)
 
 
 def _without_metadata(

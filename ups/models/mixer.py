@@ -78,6 +78,17 @@ def circular_neighbor_indices(num_tokens: int, offsets: Sequence[int]) -> Tensor
     return ((torch.arange(num_tokens)[:, None] + torch.tensor(offsets)) % num_tokens).flatten()
 
 
+def soft_rms_clip(z: Tensor, limit: float) -> Tensor:
+    """z / sqrt(1 + |z|^2 / limit^2) for tokens (B, N, W), with |z|^2 the mean over channels.
+
+    It bounds large tokens and is the identity for small ones. LayerNorm bounds latent rollouts too,
+    but it discards the size of a token and with it the precision of small differences; see
+    docs/notes/model.md for both measured.
+    """
+    mean_square = z.square().mean(-1, keepdim=True)
+    return z * torch.rsqrt(1 + mean_square / limit**2)
+
+
 class MixerUPT(nn.Module):
     """Encoder, approximator and decoder of ``MixerBlock`` over tokens on a periodic line.
 
@@ -188,14 +199,8 @@ class MixerUPT(nn.Module):
         return u - u.mean(1, keepdim=True) + z[..., -self.num_channels :].mean(1, keepdim=True)
 
     def soft_rms_clip(self, z: Tensor) -> Tensor:
-        """z / sqrt(1 + |z|^2 / limit^2) for tokens (B, N, W), with |z|^2 the mean over channels.
-
-        It bounds large tokens and is the identity for small ones. LayerNorm bounds latent rollouts
-        too, but it discards the size of a token and with it the precision of small differences; see
-        docs/notes/model.md for both measured.
-        """
-        mean_square = z.square().mean(-1, keepdim=True)
-        return z * torch.rsqrt(1 + mean_square / self.latent_rms_limit**2)
+        """The function of this name, at ``latent_rms_limit``."""
+        return soft_rms_clip(z, self.latent_rms_limit)
 
     def _restore_mean(self, z: Tensor, mean: Tensor) -> Tensor:
         return torch.cat((z[..., : -self.num_channels], mean), -1) if self.conserve_mean else z

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ups.core.fields import FieldSpec
 from ups.core.schema import Depth, NonEmpty, PositiveInt
-from ups.models.base import GridModel, periodic_line
+from ups.models.base import GridModel, convolution_weights, periodic_line
 
 
 class DilatedResNet(GridModel):
@@ -48,6 +48,10 @@ class DilatedResNet(GridModel):
         for block in self.blocks:
             h = h + block(h)
         return self.project(h)
+
+    def muon_parameters(self) -> list[Tensor]:
+        """The convolutions of the blocks, which an optimizer may treat as matrices."""
+        return convolution_weights(self.blocks)
 
 
 def circular(

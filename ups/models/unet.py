@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.schema import PositiveInt
-from ups.models.base import GridModel, periodic_line
+from ups.models.base import GridModel, convolution_weights, periodic_line
 from ups.models.resnet import circular
 
 
@@ -62,6 +62,10 @@ class UNet(GridModel):
         ):
             h = block(torch.cat((skip, widen(h)), 1))
         return self.project(h)
+
+    def muon_parameters(self) -> list[Tensor]:
+        """All convolutions but the first and the last, which read and write the field."""
+        return convolution_weights(self.lift[1:], self.halve, self.down, self.widen, self.up)
 
 
 def _double(channels_in: int, channels_out: int) -> nn.Sequential:

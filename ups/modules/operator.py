@@ -8,7 +8,7 @@ from torch import Tensor
 from ups.core.batch import Batch
 from ups.core.schema import NonNegativeFloat
 from ups.modules.base import BaseModule
-from ups.modules.losses import operator_losses
+from ups.modules.losses import operator_errors, root_mean
 from ups.simulation.simulator import Simulator
 
 
@@ -16,8 +16,11 @@ class OperatorModule(BaseModule):
     """Trains a ``Simulator`` on windows with the forward loss and the two inverse losses.
 
     loss = L_forward + lambda_inv_enc L_inv_enc + lambda_inv_dec L_inv_dec; see
-    ``ups.modules.losses.operator_losses``. The inverse terms are computed while
+    ``ups.modules.losses.operator_errors``. The inverse terms are computed while
     ``compute_inverse_losses`` is set; the InverseLossFrequency callback sets it for each batch.
+
+    The logged terms are means of squared errors, whatever ``squared`` is, so that runs can be
+    compared.
 
     Validation is the latent rollout of whole trajectories in physical space;
     ``validation/operator/nrmse`` selects the best weights.
@@ -26,6 +29,7 @@ class OperatorModule(BaseModule):
         simulator: the simulator to train.
         lambda_inv_enc: weight of L_inv_enc.
         lambda_inv_dec: weight of L_inv_dec.
+        squared: whether the loss is the mean of the squared relative errors, or of their roots.
 
     The other arguments are those of ``BaseModule``.
     """
@@ -38,6 +42,7 @@ class OperatorModule(BaseModule):
         *,
         lambda_inv_enc: NonNegativeFloat = 1.0,
         lambda_inv_dec: NonNegativeFloat = 1.0,
+        squared: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -50,10 +55,13 @@ class OperatorModule(BaseModule):
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
         h: Any = self.hparams
         inverse = self.compute_inverse_losses and h.lambda_inv_enc + h.lambda_inv_dec > 0
-        terms = operator_losses(self.simulator, batch.u, batch.parameters, inverse)
+        errors = operator_errors(self.simulator, batch.u, batch.parameters, inverse)
+        logged = {name: error.mean() for name, error in errors.items()}
+        # all terms alike: with only one of them squared, latent rollouts drift
+        terms = logged if h.squared else {name: root_mean(e) for name, e in errors.items()}
         loss = terms["L_forward"]
         if inverse:
             loss = (
                 loss + h.lambda_inv_enc * terms["L_inv_enc"] + h.lambda_inv_dec * terms["L_inv_dec"]
             )
-        return {"loss": loss, **terms}
+        return {"loss": loss, **logged}

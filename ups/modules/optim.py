@@ -21,7 +21,8 @@ class Muon(torch.optim.Optimizer):
     a CPU it made a training step 1.5 times as long in a trial.
 
     Args:
-        matrices: parameters with two dimensions.
+        matrices: real parameters with two dimensions. One with more, as of a convolution
+            (out, in, kernel), is treated as the matrix (out, in * kernel).
         others: all other parameters.
         lr: learning rate.
         weight_decay: decoupled weight decay, for both kinds.
@@ -70,9 +71,10 @@ class Muon(torch.optim.Optimizer):
             gradients = [p.grad for p in matrices if p.grad is not None]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-            steps = orthogonalize(nesterov) * (0.2 * max(shape) ** 0.5 * group["lr"])
+            rows = nesterov.flatten(2)
+            steps = orthogonalize(rows) * (0.2 * max(rows.shape[1:]) ** 0.5 * group["lr"])
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_sub_(matrices, list(steps.unbind(0)))
+            torch._foreach_sub_(matrices, [step.view(shape) for step in steps.unbind(0)])
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:

@@ -111,17 +111,19 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The inverse losses.
+    """The operator's losses.
 
     Args:
         lambda_inv_enc: weight of |D(E(u)) - u|^2 / |u|^2.
         lambda_inv_dec: weight of |E(D(z)) - z|^2 / var(z).
         inverse_loss_frequency: the inverse losses are computed in every n-th batch.
+        squared: whether all terms are means of squared relative errors, or of their roots.
     """
 
     lambda_inv_enc: NonNegativeFloat = 1.0
     lambda_inv_dec: NonNegativeFloat = 1.0
     inverse_loss_frequency: PositiveInt = 1
+    squared: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""A token mixer that steps the field itself: the peer that shares our blocks, without latents."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec
+from ups.core.schema import Depth, MlpRatio, NonEmpty, NonNegativeInt, PositiveInt
+from ups.models.base import periodic_line
+from ups.models.conditioning import condition_features
+from ups.models.mixer import MixerBlock, circular_neighbor_indices
+
+
+class PatchStepper(nn.Module):
+    """Cuts a field on a periodic line into patches and adds ``MixerBlock``s' change to them.
+
+    A token is the values of its own points, so encode and decode only reshape. A step reads
+    ``patch_overlap`` tokens around each one, mixes, and adds to the points of as many. Latent and
+    physical rollouts are the same, and the inverse losses are zero and must be off
+    (``lambda_inv=0``). A shift of the field by a patch is exactly a shift of the tokens.
+
+    Args:
+        spec: describes the field, of a multiple of ``num_tokens`` points.
+        num_tokens: number of patches N.
+        hidden_channels: channels inside a step.
+        mlp_ratio: channels inside a block, as a multiple of ``hidden_channels``.
+        dilations: distances of the tokens that the blocks mix, in turn. Their sum, in tokens, must
+            reach as far as information travels in one step.
+        depth: number of blocks.
+        patch_overlap: number of patches, centered on a token, that it reads and writes; odd.
+        conserve_mean: whether the equation conserves the mean of each channel; then changes of the
+            mean are removed.
+
+    Attributes:
+        hidden_dim: channels W of a token: its values, point by point.
+        num_dynamic_channels: all of them.
+
+    Raises:
+        UpsError: the sizes don't fit together.
+    """
+
+    def __init__(
+        self,
+        spec: FieldSpec,
+        num_tokens: PositiveInt = 64,
+        hidden_channels: PositiveInt = 48,
+        mlp_ratio: MlpRatio = 1.0,
+        dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),
+        depth: Depth = 8,
+        patch_overlap: PositiveInt = 3,
+        conserve_mean: bool = True,
+    ) -> None:
+        super().__init__()
+        num_points = periodic_line(spec, "model=patch_stepper")
+        if num_points % num_tokens or num_tokens < patch_overlap or patch_overlap % 2 == 0:
+            raise UpsError(
+                f"model.num_tokens={num_tokens}, model.patch_overlap={patch_overlap}: "
+                f"the {num_points} points must be a multiple of num_tokens; "
+                "patch_overlap odd, at most num_tokens"
+            )
+        self.num_tokens = num_tokens
+        self.num_channels = spec.num_channels
+        self.values_per_token = num_points // num_tokens * spec.num_channels
+        self.hidden_dim = self.values_per_token
+        self.num_dynamic_channels = self.values_per_token
+        self.patch_overlap = patch_overlap
+        self.conserve_mean = conserve_mean
+        self.offsets = range(-(patch_overlap // 2), patch_overlap // 2 + 1)
+        self.register_buffer(
+            "patch_indices", circular_neighbor_indices(num_tokens, self.offsets), persistent=False
+        )
+        self.patch_indices: Tensor
+        mlp_dim = round(mlp_ratio * hidden_channels)
+        patch_dim = patch_overlap * self.values_per_token
+        self.tokens_in = nn.Parameter(torch.randn(hidden_channels, patch_dim) * patch_dim**-0.5)
+        self.condition = nn.Linear(1 + len(spec.parameters), hidden_channels)
+        self.blocks = nn.Sequential(
+            *(
+                MixerBlock(num_tokens, hidden_channels, mlp_dim, dilations[i % len(dilations)])
+                for i in range(depth)
+            )
+        )
+        self.patches_out = nn.Parameter(
+            torch.randn(patch_dim, hidden_channels) * 0.5 * hidden_channels**-0.5
+        )
+
+    def encode(self, u: Tensor) -> Tensor:
+        """Return fields (B, X, C) as tokens (B, N, W)."""
+        return u.reshape(u.shape[0], self.num_tokens, self.values_per_token)
+
+    def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
+        """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
+        return z + self.change(self.mix(z, dt, parameters)).to(z.dtype)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return tokens (B, N, W) as fields (B, X, C)."""
+        return z.reshape(z.shape[0], -1, self.num_channels)
+
+    def mix(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
+        """What the blocks make of tokens (B, N, W): (B, N, hidden_channels)."""
+        h = F.linear(self.gather(z), self.tokens_in)
+        condition = self.condition(condition_features(dt, parameters))
+        mixed: Tensor = self.blocks((h + condition[:, None]).to(z.dtype))
+        return mixed
+
+    def gather(self, z: Tensor) -> Tensor:
+        """Tokens (B, N, W) with their neighbors': (B, N, patch_overlap * W)."""
+        return z.index_select(1, self.patch_indices).view(*z.shape[:2], -1)
+
+    def change(self, h: Tensor) -> Tensor:
+        """The change of the points (B, N, values_per_token); where tokens overlap, their sum."""
+        patches = F.linear(h, self.patches_out).to(h.dtype)
+        parts = patches.view(*h.shape[:2], self.patch_overlap, -1).unbind(2)
+        rolled = [part.roll(k, 1) for part, k in zip(parts, self.offsets, strict=True)]
+        change = torch.stack(rolled).sum(0)
+        if not self.conserve_mean:
+            return change
+        field = change.view(h.shape[0], -1, self.num_channels)
+        return (field - field.mean(1, keepdim=True)).view_as(change)
+
+    def muon_parameters(self) -> list[Tensor]:
+        """The weight matrices of the blocks, which an optimizer may treat as matrices."""
+        return [p for m in self.modules() if isinstance(m, MixerBlock) for p in (m.w1, m.w2)]
