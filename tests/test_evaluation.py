@@ -189,7 +189,7 @@ def test_evaluation_rows_have_their_settings_in_order(evaluation):
 @every_row
 def test_evaluation_row_has_its_keys(evaluation, place):
     row = evaluation.module.rows[place]
-    keys = {*("model", "mode", "correct", "ttc"), *PDEBENCH, *CHECKS, "nrmse_over_time"}
+    keys = {*("model", "mode", "correct", "ttc"), *PDEBENCH, *CHECKS, "vrmse", "nrmse_over_time"}
     keys |= {"one_step_nrmse", "one_step_squared", "seconds_per_trajectory"}
     if place in (2, 3):
         keys |= {
@@ -597,7 +597,7 @@ def test_evaluation_has_persistence_alone_and_no_equations_checks_without_an_equ
     logged = run_test(module, dataloaders=batches(two_batches()))
     rows = {(row["model"], row["mode"]): row for row in module.rows}
     assert list(rows) == [("mine", "latent"), ("mine", "physical"), ("persistence", "physical")]
-    keys = {*("model", "mode", "correct", "ttc"), *PDEBENCH, "nrmse_over_time"}
+    keys = {*("model", "mode", "correct", "ttc"), *PDEBENCH, "vrmse", "nrmse_over_time"}
     keys |= {"one_step_nrmse", "one_step_squared", "seconds_per_trajectory"}
     keys |= {"boundary_jump_error", "correlation_time"}
     for row in module.rows:

@@ -53,7 +53,22 @@ def test_rollout_metrics_add_up_over_batches():
         metrics.update(a, b)
     values = metrics.compute()
     assert len(values.pop("nrmse_over_time")) == 3
+    variance = ((q - q.mean(-1, keepdim=True)) ** 2).mean(-1) + 1e-7
+    vrmse = (((p - q) ** 2).mean(-1) / variance).sqrt().mean().item()
+    assert values.pop("vrmse") == pytest.approx(vrmse)
     assert values == pytest.approx(pdebench_metrics(p, q))
+
+
+def test_vrmse_does_not_count_the_mean_of_the_target():
+    torch.manual_seed(0)
+    p, q = torch.randn(2, 3, 4, 16, 1)
+    found = []
+    for mean in (0.0, 50.0):
+        metrics = RolloutMetrics(4, line_spec(16))
+        metrics.update(p + mean, q + mean)
+        found.append(metrics.compute())
+    assert found[1]["vrmse"] == pytest.approx(found[0]["vrmse"], rel=1e-4)
+    assert found[1]["nrmse"] < 0.1 * found[0]["nrmse"]
 
 
 @pytest.mark.parametrize(

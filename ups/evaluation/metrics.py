@@ -18,6 +18,7 @@ from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
 from ups.core.norms import RELATIVE_ERROR_FLOOR
 from ups.physics import Equation, Law
 
+VRMSE_FLOOR = 1e-7  # added to a variance
 NAMES = ("rmse", "nrmse", "crmse", "brmse", "max_error", "frmse_low", "frmse_mid", "frmse_high")
 _BANDS = {"frmse_low": (0, 4), "frmse_mid": (4, 12), "frmse_high": (12, None)}
 
@@ -26,8 +27,12 @@ class RolloutMetrics(Metric):
     """Accumulates PDEBench's metrics over batches of rollouts (B, T, *space, C).
 
     Rollouts exclude the initial frame, and fields are dimensionless. ``compute`` returns a dict of
-    floats with the keys ``NAMES``, means over channels, and ``nrmse_over_time``, a list of T
-    values. Sums are in float64.
+    floats with the keys ``NAMES`` and ``vrmse``, means over channels, and ``nrmse_over_time``, a
+    list of T values. Sums are in float64.
+
+    ``vrmse`` is that of The Well (Ohana et al., NeurIPS 2024 Datasets and Benchmarks): relative to
+    the fluctuation sqrt(mean (q - mean q)^2 + 1e-7) of the target q, so that a large mean does not
+    make an error look small.
 
     Args:
         num_frames: number of frames T.
@@ -40,6 +45,7 @@ class RolloutMetrics(Metric):
     samples: Tensor
     rmse: Tensor
     nrmse: Tensor
+    vrmse: Tensor
     mass: Tensor
     boundary: Tensor
     largest: Tensor
@@ -54,6 +60,7 @@ class RolloutMetrics(Metric):
             "samples": (),
             "rmse": frames,
             "nrmse": frames,
+            "vrmse": frames,
             "mass": frames,
             "boundary": frames,
             "power": (num_frames, *_spectrum_shape(spec.domain.shape), spec.num_channels),
@@ -79,6 +86,7 @@ class RolloutMetrics(Metric):
         self.samples += len(pred)
         self.rmse += rmse.sum(0)
         self.nrmse += (rmse / size).sum(0)
+        self.vrmse += (rmse / (target.var(axes, correction=0) + VRMSE_FLOOR).sqrt()).sum(0)
         self.mass += error.sum(axes).square().sum(0)
         self.boundary += _boundary_mean_square(error, axes).sqrt().sum(0)
         self.power += _spectrum(error, axes).abs().square().sum(0)
@@ -98,6 +106,7 @@ class RolloutMetrics(Metric):
             "brmse": (self.boundary / self.samples).mean().item(),
             "max_error": self.largest.mean().item(),
             **{name: band.sum().item() / max(1, band.numel()) for name, band in bands.items()},
+            "vrmse": (self.vrmse / self.samples).mean().item(),
             "nrmse_over_time": nrmse.mean(-1).tolist(),
         }
 

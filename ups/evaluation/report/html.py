@@ -30,6 +30,7 @@ HEADLINE = (
     ("mass (cRMSE)", "crmse", 5), ("ms a trajectory", "milliseconds", 2),
 )  # fmt: skip
 CHECKS = (
+    ("VRMSE, relative to the fluctuation", "vrmse"),
     ("mass drift", "mass_drift"), ("energy drift", "energy_drift"),
     ("boundary jump error", "boundary_jump_error"),
     ("beyond the initial range", "maximum_principle_violation"),
