@@ -14,8 +14,8 @@ write: not to be edited. Errors are rollout
 nRMSE on the test set, mean and standard deviation over seeds. `mixer_small` and `mixer-small`
 are this project's token mixer by default, `upt` the UPT of the paper.
 
-**Tables of a commit before November 2026 are of earlier data**, whose initial fields have no mean, \
-and of an eager solver. They will be measured again:
+**All tables but the first two are of earlier data**, whose initial fields have no mean, and of an \
+eager solver. They will be measured again:
 
 - At equal error the compiled solver (first table) is far faster than any model here.
 - The peers were trained with AdamW, `mixer_small` with Muon. The ResNet with Muon reached 0.033 \
@@ -314,7 +314,8 @@ def solver(result: dict[str, Any]) -> str:
 
 From PDEBench's published initial conditions; `model` is {result["model"]}. The solver is compiled \
 with numba; `torch` is its path for
-GPUs and gradients, here with gradients. Data are generated at 1024 points by {made:.0f} trajectories a second."""
+GPUs and gradients, here with gradients. Data of 1024 points are generated at {made:.0f} \
+trajectories a second."""
 
 
 def shifts(result: dict[str, Any]) -> str:
