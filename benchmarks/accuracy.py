@@ -1,13 +1,14 @@
-"""Every model at equal training time: five minutes each on the whole machine, three seeds, the same
-data and code.
+"""Every model at equal training time: five and ten minutes on the whole machine, the same data and
+code.
 
-    python benchmarks/accuracy.py [MODEL ...]        writes benchmarks/results/accuracy.json
+    python benchmarks/accuracy.py [MODEL ...]        writes benchmarks/results/equal_time.json
 
 First each model's training speed is measured, alone on the machine; its time is then the number of
-steps that fit, validation not counted. Each gets the same search: three learning rates, its own and
-a third and three times that, two minutes each, one seed, judged by validation. As the steps are
-fixed by then, the runs go two at a time, with a core each: that changes what the clock says, not
-what they learn. What is finished is not repeated: the JSON is written after every run.
+steps that fit, validation not counted. Each gets the same search, two minutes a trial, one seed,
+judged by validation: the squared and the unsquared loss, then, with the better one, AdamW and Muon
+at three learning rates each. As the steps are fixed by then, the runs go two at a time, with a core
+each: that changes what the clock says, not what they learn. The seed is of data and weights. What
+is finished is not repeated: the JSON is written after every run, and the same command goes on.
 """
 
 import sys
@@ -25,14 +26,30 @@ from ups.run import CONF
 from ups.runs.stages import validation_score
 
 OUT = Path("outputs/accuracy")
-MODELS = ("mixer_small", "resnet", "unet", "fno", "upt")
-SEARCH_SECONDS, TRAIN_SECONDS, EPOCHS = 120, 300, 10
-FACTORS = (1 / 3, 1.0, 3.0)
-LR = "stage.operator.module.lr"
+MODELS = ("memory_upt", "mixer_small", "patch_stepper", "resnet", "unet", "fno", "upt")
+SEARCH_SECONDS, EPOCHS = 120, 10
+TRAIN_SECONDS = {"5 minutes": 300, "10 minutes": 600}
+RATES = {"adamw": (0.001, 0.003, 0.009), "muon": (0.001, 0.003, 0.009)}
+LOSSES = ("true", "false")
+
+
+KEYS = ("nrmse", "vrmse", "one_step_nrmse")
+# the settings to try for each model
+Candidates = dict[str, list[list[str]]]
 
 
 def command(model: str, name: str, *settings: str) -> list[str]:
-    return [f"output_dir={OUT}", f"model={model}", f"name={model}-{name}", *settings]
+    return [f"output_dir={OUT}", f"model={model}", f"name={name}", *settings]
+
+
+def run_name(model: str, length: str, seed: str) -> str:
+    return f"{model}-{length.partition(' ')[0]}-{seed}"
+
+
+def train_seconds(run: Path) -> float:
+    """The time on two cores that gave a run its number of steps."""
+    minutes = run.name.split("-")[-2]
+    return TRAIN_SECONDS[f"{minutes} minutes"]
 
 
 def speed(cfg: Any) -> float:
@@ -74,9 +91,41 @@ def length(cfg: Any, steps: float) -> list[str]:
     ]
 
 
+def trial(model: str, settings: list[str]) -> str:
+    """The name of a trial's run."""
+    values = "-".join(setting.rpartition("=")[2] for setting in settings)
+    return f"{model}-search-{values}"
+
+
+def search(table: dict[str, Any], configs: dict[str, Any], candidates: Candidates) -> None:
+    """Try settings for each model, and note the validation error of each."""
+    left = [
+        (model, settings)
+        for model, each in candidates.items()
+        for settings in each
+        if " ".join(settings) not in table[model]["validation_nrmse"]
+    ]
+    commands = [
+        command(
+            model,
+            trial(model, settings),
+            *settings,
+            *length(configs[model], table[model]["steps_per_second"] * SEARCH_SECONDS),
+        )
+        for model, settings in left
+    ]
+    for (model, settings), _ in zip(left, side_by_side(commands), strict=True):
+        score = validation_score(OUT / trial(model, settings))
+        table[model]["validation_nrmse"][" ".join(settings)] = score
+        save("equal_time", {"models": table})
+
+
+def best(found: dict[str, Any], candidates: list[list[str]]) -> list[str]:
+    return min(candidates, key=lambda settings: found["validation_nrmse"][" ".join(settings)])
+
+
 def main(models: list[str]) -> None:
-    result = read("accuracy")
-    table = result.setdefault("models", {})
+    table = read("equal_time").setdefault("models", {})
     with initialize_config_dir(CONF, version_base="1.3"):
         configs = {model: compose("config", [f"model={model}"]) for model in models}
     for model in models:
@@ -84,67 +133,67 @@ def main(models: list[str]) -> None:
             table[model] = {
                 "steps_per_second": speed(configs[model]),
                 "validation_nrmse": {},
-                "runs": {},
+                "runs": {name: {} for name in TRAIN_SECONDS},
             }
-            save("accuracy", result)
-    speeds = {model: table[model]["steps_per_second"] for model in models}
-
+            save("equal_time", {"models": table})
+    losses = {model: [[f"loss.squared={value}"] for value in LOSSES] for model in models}
+    search(table, configs, losses)
     rates = {
-        model: [f"{cfg.stage.operator.module.lr * factor:.3g}" for factor in FACTORS]
-        for model, cfg in configs.items()
-    }
-    left = [
-        (model, lr)
-        for model in models
-        for lr in rates[model]
-        if lr not in table[model]["validation_nrmse"]
-    ]
-    commands = [
-        command(m, f"lr{lr}", f"{LR}={lr}", *length(configs[m], speeds[m] * SEARCH_SECONDS))
-        for m, lr in left
-    ]
-    for (model, lr), _ in zip(left, side_by_side(commands), strict=True):
-        table[model]["validation_nrmse"][lr] = validation_score(OUT / f"{model}-lr{lr}")
-        save("accuracy", result)
-
-    for model in models:
-        table[model]["lr"] = min(
-            table[model]["validation_nrmse"], key=table[model]["validation_nrmse"].get
-        )
-        table[model]["steps"] = round(speeds[model] * TRAIN_SECONDS)
-        table[model]["settings"] = [
-            f"{LR}={table[model]['lr']}",
-            *length(configs[model], speeds[model] * TRAIN_SECONDS),
+        model: [
+            [
+                *best(table[model], losses[model]),
+                f"stage.operator.module.optimizer={optimizer}",
+                f"stage.operator.module.lr={lr}",
+            ]
+            for optimizer, each in RATES.items()
+            for lr in each
         ]
+        for model in models
+    }
+    search(table, configs, rates)
+    for model in models:
+        table[model]["settings"] = best(table[model], rates[model])
+
     runs = [
-        (model, str(seed))
+        (model, name, str(seed))
+        for name in TRAIN_SECONDS
         for model in models
         for seed in SEEDS
-        if str(seed) not in table[model]["runs"]
+        if str(seed) not in table[model]["runs"][name]
     ]
     commands = [
-        command(model, seed, f"seed={seed}", *table[model]["settings"]) for model, seed in runs
-    ]
-    for (model, seed), _ in zip(runs, side_by_side(commands), strict=True):
-        folder = OUT / f"{model}-{seed}"
-        rows = {row.mode: row.to_dict() for row in own_rows(folder, "eval_operator")}
-        table[model]["runs"][seed] = {"rows": rows}
-        save("accuracy", result)
-
-    for model, found in table.items():
-        rows = [run["rows"]["latent"] for run in found["runs"].values()]
-        if not rows:
-            continue  # of an earlier call that was stopped
-        found |= {key: spread([row[key] for row in rows]) for key in ("nrmse", "one_step_nrmse")}
-        found["last_frame"] = spread([row["nrmse_over_time"][-1] for row in rows])
-        print(
+        command(
             model,
-            {
-                key: round(found[key]["mean"], 4)
-                for key in ("nrmse", "last_frame", "one_step_nrmse")
-            },
+            run_name(model, name, seed),
+            *(f"seed={seed}", f"data.seed={seed}"),
+            *table[model]["settings"],
+            *length(configs[model], table[model]["steps_per_second"] * TRAIN_SECONDS[name]),
         )
-    save("accuracy", result)
+        for model, name, seed in runs
+    ]
+    for (model, name, seed), _ in zip(runs, side_by_side(commands), strict=True):
+        folder = OUT / run_name(model, name, seed)
+        rows = {row.mode: row.to_dict() for row in own_rows(folder, "eval_operator")}
+        table[model]["runs"][name][seed] = {"rows": rows}
+        save("equal_time", {"models": table})
+    report(table)
+    save("equal_time", {"models": table})
+
+
+def report(table: dict[str, Any]) -> None:
+    """Add mean and spread over seeds to each model's runs, and print them."""
+    for model, found in table.items():
+        for name, runs in found["runs"].items():
+            if not runs:
+                continue  # of an earlier call that was stopped
+            summary = found.setdefault("summary", {}).setdefault(name, {})
+            for mode in ("latent", "physical"):
+                rows = [run["rows"][mode] for run in runs.values()]
+                summary[mode] = {
+                    **{key: spread([row[key] for row in rows]) for key in KEYS},
+                    "last_frame": spread([row["nrmse_over_time"][-1] for row in rows]),
+                }
+            print(model, name, {mode: each["nrmse"]["mean"] for mode, each in summary.items()})
 
 
 if __name__ == "__main__":

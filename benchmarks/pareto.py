@@ -170,7 +170,9 @@ def main(runs: list[Path]) -> None:
         gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
         equal_time = Path(row["run"]).parent.name == accuracy.OUT.name
         seconds = row["training_seconds"] = (
-            accuracy.TRAIN_SECONDS if equal_time else training_seconds(Path(row["run"]))
+            accuracy.train_seconds(Path(row["run"]))
+            if equal_time
+            else training_seconds(Path(row["run"]))
         )
         row["break_even_trajectories"] = {
             b: math.ceil(seconds / g) if g is not None and g > 0 else None for b, g in gain.items()

@@ -92,6 +92,32 @@ def accuracy(result: dict[str, Any]) -> str:
     return "\n\n".join((table(head, rows), about, "![error over time](pictures/accuracy.png)"))
 
 
+def equal_time(result: dict[str, Any]) -> str:
+    parts = []
+    for name in next(iter(result["models"].values()))["runs"]:
+        tested = {
+            model: found["summary"][name]
+            for model, found in result["models"].items()
+            if name in found.get("summary", {})
+        }
+        if not tested:
+            continue
+        order = sorted(tested, key=lambda model: tested[model]["latent"]["nrmse"]["mean"])
+        rows = [
+            [
+                model,
+                *(number(tested[model][mode]["nrmse"]) for mode in ("latent", "physical")),
+                *(number(tested[model]["latent"][key]) for key in ("vrmse", "one_step_nrmse")),
+                str(len(result["models"][model]["runs"][name])),
+                " ".join(s.rpartition(".")[2] for s in result["models"][model]["settings"]),
+            ]
+            for model in order
+        ]
+        head = ["model", "latent rollout", "physical rollout", "VRMSE", "one step", "seeds", "best"]
+        parts.append(f"{name}:\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
 def pareto(result: dict[str, Any]) -> str:
     head = [
         "",
@@ -339,7 +365,8 @@ fields of the table: {", ".join(f"{name} {value:.2f}" for name, value in predict
 SECTIONS = {
     "solver": ("The solver's cost, beside a model's", solver),
     "shifts": ("Inputs unlike the training data", shifts),
-    "accuracy": ("Accuracy at equal training time", accuracy),
+    "equal_time": ("Accuracy at equal training time", equal_time),
+    "accuracy": ("Accuracy at equal training time, earlier", accuracy),
     "pareto": ("Error against cost, beside the numerical method", pareto),
     "ablation": ("What each part is worth", ablation),
     "throughput": ("Speed and memory", throughput),
