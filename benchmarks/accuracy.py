@@ -6,8 +6,8 @@ code.
 First each model's training speed is measured, alone on the machine; its time is then the number of
 steps that fit, validation not counted. Each gets the same search, two minutes a trial, one seed,
 judged by validation: the squared and the unsquared loss, then, with the better one, AdamW and Muon
-at three learning rates each. As the steps are fixed by then, the runs go two at a time, with a core
-each: that changes what the clock says, not what they learn. The seed is of data and weights. What
+at three learning rates each. As the steps are fixed by then, the runs go side by side, with a core
+each, on a GPU if there is one: that changes what the clock says, not what they learn. The seed is of data and weights. What
 is finished is not repeated: the JSON is written after every run, and the same command goes on.
 """
 
@@ -39,7 +39,7 @@ Candidates = dict[str, list[list[str]]]
 
 
 def command(model: str, name: str, *settings: str) -> list[str]:
-    return [f"output_dir={OUT}", f"model={model}", f"name={name}", *settings]
+    return [f"output_dir={OUT}", f"model={model}", f"name={name}", "preflight=false", *settings]
 
 
 def run_name(model: str, length: str, seed: str) -> str:

@@ -54,11 +54,11 @@ def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
 
 
 def side_by_side(commands: Sequence[Sequence[str]]) -> Iterator[None]:
-    """``ups_run`` with each of ``commands``, two at a time with a core each.
+    """``ups_run`` with each of ``commands``, as many at a time as there are cores, one core each.
 
     Yields once a command, in their order, when it is done.
     """
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(partial(ups_run, one_core=True), commands)
 
 
