@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from runs import SEEDS, Measured, own_rows, read, save, side_by_side, spread
 
+from ups.callbacks.graceful_stop import TimeLimit
 from ups.pipeline import train
 from ups.run import CONF
 from ups.runs.stages import validation_score
@@ -72,7 +73,7 @@ def speed(cfg: Any) -> float:
             force_add=True,
         )
         try:
-            train(cfg, "operator", Path(folder), CSVLogger(folder))
+            train(cfg, "operator", Path(folder), CSVLogger(folder), 1, TimeLimit())
         except Measured as measured:
             return measured.steps_per_second
     raise RuntimeError("the training was over before its speed was measured")

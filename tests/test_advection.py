@@ -209,6 +209,7 @@ def test_pdebench_advection_config_selects_the_equation_and_its_downsampling(ups
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_run_of_every_stage_succeeds_on_advection(ups_run, tmp_path):
     done = ups_run("data=advection", *SMALL, "name=wave", "stage.evaluate=[none,diffusion]")
     assert "preflight: every stage has taken real steps" in done.stdout

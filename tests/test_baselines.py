@@ -253,7 +253,7 @@ def rolled_by_hand(name, u0, steps, nu):
 
 def metrics_by_hand(name):
     """PDEBench's metrics and the physics checks of a baseline's row, sample by sample."""
-    sums = {key: np.zeros(FRAMES - 1) for key in ("rmse", "nrmse", "mass", "boundary")}
+    sums = {key: np.zeros(FRAMES - 1) for key in ("rmse", "nrmse", "vrmse", "mass", "boundary")}
     largest = np.zeros(FRAMES - 1)
     spectrum = np.zeros((FRAMES - 1, POINTS // 2 + 1))
     checks = {
@@ -274,6 +274,8 @@ def metrics_by_hand(name):
                 root = math.sqrt(sum(error**2) / POINTS)
                 sums["rmse"][k] += root
                 sums["nrmse"][k] += root / math.sqrt(sum(truth**2) / POINTS)
+                fluctuation = truth - sum(truth) / POINTS
+                sums["vrmse"][k] += root / math.sqrt(sum(fluctuation**2) / POINTS + 1e-7)
                 sums["mass"][k] += sum(error) ** 2
                 sums["boundary"][k] += math.sqrt((error[0] ** 2 + error[-1] ** 2) / 2)
                 largest[k] = max(largest[k], max(abs(error)))
@@ -311,6 +313,7 @@ def metrics_by_hand(name):
     return {
         "rmse": sums["rmse"].mean() / n,
         "nrmse": sums["nrmse"].mean() / n,
+        "vrmse": sums["vrmse"].mean() / n,
         "crmse": (np.sqrt(sums["mass"] / n) / POINTS).mean(),
         "brmse": sums["boundary"].mean() / n,
         "max_error": largest.mean(),

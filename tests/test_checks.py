@@ -328,6 +328,7 @@ def metrics_written_out(pred, target, length=1.0, floor=0.0):
     return {
         "rmse": rmse.mean(),
         "nrmse": (rmse / size).mean(),
+        "vrmse": (rmse / np.sqrt(q.var(2) + 1e-7)).mean(),
         "crmse": (np.sqrt((error.sum(2) ** 2).mean(0)) / points).mean(),
         "brmse": np.sqrt((error[:, :, 0] ** 2 + error[:, :, -1] ** 2) / 2).mean(),
         "max_error": np.abs(error).max(2).max(0).mean(),

@@ -188,6 +188,7 @@ def test_later_stages_are_trained_anew_when_earlier_weights_have_changed(copied)
     assert set(ups.load(copied / "outputs/one").correctors) == {"diffusion", "consistency"}
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_train_their_stage_alone_with_overwrite(copied):
     before = content(copied)
     other = "stage.diffusion.module.lr=0.001"

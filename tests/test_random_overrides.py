@@ -156,6 +156,7 @@ def test_random_overrides_are_accepted_or_refused_with_a_sentence(
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_random_overrides_end_command_without_traceback(tmp_path):
     rng = random.Random(1)
     refused = 0

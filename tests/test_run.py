@@ -288,6 +288,7 @@ def test_a_pdebench_file_trains_from_the_command_line(ups_run, tmp_path):
     assert (report["dataset"]["frames"], report["dataset"]["points"]) == (7, 32)
 
 
+@pytest.mark.slow
 def test_one_model_over_several_viscosities_is_tested_on_another(ups_run, tmp_path):
     ups_run(*TINY, "name=many", "data.nu=[0.001,0.01]")
     ups_run("stage=evaluate", *TINY, "name=many", "data.nu=0.004", "ttc.enabled=false")

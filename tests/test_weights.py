@@ -262,12 +262,18 @@ def test_new_simulator_takes_spec_equation_and_parameters_from_the_data():
     spec = FieldSpec(
         Grid((16,), (4.0,), origin=(0.0,)), parameters=("beta",), dt=0.02, mean=(0.4,), std=(1.7,)
     )
-    data = SimpleNamespace(spec=spec, equation_name="advection", training_parameters=[[0.3], [0.5]])
+    data = SimpleNamespace(
+        spec=spec,
+        equation_name="advection",
+        training_parameters=[[0.3], [0.5]],
+        input_range={"largest value": 2.0},
+    )
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", ["model=mixer_tiny", "model.num_tokens=8", "model.hidden_dim=12"])
     simulator = build_simulator(cfg, data)
     assert (simulator.spec, simulator.dt, simulator.equation_name) == (spec, 0.02, "advection")
     assert simulator.training_parameters == [[0.3], [0.5]]
+    assert simulator.input_range == {"largest value": 2.0}
     assert simulator.mean.tolist() == pytest.approx([0.4])
     assert simulator.std.tolist() == pytest.approx([1.7])
     assert torch.equal(simulator.x, torch.arange(16) * 0.25)

@@ -67,6 +67,7 @@ def test_generation_is_refused_with_both_sizes_when_the_disk_is_too_small(small_
     assert not list(folder.rglob("*.hdf5"))
 
 
+@pytest.mark.slow
 def test_preflight_refuses_a_latent_cache_when_the_disk_is_too_small(small_disk, tmp_path):
     folder = small_disk("2m")
     args = [

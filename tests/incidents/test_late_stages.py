@@ -115,6 +115,7 @@ def stopped_while_training(folder, *args):
     return printed
 
 
+@pytest.mark.slow
 def test_preflight_is_skipped_when_a_run_resumes(tmp_path):
     assert "preflight: every stage" in stopped_while_training(
         tmp_path, "name=r", "trainer.max_epochs=5000"

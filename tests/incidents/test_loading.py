@@ -45,7 +45,7 @@ def test_trajectory_file_refuses_pickled_objects(tmp_path):
     with h5py.File(path, "w") as file:
         file["tensor"] = np.array([np.void(pickle.dumps(Evil()))] * 3)
         file["x-coordinate"] = file["t-coordinate"] = np.arange(4.0)
-    with pytest.raises(UpsError, match="'tensor' is"):
+    with pytest.raises(UpsError, match="'tensor' must be"):
         TrajectoryFile(path)
 
 

@@ -69,6 +69,7 @@ def test_leaderboard_gets_a_run_that_was_killed_before_by_the_same_command(tmp_p
     assert [row["name"] for row in rows] == ["one", "one", "baseline"]
 
 
+@pytest.mark.slow
 def test_run_writes_no_leaderboard_when_its_callback_is_off(tmp_path):
     off = [*RUN, "callbacks.leaderboard=null"]
     for _ in range(2):

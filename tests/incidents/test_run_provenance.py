@@ -79,6 +79,7 @@ def test_run_is_refused_before_training_when_provenance_is_not_the_expected_one(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_run_repeats_when_it_expects_its_own_provenance(repository):
     """With every stage, whose settings differ, and the preflight, whose data are few."""
     folder, _ = repository

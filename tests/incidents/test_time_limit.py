@@ -145,7 +145,7 @@ def test_limit_of_one_stage_is_refused(call):
 
 def test_time_limit_ends_generation_of_data_with_its_exit_code(tmp_path):
     sizes = [
-        "data.num_train=100000",
+        "data.num_train=20000",
         "data.reference_num_points=1024",
         "trainer.max_time=00:00:00:02",
     ]

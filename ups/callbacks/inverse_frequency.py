@@ -70,10 +70,16 @@ def check_inverse_loss_gradients(module: Any, batch: Any) -> None:
             )
         own, parts = reached(term), {"encoder": z, "decoder": simulator.decode(z.detach())}
         for part, output in parts.items():
-            if part == "decoder" and not output.requires_grad:
-                continue  # it has no parameters
+            if part == "decoder" and _has_no_parameters(simulator, z, output):
+                continue
             if not any(a and b for a, b in zip(own, reached(output.square().sum()), strict=True)):
                 raise UpsError(
                     f"the weight of {name} is {weight:g}, but the {part} gets no gradient from it: "
                     "it would do nothing there"
                 )
+
+
+def _has_no_parameters(simulator: Any, z: torch.Tensor, decoded: torch.Tensor) -> bool:
+    """Whether a model's decoder has none: nothing is frozen, gradients pass, and none is held."""
+    is_frozen = any(not p.requires_grad for p in simulator.model.parameters())
+    return not is_frozen and not decoded.requires_grad and simulator.decode(z).requires_grad

@@ -234,10 +234,11 @@ class TrajectoryDataModule(pl.LightningDataModule):
         known = _joined(read["train"])
         self.train_values = known if h.in_memory else None
         self.spec = self._describe(first, known)
+        first = self._seen_from_moving_frame(torch.from_numpy(known[:, :1]))[:, 0]
         # the initial amplitude of most solutions
-        amplitudes = np.abs(known[:, 0]).reshape(len(known), -1).max(1)
-        self.amplitude_cap = float(np.quantile(amplitudes, 0.8))
-        self.input_range = self._input_range(torch.from_numpy(known[:, :1]))
+        self.amplitude_cap = float(np.quantile(first.abs().flatten(1).amax(1).numpy(), 0.8))
+        sizes = input_size(first, self.spec)
+        self.input_range = {name: value.max().item() for name, value in sizes.items()}
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         self.parameters = {
             split: torch.tensor(self.training_parameters).repeat_interleave(h[f"num_{split}"], 0)
@@ -280,12 +281,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
             file.grid, channels, parameters, file.dt, std=tuple(float(value) for value in std)
         )
 
-    def _input_range(self, first: Tensor) -> dict[str, float]:
-        """The largest of each ``input_size`` among initial fields (N, 1, *space, C)."""
+    def _seen_from_moving_frame(self, u: Tensor) -> Tensor:
+        """Trajectories (N, T, *space, C) as a rollout sees them."""
         boost = self.equation.boost if self.equation else None
-        frame = MovingFrame(boost, first[:, 0], self.spec.domain, self.spec.dt)
-        sizes = input_size(frame.enter(first)[:, 0], self.spec)
-        return {name: value.max().item() for name, value in sizes.items()}
+        return MovingFrame(boost, u[:, 0], self.spec.domain, self.spec.dt).enter(u)
 
     def open_files(self) -> list[Reader]:
         """Open the files that exist.

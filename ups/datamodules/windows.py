@@ -118,7 +118,8 @@ class WindowDataset(Dataset[Batch]):
         first = torch.from_numpy(self._read(w, 1))
         for factor in range(stride.max(), 1, -1):
             factors = torch.full((len(first),), factor)
-            rescaled = symmetry.fields(first, factors, self.grid)
+            seen = self._from_moving_frame(first, factors.numpy())
+            rescaled = symmetry.fields(seen, factors, self.grid)
             size = rescaled.abs().flatten(1).amax(1).numpy()
             stride[(stride == factor) & (size > self.amplitude_cap)] -= 1
         return replace(w, stride=stride)
