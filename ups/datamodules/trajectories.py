@@ -234,10 +234,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
         known = _joined(read["train"])
         self.train_values = known if h.in_memory else None
         self.spec = self._describe(first, known)
-        first = self._seen_from_moving_frame(torch.from_numpy(known[:, :1]))[:, 0]
+        initial = self._seen_from_moving_frame(torch.from_numpy(known[:, :1]))[:, 0]
         # the initial amplitude of most solutions
-        self.amplitude_cap = float(np.quantile(first.abs().flatten(1).amax(1).numpy(), 0.8))
-        sizes = input_size(first, self.spec)
+        self.amplitude_cap = float(np.quantile(initial.abs().flatten(1).amax(1).numpy(), 0.8))
+        sizes = input_size(initial, self.spec)
         self.input_range = {name: value.max().item() for name, value in sizes.items()}
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         self.parameters = {
