@@ -12,6 +12,7 @@ from ups.core.fields import Boundary, FieldSpec, Grid, PointCloud
 from ups.datamodules import BurgersDataModule
 from ups.models import build
 from ups.physics import advection, burgers
+from ups.physics.equation import translate
 from ups.physics.moving_frame import MovingFrame
 from ups.simulation.input_range import input_size
 from ups.simulation.simulator import Simulator
@@ -158,6 +159,13 @@ def test_boosts_of_fields_in_the_plane_move_along_each_axis():
     for k in range(3):
         assert torch.equal(seen[0, k], u0[0].roll((-k, 2 * k), (0, 1)))
         assert torch.equal(seen[1, k], u0[1].roll((0, -3 * k), (0, 1)))
+
+
+def test_fields_are_translated_on_their_own_device():
+    # without a GPU: on a device without values
+    u = torch.empty(2, 3, 8, 1, device="meta")
+    points = torch.zeros(2, 1, dtype=torch.long, device="meta")
+    assert translate(u, points, Grid((8,), (1.0,))).device.type == "meta"
 
 
 def test_advection_has_no_boosts():

@@ -127,7 +127,7 @@ class Equation:
 def translate(u: Tensor, points: Tensor, grid: Grid) -> Tensor:
     """Shift trajectories (B, T, *space, C) periodically by ``points`` (B, D) along each axis."""
     for d, n in enumerate(grid.shape):
-        index = (torch.arange(n) + points[:, d, None]) % n
+        index = (torch.arange(n, device=points.device) + points[:, d, None]) % n
         shape = [len(u), *(1 for _ in u.shape[1:])]
         shape[2 + d] = n
         u = torch.take_along_dim(u, index.view(shape), 2 + d)
