@@ -123,15 +123,13 @@ def model_rows(
     sim, frames = ups.load(run, data), u.shape[1] - 1
     ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *sim.correctors)]
     ways += [{"correct": name, "ttc": True} for name in ("none", *sim.correctors) if sim.correctors]
-    rows, rollouts = [], []
+    rows: list[dict[str, Any]] = []
+    rollouts: list[Rollout] = []
     for way in ways:
         label = Row(
             sim.model_config["name"], "latent", way["correct"], way.get("ttc", False), {}
         ).label
-
-        def rollout(u0: Tensor, way: dict[str, Any] = way) -> Tensor:
-            return sim.rollout(u0, frames, nu=data.training_parameters[0][0], **way)
-
+        rollout = partial(sim.rollout, steps=frames, nu=data.training_parameters[0][0], **way)
         rollouts.append(rollout)
         rows.append({"name": label, "run": str(run), **way, "nrmse": error(rollout, u)})
         print(rows[-1], flush=True)

@@ -45,7 +45,8 @@ def proposals(sim: Simulator) -> Guided:
     """The guided stepper that proposes candidates, without guiding them."""
     settings = TTC(num_candidates=CANDIDATES, guidance_steps=0)
     assert sim.equation is not None
-    corrected = Corrected(sim, sim.correctors["diffusion"])
+    corrector: Any = sim.correctors["diffusion"]
+    corrected = Corrected(sim, corrector)
     return Guided(corrected, sim.equation, settings)
 
 
@@ -112,10 +113,11 @@ def main(runs: list[str]) -> None:
             "a draw, as by default": rolled(),
             "the corrector's mean at every step": rolled(temperature=0.0),
         }
-        for name, choose in {
+        choices: dict[str, Callable[[Tensor], Tensor]] = {
             "a random one of 16": at_random,
             "the best of 16": partial(torch.argmax, dim=1),
-        }.items():
+        }
+        for name, choose in choices.items():
             torch.manual_seed(1)
             preds[name] = chosen(sim, u, parameters, choose)
         for name, candidates in {

@@ -11,7 +11,7 @@ that of a process of its own, which takes a few training steps.
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
     return step
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds a call, one figure a block."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for block in range(BLOCKS + 1):  # the first is a warm-up
@@ -93,7 +93,7 @@ def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list
     return times
 
 
-def compared(calls: dict[str, Callable[[], Any]], repeats: int, to: str) -> dict[str, Any]:
+def compared(calls: Mapping[str, Callable[[], Any]], repeats: int, to: str) -> dict[str, Any]:
     """Median milliseconds a call, and the median over blocks of each one's ratio to the one
     called ``to``.
     """
