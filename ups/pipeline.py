@@ -134,8 +134,9 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     """
     data = make_data(cfg)
     simulator = load(folder, data)
+    with_ttc = True in report_paths(cfg, folder)  # enabled, and at its place
     options: Any = OmegaConf.to_container(cfg.ttc, resolve=True)
-    with_ttc = options.pop("enabled") and True in report_paths(cfg, folder)
+    options.pop("enabled", None)
     simulator.ttc = TTC(**options)
     module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
     reports = ReportWriter(cfg, folder)
