@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ups.core.errors import UpsError
+from ups.core.errors import UpsError, to_user_error
 from ups.run import CONF, is_raised_by_hydra
 from ups.runs.config import known_keys, validate_config
 from ups.runs.stages import stage_config
@@ -187,3 +187,12 @@ def test_random_accepted_overrides_pass_preflight(ups_run, tmp_path):
         text = done.stdout + done.stderr
         assert done.returncode in (0, 2, 3), (overrides, text)
         assert "Traceback" not in text, (overrides, text)
+
+
+def test_a_key_that_was_taken_away_is_asked_for_by_its_name():
+    cfg = OmegaConf.create({"ttc": {"num_candidates": 1}})
+    OmegaConf.set_struct(cfg, True)
+    for read in (lambda: cfg.ttc.enabled, lambda: cfg["ttc"]["enabled"]):
+        with pytest.raises(OmegaConfBaseException) as raised:
+            read()
+        assert str(to_user_error(raised.value)) == "`ttc.enabled` must be given."

@@ -2,6 +2,8 @@
 
 import errno
 
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
 
 class UpsError(ValueError):
     """A mistake that the user can correct.
@@ -36,6 +38,8 @@ def to_user_error(error: BaseException) -> UpsError | RunIncomplete | None:
         )
     if isinstance(error, OSError) and error.filename is not None:
         return UpsError(f"{error.filename} can't be read or written: {error.strerror}")
+    if isinstance(error, ConfigAttributeError | ConfigKeyError) and error.full_key:
+        return UpsError(f"`{error.full_key}` must be given.")
     if is_out_of_memory(error):
         return UpsError(
             "out of memory; a smaller data.batch_size with a larger "
