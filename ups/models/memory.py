@@ -56,28 +56,28 @@ class MemoryUPT(PatchStepper):
             patch_overlap,
             conserve_mean,
         )
-        self.hidden_dim = self.values_per_token + memory_channels
+        self.hidden_dim = self.patches.size + memory_channels
         self.num_dynamic_channels = self.hidden_dim
         self.memory_rms_limit = memory_rms_limit
         token_dim = patch_overlap * self.hidden_dim
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, token_dim) * token_dim**-0.5)
-        self.first_memory = nn.Linear(patch_overlap * self.values_per_token, memory_channels)
+        self.first_memory = nn.Linear(patch_overlap * self.patches.size, memory_channels)
         self.next_memory = nn.Linear(hidden_channels, memory_channels)
 
     def encode(self, u: Tensor) -> Tensor:
         """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
         points = super().encode(u)
-        return self._join(points, self.first_memory(self.gather(points)))
+        return self._join(points, self.first_memory(self.patches.gather(points)))
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
         h = self.mix(z, dt, parameters)
-        points = z[..., : self.values_per_token] + self.change(h).to(z.dtype)
+        points = z[..., : self.patches.size] + self.change(h).to(z.dtype)
         return self._join(points, self.next_memory(h))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the points of tokens (B, N, W) as fields (B, X, C)."""
-        return super().decode(z[..., : self.values_per_token])
+        return super().decode(z[..., : self.patches.size])
 
     def _join(self, points: Tensor, memory: Tensor) -> Tensor:
         return torch.cat(

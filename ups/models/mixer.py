@@ -8,13 +8,10 @@ neighbors on the circle. A shift of the field by the width of a token is therefo
 of the tokens.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.schema import (
     Depth,
@@ -25,8 +22,8 @@ from ups.core.schema import (
     PositiveFloat,
     PositiveInt,
 )
-from ups.models.base import periodic_line
 from ups.models.conditioning import condition_features
+from ups.models.patches import OverlappingPatches, circular_neighbor_indices
 
 
 class MixerBlock(nn.Module):
@@ -63,19 +60,6 @@ class MixerBlock(nn.Module):
             # products in low precision, the running sum in full precision
             return h + F.linear(y, self.w2).view(b, n, c)
         return torch.addmm(h.reshape(b * n, c), y, self.w2.T).view(b, n, c)
-
-
-def circular_neighbor_indices(num_tokens: int, offsets: Sequence[int]) -> Tensor:
-    """The indices of each token's neighbors on a circle, token by token.
-
-    Args:
-        num_tokens: number of tokens N.
-        offsets: distances of the neighbors.
-
-    Returns:
-        Indices (N * len(offsets),).
-    """
-    return ((torch.arange(num_tokens)[:, None] + torch.tensor(offsets)) % num_tokens).flatten()
 
 
 def soft_rms_clip(z: Tensor, limit: float) -> Tensor:
@@ -131,29 +115,16 @@ class MixerUPT(nn.Module):
         conserve_mean: bool = True,
     ) -> None:
         super().__init__()
-        num_points = periodic_line(spec, "model=mixer_small")
         num_channels = spec.num_channels
-        if num_points % num_tokens or num_tokens < patch_overlap or patch_overlap % 2 == 0:
-            raise UpsError(
-                f"model.num_tokens={num_tokens}, model.patch_overlap={patch_overlap}: "
-                f"the {num_points} points must be a multiple of num_tokens; "
-                "patch_overlap odd, at most num_tokens"
-            )
+        self.patches = OverlappingPatches(spec, "model=mixer_small", num_tokens, patch_overlap)
         self.num_tokens = num_tokens
         self.hidden_dim = hidden_dim
         self.num_channels = num_channels
         self.num_dynamic_channels = hidden_dim - num_channels if conserve_mean else hidden_dim
-        self.patch_overlap = patch_overlap
         self.latent_rms_limit = latent_rms_limit
         self.conserve_mean = conserve_mean
-        self.values_per_token = num_points // num_tokens * num_channels
-        self.offsets = range(-(patch_overlap // 2), patch_overlap // 2 + 1)
-        self.register_buffer(
-            "patch_indices", circular_neighbor_indices(num_tokens, self.offsets), persistent=False
-        )
-        self.patch_indices: Tensor
         mlp_dim = round(mlp_ratio * hidden_dim)
-        patch_dim = patch_overlap * self.values_per_token
+        patch_dim = patch_overlap * self.patches.size
 
         def stack(depth: int) -> nn.Sequential:
             return nn.Sequential(
@@ -174,8 +145,7 @@ class MixerUPT(nn.Module):
 
     def encode(self, u: Tensor) -> Tensor:
         """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
-        own = u.reshape(u.shape[0], self.num_tokens, self.values_per_token)
-        patches = own.index_select(1, self.patch_indices).view(u.shape[0], self.num_tokens, -1)
+        patches = self.patches.gather(self.patches.cut(u))
         h = F.linear(patches, self.patches_in, self.constant.view(-1))
         mean = u.mean(1, keepdim=True).expand(-1, self.num_tokens, -1)
         return self._restore_mean(self.soft_rms_clip(self.encoder(h)), mean)
@@ -189,11 +159,8 @@ class MixerUPT(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode tokens (B, N, W) into fields (B, X, C) on the training grid."""
-        patches = F.linear(self.decoder(z), self.patches_out).view(
-            *z.shape[:2], self.patch_overlap, self.values_per_token
-        )
-        parts = [part.roll(k, 1) for part, k in zip(patches.unbind(2), self.offsets, strict=True)]
-        u = torch.stack(parts).sum(0).view(z.shape[0], -1, self.num_channels).to(z.dtype)
+        written = F.linear(self.decoder(z), self.patches_out)
+        u = self.patches.join(self.patches.overlap_add(written)).to(z.dtype)
         if not self.conserve_mean:
             return u
         return u - u.mean(1, keepdim=True) + z[..., -self.num_channels :].mean(1, keepdim=True)

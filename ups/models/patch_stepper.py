@@ -4,12 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.schema import Depth, MlpRatio, NonEmpty, NonNegativeInt, PositiveInt
-from ups.models.base import periodic_line
 from ups.models.conditioning import condition_features
-from ups.models.mixer import MixerBlock, circular_neighbor_indices
+from ups.models.mixer import MixerBlock
+from ups.models.patches import OverlappingPatches
 
 
 class PatchStepper(nn.Module):
@@ -52,27 +51,13 @@ class PatchStepper(nn.Module):
         conserve_mean: bool = True,
     ) -> None:
         super().__init__()
-        num_points = periodic_line(spec, "model=patch_stepper")
-        if num_points % num_tokens or num_tokens < patch_overlap or patch_overlap % 2 == 0:
-            raise UpsError(
-                f"model.num_tokens={num_tokens}, model.patch_overlap={patch_overlap}: "
-                f"the {num_points} points must be a multiple of num_tokens; "
-                "patch_overlap odd, at most num_tokens"
-            )
+        self.patches = OverlappingPatches(spec, "model=patch_stepper", num_tokens, patch_overlap)
         self.num_tokens = num_tokens
-        self.num_channels = spec.num_channels
-        self.values_per_token = num_points // num_tokens * spec.num_channels
-        self.hidden_dim = self.values_per_token
-        self.num_dynamic_channels = self.values_per_token
-        self.patch_overlap = patch_overlap
+        self.hidden_dim = self.patches.size
+        self.num_dynamic_channels = self.patches.size
         self.conserve_mean = conserve_mean
-        self.offsets = range(-(patch_overlap // 2), patch_overlap // 2 + 1)
-        self.register_buffer(
-            "patch_indices", circular_neighbor_indices(num_tokens, self.offsets), persistent=False
-        )
-        self.patch_indices: Tensor
         mlp_dim = round(mlp_ratio * hidden_channels)
-        patch_dim = patch_overlap * self.values_per_token
+        patch_dim = patch_overlap * self.patches.size
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, patch_dim) * patch_dim**-0.5)
         self.condition = nn.Linear(1 + len(spec.parameters), hidden_channels)
         self.blocks = nn.Sequential(
@@ -87,7 +72,7 @@ class PatchStepper(nn.Module):
 
     def encode(self, u: Tensor) -> Tensor:
         """Return fields (B, X, C) as tokens (B, N, W)."""
-        return u.reshape(u.shape[0], self.num_tokens, self.values_per_token)
+        return self.patches.cut(u)
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
@@ -95,28 +80,21 @@ class PatchStepper(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return tokens (B, N, W) as fields (B, X, C)."""
-        return z.reshape(z.shape[0], -1, self.num_channels)
+        return self.patches.join(z)
 
     def mix(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """What the blocks make of tokens (B, N, W): (B, N, hidden_channels)."""
-        h = F.linear(self.gather(z), self.tokens_in)
+        h = F.linear(self.patches.gather(z), self.tokens_in)
         condition = self.condition(condition_features(dt, parameters))
         mixed: Tensor = self.blocks((h + condition[:, None]).to(z.dtype))
         return mixed
 
-    def gather(self, z: Tensor) -> Tensor:
-        """Tokens (B, N, W) with their neighbors': (B, N, patch_overlap * W)."""
-        return z.index_select(1, self.patch_indices).view(*z.shape[:2], -1)
-
     def change(self, h: Tensor) -> Tensor:
-        """The change of the points (B, N, values_per_token); where tokens overlap, their sum."""
-        patches = F.linear(h, self.patches_out).to(h.dtype)
-        parts = patches.view(*h.shape[:2], self.patch_overlap, -1).unbind(2)
-        rolled = [part.roll(k, 1) for part, k in zip(parts, self.offsets, strict=True)]
-        change = torch.stack(rolled).sum(0)
+        """The change of the points (B, N, values of a patch) by ``mix``'s result."""
+        change = self.patches.overlap_add(F.linear(h, self.patches_out).to(h.dtype))
         if not self.conserve_mean:
             return change
-        field = change.view(h.shape[0], -1, self.num_channels)
+        field = self.patches.join(change)
         return (field - field.mean(1, keepdim=True)).view_as(change)
 
     def muon_parameters(self) -> list[Tensor]:
