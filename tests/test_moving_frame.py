@@ -121,7 +121,7 @@ def test_positions_off_the_grid_move_too():
 
 def test_what_is_left_of_the_mean_is_at_most_half_a_cell_a_step():
     u0 = fields(40)[..., None] + torch.linspace(-3, 3, 40)[:, None, None]
-    frame = MovingFrame(BOOST, u0, Grid((POINTS,), (1.0,)), 0.05)
+    frame = MovingFrame(burgers.EQUATION, u0, Grid((POINTS,), (1.0,)), 0.05)
     seen = frame.enter(u0[:, None])
     assert seen.mean((1, 2, 3)).abs().max() <= UNIT / 2 * (1 + 1e-5)
     assert frame.leave(seen, 0) == pytest.approx(u0[:, None], abs=1e-5)
@@ -129,23 +129,24 @@ def test_what_is_left_of_the_mean_is_at_most_half_a_cell_a_step():
 
 def test_fields_that_hardly_move_are_left_as_they_are():
     u0 = fields()[..., None] + 0.4 * UNIT
-    frame = MovingFrame(BOOST, u0, Grid((POINTS,), (1.0,)), 0.05)
+    frame = MovingFrame(burgers.EQUATION, u0, Grid((POINTS,), (1.0,)), 0.05)
     trajectory = u0[:, None].repeat(1, 3, 1, 1)
     assert frame.enter(trajectory) is trajectory
     assert frame.leave(trajectory) is trajectory
 
 
 @pytest.mark.parametrize(
-    ("boost", "domain"),
+    ("equation", "domain"),
     [
         (None, Grid((POINTS,), (1.0,))),
-        (BOOST, Grid((POINTS,), (1.0,), ((Boundary.WALL, Boundary.WALL),))),
-        (BOOST, PointCloud(((0.0, 0.0),) * POINTS)),
+        (advection.EQUATION, Grid((POINTS,), (1.0,))),
+        (burgers.EQUATION, Grid((POINTS,), (1.0,), ((Boundary.WALL, Boundary.WALL),))),
+        (burgers.EQUATION, PointCloud(((0.0, 0.0),) * POINTS)),
     ],
 )
-def test_frames_are_at_rest_where_there_is_no_such_symmetry(boost, domain):
+def test_frames_are_at_rest_where_there_is_no_such_symmetry(equation, domain):
     u0 = fields()[..., None] + 9.0
-    assert MovingFrame(boost, u0, domain, 0.05).enter(u0[:, None]).equal(u0[:, None])
+    assert MovingFrame(equation, u0, domain, 0.05).enter(u0[:, None]).equal(u0[:, None])
 
 
 def test_boosts_of_fields_in_the_plane_move_along_each_axis():
@@ -154,7 +155,8 @@ def test_boosts_of_fields_in_the_plane_move_along_each_axis():
     u0 = torch.randn(2, 8, 4, 2)
     u0 -= u0.mean((1, 2), keepdim=True)
     u0 += torch.tensor([[0.5, -1.0], [0.0, 1.5]])[:, None, None]
-    frame = MovingFrame(boost, u0, grid, 0.5)
+    equation = dataclasses.replace(burgers.EQUATION, boost=boost)
+    frame = MovingFrame(equation, u0, grid, 0.5)
     seen = frame.enter(u0[:, None].repeat(1, 3, 1, 1, 1))
     for k in range(3):
         assert torch.equal(seen[0, k], u0[0].roll((-k, 2 * k), (0, 1)))

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from filelock import FileLock
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ups.core.batch import Batch
@@ -234,7 +233,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
         known = _joined(read["train"])
         self.train_values = known if h.in_memory else None
         self.spec = self._describe(first, known)
-        initial = self._seen_from_moving_frame(torch.from_numpy(known[:, :1]))[:, 0]
+        first_frames = torch.from_numpy(known[:, :1])
+        frame = MovingFrame(self.equation, first_frames[:, 0], first.grid, first.dt)
+        initial = frame.enter(first_frames)[:, 0]
         # the initial amplitude of most solutions
         self.amplitude_cap = float(np.quantile(initial.abs().flatten(1).amax(1).numpy(), 0.8))
         sizes = input_size(initial, self.spec)
@@ -280,11 +281,6 @@ class TrajectoryDataModule(pl.LightningDataModule):
         return FieldSpec(
             file.grid, channels, parameters, file.dt, std=tuple(float(value) for value in std)
         )
-
-    def _seen_from_moving_frame(self, u: Tensor) -> Tensor:
-        """Trajectories (N, T, *space, C) as a rollout sees them."""
-        boost = self.equation.boost if self.equation else None
-        return MovingFrame(boost, u[:, 0], self.spec.domain, self.spec.dt).enter(u)
 
     def open_files(self) -> list[Reader]:
         """Open the files that exist.

@@ -94,9 +94,8 @@ class WindowDataset(Dataset[Batch]):
 
     def _from_moving_frame(self, u: Tensor, stride: np.ndarray) -> Tensor:
         """See windows (B, T, *space, C) from the frame from which a rollout sees them."""
-        boost = self.equation.boost if self.equation else None
         dt = self.dt * torch.from_numpy(stride)
-        return MovingFrame(boost, u[:, 0], self.grid, dt).enter(u)
+        return MovingFrame(self.equation, u[:, 0], self.grid, dt).enter(u)
 
     def _read(self, w: WindowIndices, frames: int) -> np.ndarray:
         """Read frames (B, frames, *space, C) of the windows, ``w.stride`` frames apart."""

@@ -14,7 +14,7 @@ from ups.models.patches import OverlappingPatches
 class PatchStepper(nn.Module):
     """Cuts a field on a periodic line into patches and adds ``MixerBlock``s' change to them.
 
-    A token is the values of its own points, so encode and decode only reshape. A step reads
+    A token is the values of its patch, so encode and decode only reshape. A step reads
     ``patch_overlap`` tokens around each one, mixes, and adds to the points of as many. Latent and
     physical rollouts are the same, and the inverse losses are zero and must be off
     (``lambda_inv=0``). A shift of the field by a patch is exactly a shift of the tokens.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ups.core.fields import PERIODIC_AXIS, Grid, PointCloud
-from ups.physics.equation import Boost, translate
+from ups.physics.equation import Equation, translate
 
 
 class MovingFrame:
@@ -21,7 +21,7 @@ class MovingFrame:
     value changes (docs/method.md has both measured).
 
     Args:
-        boost: the equation's boosts; None if it has none, and then the frame is at rest.
+        equation: the equation. The frame is at rest if there is none, or if it has no boosts.
         u0: the initial fields (B, *space, C).
         domain: where the fields lie. The frame does not move along an axis with ends, nor over
             points without an order.
@@ -31,13 +31,14 @@ class MovingFrame:
 
     def __init__(
         self,
-        boost: Boost | None,
+        equation: Equation | None,
         u0: Tensor,
         domain: Grid | PointCloud,
         dt: float | Tensor,
         group_size: int = 1,
     ) -> None:
         self.is_moving = False
+        boost = equation.boost if equation else None
         if boost is None or not isinstance(domain, Grid):
             return
         self.boost = boost

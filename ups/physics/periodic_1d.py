@@ -49,8 +49,8 @@ def initial_conditions(
         seed: the same seed gives the same fields.
         length: the length of the periodic line.
         as_published: whether to follow the code of the published files. Otherwise, as in the paper,
-            a wave number that was not drawn is absent, and each end has a number of its own, r
-            uniform in [0, 1).
+            a wave number that was not drawn is absent, and each end has its own r, uniform in
+            [0, 1).
 
     Returns:
         Fields (n, X), float32.

@@ -169,8 +169,7 @@ class Simulator(nn.Module):
             u0: the initial fields (B, *space, C).
             group_size: number of consecutive fields that share a frame.
         """
-        boost = None if self.equation is None else self.equation.boost
-        return MovingFrame(boost, u0, self.spec.domain, self.spec.dt, group_size)
+        return MovingFrame(self.equation, u0, self.spec.domain, self.spec.dt, group_size)
 
     def predict(
         self, stepper: Stepper, u0: Tensor, steps: int, parameters: Tensor, reencode: bool = False
