@@ -4,9 +4,9 @@ code.
     python benchmarks/accuracy.py [MODEL ...]        writes benchmarks/results/equal_time.json
 
 First each model's training speed is measured, alone on the machine; its time is then the number of
-steps that fit, validation not counted. Each gets the same search, two minutes a trial, one seed,
-judged by validation: the squared and the unsquared loss, then, with the better one, AdamW and Muon
-at three learning rates each. As the steps are fixed by then, the runs go side by side, with a core
+steps that fit, validation not counted. Each gets the same search, one seed, judged by validation:
+the squared and the unsquared loss, two minutes each, then, with the better one, AdamW and Muon at
+three learning rates, a minute each. As the steps are fixed by then, the runs go side by side, with a core
 each, on a GPU if there is one: that changes what the clock says, not what they learn. The seed is
 of data and weights. What is finished is not repeated: the JSON is written after every run, and the
 same command goes on, on another machine too.
@@ -29,7 +29,7 @@ from ups.runs.stages import validation_score
 
 OUT = Path("outputs/accuracy")
 MODELS = ("memory_upt", "mixer_small", "patch_stepper", "resnet", "unet", "fno", "upt")
-SEARCH_SECONDS, EPOCHS = 120, 10
+EPOCHS = 10
 TRAIN_SECONDS = {"5 minutes": 300, "10 minutes": 600}
 RATES = {"adamw": (0.001, 0.003, 0.009), "muon": (0.001, 0.003, 0.009)}
 LOSSES = ("true", "false")
@@ -99,7 +99,9 @@ def trial(model: str, settings: list[str]) -> str:
     return f"{model}-search-{values}"
 
 
-def search(table: dict[str, Any], configs: dict[str, Any], candidates: Candidates) -> None:
+def search(
+    table: dict[str, Any], configs: dict[str, Any], candidates: Candidates, seconds: float
+) -> None:
     """Try settings for each model, and note the validation error of each."""
     left = [
         (model, settings)
@@ -112,7 +114,7 @@ def search(table: dict[str, Any], configs: dict[str, Any], candidates: Candidate
             model,
             trial(model, settings),
             *settings,
-            *length(configs[model], table[model]["steps_per_second"] * SEARCH_SECONDS),
+            *length(configs[model], table[model]["steps_per_second"] * seconds),
         )
         for model, settings in left
     ]
@@ -139,7 +141,7 @@ def main(models: list[str]) -> None:
             }
             save("equal_time", {"models": table})
     losses = {model: [[f"loss.squared={value}"] for value in LOSSES] for model in models}
-    search(table, configs, losses)
+    search(table, configs, losses, seconds=120)
     rates = {
         model: [
             [
@@ -152,7 +154,7 @@ def main(models: list[str]) -> None:
         ]
         for model in models
     }
-    search(table, configs, rates)
+    search(table, configs, rates, seconds=60)
     for model in models:
         table[model]["settings"] = best(table[model], rates[model])
 
