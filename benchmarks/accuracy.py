@@ -6,10 +6,10 @@ code.
 First each model's training speed is measured, alone on the machine; its time is then the number of
 steps that fit, validation not counted. Each gets the same search, one seed, judged by validation:
 the squared and the unsquared loss, two minutes each, then, with the better one, AdamW and Muon at
-three learning rates, a minute each. As the steps are fixed by then, the runs go side by side, with a core
-each, on a GPU if there is one: that changes what the clock says, not what they learn. The seed is
-of data and weights. What is finished is not repeated: the JSON is written after every run, and the
-same command goes on, on another machine too.
+three learning rates, a minute each. As the steps are fixed by then, the runs go side by side, with
+a core each, on a GPU if there is one: that changes what the clock says, not what they learn. The
+seed is of data and weights. What is finished is not repeated: the JSON is written after every run,
+and the same command goes on, on another machine too.
 """
 
 import sys

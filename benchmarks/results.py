@@ -373,12 +373,13 @@ def shifts(result: dict[str, Any]) -> str:
     return f"""{table(["inputs", *names, "warned"], rows)}
 
 `model` ({result["model"]}) sees a field from a frame that moves by whole cells a step \
-([method](method.md#moving-frames)); `at rest` it doesn't,
-and `in an exact frame` the frame moves at the field's mean. `warned`: the share of fields beyond \
-the training range.
+([method](method.md#moving-frames)), and at a larger nu
+as a slower solution of its own ([method](method.md#slower-solutions)); `without symmetries` it \
+does neither, and `in an exact frame` the frame moves
+at the field's mean. `warned`: the share of fields beyond the training range.
 
 What warns best: Spearman's rank correlation of a number of the input with the error, over all \
-fields of the table: {", ".join(f"{name} {value:.2f}" for name, value in predicted)}."""
+fields of the table at the trained nu: {", ".join(f"{name} {value:.2f}" for name, value in predicted)}."""
 
 
 SECTIONS = {

@@ -3,10 +3,10 @@
     python benchmarks/shifts.py [MODEL]     writes benchmarks/results/shifts.json
 
 MODEL: what ``ups.load`` reads; default: the model that comes with UPS. Inputs are those of its
-training recipe, larger, smaller, moving, with more modes, and other shapes. Beside the model stand
-the same model at rest (no moving frame), the same in a frame of exactly the fields' mean (whose
-frames are moved between the points of the grid by their Fourier series), and the solver on as many
-points. Truth is the solver on four times as many.
+training recipe, larger, smaller, moving, with more modes, other shapes, and at larger nu. Beside
+the model stand the same model without the equation's symmetries, the same in a frame of exactly the
+fields' mean (whose frames are moved between the points of the grid by their Fourier series), and
+the solver on as many points. Truth is the solver on four times as many.
 """
 
 import math
@@ -29,7 +29,7 @@ from ups.simulation.input_range import input_size
 from ups.simulation.simulator import Simulator
 
 FIELDS, STEPS, NU, FINER = 64, 40, 0.001, 4
-Rollout = Callable[[Simulator, Tensor], Tensor]
+Rollout = Callable[[Simulator, Tensor, float], Tensor]
 
 
 def modes(x: Tensor, largest: int) -> Tensor:
@@ -47,54 +47,59 @@ def bumps(x: Tensor) -> Tensor:
     return torch.exp(-((distance / (0.03 + 0.07 * width)) ** 2) / 2)
 
 
-def inputs(x: Tensor) -> dict[str, Tensor]:
-    """Initial fields (FIELDS, X) by what is special about them."""
+def inputs(x: Tensor) -> dict[str, tuple[Tensor, float]]:
+    """Initial fields (FIELDS, X) and nu by what is special about them."""
     seed = 10_001  # of no split
     paper = burgers.initial_conditions(FIELDS, x, seed, as_published=False)
-    return {
+    published = burgers.initial_conditions(FIELDS, x, seed)
+    fields = {
         "PDEBench, as in the paper": paper,
-        "PDEBench, as published": burgers.initial_conditions(FIELDS, x, seed),
+        "PDEBench, as published": published,
         **{f"amplitude x {a:g}": a * paper for a in (0.1, 0.3, 1.5, 2.0, 3.0, 4.0)},
         **{f"mean {mean:+g}": paper + mean for mean in (1.0, -2.0)},
         **{f"modes to {k}": modes(x, k) for k in (4, 8, 16, 32)},
         "bumps": bumps(x),
         "steps": 0.6 * modes(x, 2).sign(),
     }
+    return {
+        **{name: (u, NU) for name, u in fields.items()},
+        **{f"nu x {factor}": (published, factor * NU) for factor in (2, 4, 8)},
+    }
 
 
-def at_rest(sim: Simulator, u0: Tensor) -> Tensor:
-    return predict(sim, u0[..., None], STEPS, torch.full((len(u0), 1), NU))[..., 0]
+def without_symmetries(sim: Simulator, u0: Tensor, nu: float) -> Tensor:
+    return predict(sim, u0[..., None], STEPS, torch.full((len(u0), 1), nu))[..., 0]
 
 
-def in_an_exact_frame(sim: Simulator, u0: Tensor) -> Tensor:
+def in_an_exact_frame(sim: Simulator, u0: Tensor, nu: float) -> Tensor:
     mean = u0.mean(1, keepdim=True)
-    u = torch.fft.rfft(at_rest(sim, u0 - mean))
+    u = torch.fft.rfft(without_symmetries(sim, u0 - mean, nu))
     k = 2j * math.pi / sim.spec.grid.extent[0] * torch.arange(u.shape[-1])
     times = sim.dt * torch.arange(1, STEPS + 1)[:, None]
     return torch.fft.irfft(u * torch.exp(-k * mean[:, None] * times), u0.shape[1]) + mean[:, None]
 
 
-def solver(sim: Simulator, u0: Tensor) -> Tensor:
+def solver(sim: Simulator, u0: Tensor, nu: float) -> Tensor:
     assert sim.equation is not None
     stepper = SolverStepper(sim.equation, sim.spec, u0.shape[1])
-    return predict(stepper, u0[..., None], STEPS, torch.full((len(u0), 1), NU))[..., 0]
+    return predict(stepper, u0[..., None], STEPS, torch.full((len(u0), 1), nu))[..., 0]
 
 
 ROLLOUTS: dict[str, Rollout] = {
-    "model": lambda sim, u0: sim.rollout(u0, STEPS, nu=NU),
-    "at rest": at_rest,
+    "model": lambda sim, u0, nu: sim.rollout(u0, STEPS, nu=nu),
+    "without symmetries": without_symmetries,
     "in an exact frame": in_an_exact_frame,
     "solver": solver,
 }
 
 
-def measure(sim: Simulator, fine: Tensor) -> dict[str, Any]:
+def measure(sim: Simulator, fine: Tensor, nu: float) -> dict[str, Any]:
     """The errors of all rollouts from ``fine`` (FIELDS, X * FINER), and what might warn of them."""
     times = [sim.dt * k for k in range(STEPS + 1)]
-    truth = burgers.solve(fine.double(), times, NU)[..., ::FINER].float()
+    truth = burgers.solve(fine.double(), times, nu)[..., ::FINER].float()
     u0 = truth[:, 0]
     found = {
-        name: pdebench_metrics(rollout(sim, u0), truth[:, 1:])["nrmse"]
+        name: pdebench_metrics(rollout(sim, u0, nu), truth[:, 1:])["nrmse"]
         for name, rollout in ROLLOUTS.items()
     }
     seen = sim.moving_frame(u0[..., None]).enter(u0[:, None, :, None])[:, 0]
@@ -110,7 +115,7 @@ def measure(sim: Simulator, fine: Tensor) -> dict[str, Any]:
     beyond = torch.stack([candidates[name] / limit for name, limit in sim.input_range.items()])
     candidates["beyond the range"] = beyond.amax(0)
     error = (
-        relative_l2_squared(ROLLOUTS["model"](sim, u0)[..., None], truth[:, 1:, :, None], (-2,))
+        relative_l2_squared(ROLLOUTS["model"](sim, u0, nu)[..., None], truth[:, 1:, :, None], (-2,))
         .sqrt()
         .mean(1)
     )
@@ -125,12 +130,17 @@ def measure(sim: Simulator, fine: Tensor) -> dict[str, Any]:
 def main(model: str) -> None:
     sim = ups.load(model)
     x = burgers.cell_centers(FINER * sim.spec.grid.shape[0])
-    cases = {name: measure(sim, fine) for name, fine in inputs(x).items()}
-    errors = torch.cat([case.pop("errors") for case in cases.values()])
-    candidates = [case.pop("candidates") for case in cases.values()]
+    given = inputs(x)
+    cases = {name: measure(sim, fine, nu) for name, (fine, nu) in given.items()}
+    errors = {name: case.pop("errors") for name, case in cases.items()}
+    candidates = {name: case.pop("candidates") for name, case in cases.items()}
+    at_trained_nu = [name for name, (_, nu) in given.items() if nu == NU]
     predicted = {
-        name: spearman(torch.cat([each[name] for each in candidates]), errors).item()
-        for name in candidates[0]
+        number: spearman(
+            torch.cat([candidates[name][number] for name in at_trained_nu]),
+            torch.cat([errors[name] for name in at_trained_nu]),
+        ).item()
+        for number in candidates[at_trained_nu[0]]
     }
     save("shifts", {"model": model, "cases": cases, "rank_correlation_with_error": predicted})
     for name, case in cases.items():

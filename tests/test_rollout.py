@@ -117,11 +117,11 @@ def test_rollout_warns_when_a_parameter_is_outside_the_training_range(caplog):
     simulator.rollout(fields(), 1, nu=5.0)
     assert not caplog.records  # it doesn't know what it was trained for
     simulator.training_parameters = [[0.001], [0.01]]
-    for nu, words in ((0.001, 0), (0.01, 0), (0.004, 0), (0.02, 1)):
+    for nu, words in ((0.001, 0), (0.01, 0), (0.004, 0), (0.02, 0), (0.2, 1)):
         caplog.clear()
         simulator.rollout(fields(), 1, nu=nu)
         assert len(caplog.records) == words
-    assert "nu = 0.02 is outside the training range (0.001, 0.01)" in caplog.text
+    assert "nu = 0.2 is outside the training range (0.001, 0.01)" in caplog.text
 
 
 def test_rollout_takes_any_points_in_any_order(simulator):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
-from ups.core.stepper import FIELDS_PER_DECODE, Stepper, predict, rollout
+from ups.core.stepper import FIELDS_PER_DECODE, Stepper
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
+from ups.physics.time_factor import is_trained, rescale, time_factors
 from ups.simulation import model_folder
 from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
@@ -20,6 +21,7 @@ from ups.simulation.guidance import TTC, Guided
 from ups.simulation.input_range import outside
 from ups.simulation.latent import LatentStepper
 from ups.simulation.resampling import Resampling
+from ups.simulation.symmetric_rollout import symmetric_rollout
 
 MODES = ("latent", "physical")
 CORRECTIONS = ("none", "diffusion", "consistency")
@@ -171,6 +173,7 @@ class Simulator(nn.Module):
         """
         return MovingFrame(self.equation, u0, self.spec.domain, self.spec.dt, group_size)
 
+    @torch.no_grad()
     def predict(
         self, stepper: Stepper, u0: Tensor, steps: int, parameters: Tensor, reencode: bool = False
     ) -> Tensor:
@@ -183,9 +186,18 @@ class Simulator(nn.Module):
             parameters: parameters of the equation (B, P).
             reencode: whether each step starts from the encoded field of the step before.
         """
-        frame = self.moving_frame(u0)
-        seen = frame.enter(u0[:, None])[:, 0]
-        return frame.leave(predict(stepper, seen, steps, parameters, reencode))
+        frames = symmetric_rollout(
+            stepper,
+            u0,
+            steps,
+            parameters,
+            spec=self.spec,
+            equation=self.equation,
+            trained=self.training_parameters,
+            reencode=reencode,
+            frames_per_decode=max(1, FIELDS_PER_DECODE // len(u0)),
+        )
+        return torch.stack(list(frames), 1)
 
     def rollout(
         self,
@@ -272,19 +284,21 @@ class Simulator(nn.Module):
         resampling = Resampling(self.spec.domain, *places)
         stepper = self.stepper(correct, ttc, temperature, resampling.num_grids)
         u = resampling.to_grids(fields)
-        frame = self.moving_frame(u, resampling.num_grids)
-        seen = frame.enter(u[:, None])[:, 0]
-        self._warn_of_input(seen)
-        frames = rollout(
+        self._warn(u, values, resampling.num_grids)
+        frames = symmetric_rollout(
             stepper,
-            seen,
+            u,
             steps,
             values.repeat_interleave(resampling.num_grids, 0),
+            spec=self.spec,
+            equation=self.equation,
+            trained=self.training_parameters,
             reencode=mode == "physical",
+            group_size=resampling.num_grids,
             frames_per_decode=max(1, fields_per_decode // len(u)),
         )
-        for k, u in enumerate(frames, 1):
-            out = resampling.from_grids(frame.leave(u[:, None], k)[:, 0])
+        for u in frames:
+            out = resampling.from_grids(u)
             yield out if has_channels else out.squeeze(-1)
 
     def _validate_fields(self, u0: Any, x: Tensor | None) -> tuple[Tensor, bool]:
@@ -351,28 +365,36 @@ class Simulator(nn.Module):
                     f"`{name}` must be one number or ({batch},), one for each field, "
                     f"got {given[name]!r}."
                 ) from None
-            self._validate_range(name, values[:, column], column)
+            if not bool(((values[:, column] > 0) & values[:, column].isfinite()).all()):
+                got = values[:, column].tolist()
+                raise UpsError(f"`{name}` must be positive and finite, got {got}.")
         return values
 
-    def _validate_range(self, name: str, values: Tensor, column: int) -> None:
-        if not bool(((values > 0) & values.isfinite()).all()):
-            raise UpsError(f"`{name}` must be positive and finite, got {values.tolist()}.")
-        trained = sorted({row[column] for row in self.training_parameters})
-        low = values.min().item()
-        high = values.max().item()
-        if trained and not (0.999 * trained[0] <= low and high <= 1.001 * trained[-1]):
-            log.warning(
-                "%s = %s is outside the training range (%s); predictions may be unreliable.",
-                name,
-                f"{low:g}" if low == high else f"{low:g} to {high:g}",
-                ", ".join(f"{value:g}" for value in trained),
-            )
-
-    def _warn_of_input(self, u: Tensor) -> None:
-        """Warn, once, of initial fields (B, *space, C) that are beyond those of the training."""
+    def _warn(self, u: Tensor, parameters: Tensor, group_size: int) -> None:
+        """Warn of parameters (B, P) and, once, of fields (B * group_size, *space, C) beyond the
+        training's, as the model will see them.
+        """
+        factors = time_factors(
+            self.equation, self.spec.domain, parameters, self.training_parameters
+        )
+        trained = torch.tensor(self.training_parameters)
+        is_beyond = ~is_trained(parameters, self.training_parameters) & (factors == 1)[:, None]
+        for column, name in enumerate(self.spec.parameters):
+            beyond = parameters[is_beyond[:, column], column].unique().tolist()
+            if beyond:
+                low, high = f"{beyond[0]:g}", f"{beyond[-1]:g}"
+                log.warning(
+                    "%s = %s is outside the training range (%s); predictions may be unreliable.",
+                    name,
+                    low if low == high else f"{low} to {high}",
+                    ", ".join(f"{value:g}" for value in trained[:, column].unique().tolist()),
+                )
         if not self.input_range or self.has_warned_of_input:
             return
-        name, value, limit = outside(u, self.spec, self.input_range)
+        repeated = (each.repeat_interleave(group_size, 0) for each in (parameters, 1 / factors))
+        slow, _ = rescale(self.equation, self.spec.domain, u, *repeated)
+        seen = self.moving_frame(slow, group_size).enter(slow[:, None])[:, 0]
+        name, value, limit = outside(seen, self.spec, self.input_range)
         if value > limit:
             self.has_warned_of_input = True
             log.warning(
