@@ -81,7 +81,7 @@ TABLE = [
     ("lambda_inv", 0.5, ("operator",), False),
     ("loss.lambda_inv_enc", 0.5, ("operator",), False),
     ("loss.lambda_inv_dec", 0.5, ("operator",), False),
-    ("loss.squared", False, ("operator",), False),
+    ("loss.squared", True, ("operator",), False),
     ("compile", True, STAGES, False),
     ("model.hidden_dim", 32, ("operator",), False),
     ("model.latent_rms_limit", 2.0, ("operator",), False),

@@ -15,7 +15,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.norms import relative_l2_squared
 from ups.core.stepper import predict
-from ups.models import build
+from ups.models.memory import MemoryUPT
 from ups.modules import OperatorModule
 from ups.modules.base import BaseModule
 from ups.modules.losses import operator_errors, root_mean
@@ -229,9 +229,16 @@ def test_operator_losses_floor_is_a_hundredth_of_the_std(factor, frame):
 
 
 def test_inverse_loss_frequency_accepts_a_decoder_without_parameters():
+    class PlainDecoder(MemoryUPT):
+        def __init__(self):
+            super().__init__(SPEC, num_tokens=3)
+            del self.memory_out
+
+        def decode(self, z):
+            return self.patches.join(z[..., : self.patches.size])
+
     torch.manual_seed(0)
-    model = build({"architecture": "memory_upt", "num_tokens": 3}, SPEC)
-    simulator = Simulator(model, SPEC).double()
+    simulator = Simulator(PlainDecoder(), SPEC).double()
     check_idle(OperatorModule(simulator, lambda_inv_enc=0.0, lambda_inv_dec=0.5))
     with pytest.raises(UpsError, match="weight of L_inv_enc is 1, but"):
         check_idle(OperatorModule(simulator, lambda_inv_dec=0.0))
@@ -302,6 +309,7 @@ def test_operator_gradient_equals_that_of_the_written_out_weighted_loss(threads,
         lambda_inv_enc=weights[0],
         lambda_inv_dec=weights[1],
         num_cpu_shards=threads,
+        squared=True,
     )
     p = numbers(module.simulator.model)
     seen = fit(module, [make_batch(u, nu)])
@@ -357,7 +365,7 @@ def test_unsquared_loss_equals_the_written_out_one_and_logs_squared_terms(thread
     )
     names = terms if any(weights) else ("L_forward",)
     assert seen.terms[0] == pytest.approx({name: terms[name] for name in names}, rel=1e-6)
-    squared = OperatorModule(make_written_out_simulator(), lambda_inv_enc=1.0)
+    squared = OperatorModule(make_written_out_simulator(), lambda_inv_enc=1.0, squared=True)
     logged = fit(squared, [make_batch(u, nu)]).terms[0]
     assert seen.terms[0] == pytest.approx({name: logged[name] for name in names}, rel=1e-12)
 
@@ -383,13 +391,15 @@ def test_operator_weighs_both_inverse_terms_by_one_by_default():
     module = OperatorModule(make_written_out_simulator().double())
     loss = module.compute_losses(make_batch(u, nu))["loss"].item()
     assert loss == pytest.approx(
-        weighted(numbers(module.simulator.model), u, nu, 1.0, 1.0), rel=1e-6
+        unsquared(numbers(module.simulator.model), u, nu, 1.0, 1.0), rel=1e-6
     )
 
 
 def test_operator_loss_is_the_forward_term_alone_between_batches_with_inverse_terms():
     data = [windows(seed=seed) for seed in range(5)]
-    module = OperatorModule(make_written_out_simulator(), lambda_inv_enc=0.3, lambda_inv_dec=0.7)
+    module = OperatorModule(
+        make_written_out_simulator(), lambda_inv_enc=0.3, lambda_inv_dec=0.7, squared=True
+    )
     seen = fit(module, [make_batch(*each) for each in data], InverseLossFrequency(every=3))
     for i, (p, (u, nu), gradient) in enumerate(
         zip(seen.weights, data, seen.gradients, strict=True)

@@ -154,9 +154,9 @@ def mixed_patches(model, tokens, dt, parameters):
     return h
 
 
-def added(model, points, h, conserve):
+def added(model, points, h, conserve, weight=None):
     """The points with the change that each token adds to its own and its neighbors'."""
-    out = h @ numbers(model.patches_out).T
+    out = h @ numbers(model.patches_out if weight is None else weight).T
     change = np.zeros_like(points)
     for j in range(TOKENS):
         for i, k in enumerate((-1, 0, 1)):
@@ -206,7 +206,8 @@ def test_memory_upt_equals_written_out_loops(channels, parameters):
             points = added(model, points, h, True)
             kept = clipped(h @ numbers(then.weight).T + numbers(then.bias), 0.7)
         assert np.allclose(numbers(after[b]), np.concatenate([points, kept], 1), atol=1e-12)
-        assert np.allclose(numbers(u[b]), points.reshape(POINTS, channels), atol=1e-12)
+        read = added(model, points, kept, True, model.memory_out)
+        assert np.allclose(numbers(u[b]), read.reshape(POINTS, channels), atol=1e-12)
 
 
 def convolved(x, layer):

@@ -457,8 +457,8 @@ def test_configured_weights_of_the_inverse_losses_arrive_one_by_one():
 
 
 def test_configured_squared_arrives():
-    assert from_config(config(), "operator").hparams.squared is True
-    assert from_config(config("loss.squared=false"), "operator").hparams.squared is False
+    assert from_config(config(), "operator").hparams.squared is False
+    assert from_config(config("loss.squared=true"), "operator").hparams.squared is True
 
 
 def test_configured_inverse_loss_frequency_arrives_in_its_callback():

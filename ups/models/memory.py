@@ -10,21 +10,20 @@ from ups.models.patch_stepper import PatchStepper
 
 
 class MemoryUPT(PatchStepper):
-    """Tokens that carry their own points and ``memory_channels`` that no decoder reads.
+    """A UPT whose tokens carry their own points and a memory of ``memory_channels``.
 
     - Encoder: the points, and a linear map of the patches around them as memory.
     - Approximator: as in ``PatchStepper``, on points and memory. It adds to the points and rewrites
       the memory. Both rewriting and the bound keep errors of the memory from adding up.
-    - Decoder: the points.
+    - Decoder: the points, and a linear map of the memories around them.
 
     The memory is what a step knows beyond the field. A physical rollout encodes it again at every
-    step and loses that. L_inv_dec brings the encoded memory and the carried one together: physical
-    rollouts become better and latent ones worse, see docs/notes/model.md for both measured.
-    L_inv_enc is zero and must be off (``loss.lambda_inv_enc=0``).
+    step and loses that, unless L_inv_dec has brought the encoded memory and the carried one
+    together; see docs/notes/model.md for both measured.
 
     Args:
-        spec: see ``PatchStepper``, and likewise the other arguments.
-        memory_channels: number of channels of the memory.
+        spec: see ``PatchStepper``, and likewise the arguments that follow.
+        memory_channels: number of channels of the memory, beside the points.
         memory_rms_limit: root mean square at which a token's memory saturates, see
             ``ups.models.mixer.soft_rms_clip``.
 
@@ -63,6 +62,11 @@ class MemoryUPT(PatchStepper):
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, token_dim) * token_dim**-0.5)
         self.first_memory = nn.Linear(patch_overlap * self.patches.size, memory_channels)
         self.next_memory = nn.Linear(hidden_channels, memory_channels)
+        # small: a decoded field starts as the points
+        patch_dim = patch_overlap * self.patches.size
+        self.memory_out = nn.Parameter(
+            0.1 * torch.randn(patch_dim, memory_channels) * memory_channels**-0.5
+        )
 
     def encode(self, u: Tensor) -> Tensor:
         """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
@@ -72,12 +76,13 @@ class MemoryUPT(PatchStepper):
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
         h = self.mix(z, dt, parameters)
-        points = z[..., : self.patches.size] + self.change(h).to(z.dtype)
+        points = z[..., : self.patches.size] + self.write(h, self.patches_out).to(z.dtype)
         return self._join(points, self.next_memory(h))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the points of tokens (B, N, W) as fields (B, X, C)."""
-        return super().decode(z[..., : self.patches.size])
+        """Decode tokens (B, N, W) into fields (B, X, C)."""
+        points, memory = z.split([self.patches.size, z.shape[-1] - self.patches.size], -1)
+        return super().decode(points + self.write(memory, self.memory_out).to(z.dtype))
 
     def _join(self, points: Tensor, memory: Tensor) -> Tensor:
         return torch.cat(

@@ -76,7 +76,7 @@ class PatchStepper(nn.Module):
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
-        return z + self.change(self.mix(z, dt, parameters)).to(z.dtype)
+        return z + self.write(self.mix(z, dt, parameters), self.patches_out).to(z.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return tokens (B, N, W) as fields (B, X, C)."""
@@ -89,9 +89,9 @@ class PatchStepper(nn.Module):
         mixed: Tensor = self.blocks((h + condition[:, None]).to(z.dtype))
         return mixed
 
-    def change(self, h: Tensor) -> Tensor:
-        """The change of the points (B, N, values of a patch) by ``mix``'s result."""
-        change = self.patches.overlap_add(F.linear(h, self.patches_out).to(h.dtype))
+    def write(self, h: Tensor, weight: Tensor) -> Tensor:
+        """What channels h (B, N, H) add to the points (B, N, values of a patch) by a linear map."""
+        change = self.patches.overlap_add(F.linear(h, weight).to(h.dtype))
         if not self.conserve_mean:
             return change
         field = self.patches.join(change)

@@ -42,7 +42,7 @@ class OperatorModule(BaseModule):
         *,
         lambda_inv_enc: NonNegativeFloat = 1.0,
         lambda_inv_dec: NonNegativeFloat = 1.0,
-        squared: bool = True,
+        squared: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)

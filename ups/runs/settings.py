@@ -33,7 +33,7 @@ from ups.core.schema import (
 )
 from ups.datamodules import TrajectoryDataModule
 from ups.datamodules.trajectories import Augmentation
-from ups.models import MixerUPT
+from ups.models import MemoryUPT
 from ups.models.denoiser import Denoiser
 from ups.modules import ConsistencyModule, DiffusionModule, OperatorModule
 from ups.modules.diffusion import CORRECTOR
@@ -123,7 +123,7 @@ class LossSettings:
     lambda_inv_enc: NonNegativeFloat = 1.0
     lambda_inv_dec: NonNegativeFloat = 1.0
     inverse_loss_frequency: PositiveInt = 1
-    squared: bool = True
+    squared: bool = False
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ SECTIONS = (
     Section("data", TrajectoryDataModule),
     Section("data.augmentation", Augmentation),
     Section("model", ModelSettings),
-    Section("model", MixerUPT, skip=1),
+    Section("model", MemoryUPT, skip=1),
     Section("trainer", TrainerSettings),
     Section("ttc", TTCSettings),
     Section("stage", StageSettings),
