@@ -370,6 +370,7 @@ def shifts(result: dict[str, Any]) -> str:
         for name, case in result["cases"].items()
     ]
     predicted = sorted(result["rank_correlation_with_error"].items(), key=lambda item: -item[1])
+    ranked = ", ".join(f"{name} {value:.2f}" for name, value in predicted)
     return f"""{table(["inputs", *names, "warned"], rows)}
 
 `model` ({result["model"]}) sees a field from a frame that moves by whole cells a step \
@@ -379,7 +380,7 @@ does neither, and `in an exact frame` the frame moves
 at the field's mean. `warned`: the share of fields beyond the training range.
 
 What warns best: Spearman's rank correlation of a number of the input with the error, over all \
-fields of the table at the trained nu: {", ".join(f"{name} {value:.2f}" for name, value in predicted)}."""
+fields of the table at the trained nu: {ranked}."""
 
 
 SECTIONS = {
