@@ -94,10 +94,12 @@ def main(runs: list[str]) -> None:
         data = data_of(Path(run))
         sim = ups.load(run, data)
         u = data.values["test"][:TRAJECTORIES]
+        frame = sim.moving_frame(u[:, 0])
+        seen = frame.enter(u)
         parameters = data.parameters["test"][:TRAJECTORIES]
         nu = data.training_parameters[0][0]
         torch.manual_seed(0)
-        row: dict = {"spearman": correlations(sim, u, parameters)}
+        row: dict = {"spearman": correlations(sim, seen, parameters)}
 
         def rolled(sim: Simulator = sim, u: Tensor = u, nu: float = nu, **how: Any) -> Tensor:
             return sim.rollout(u[:, 0], u.shape[1] - 1, nu=nu, **{"correct": "diffusion", **how})
@@ -119,7 +121,7 @@ def main(runs: list[str]) -> None:
         }
         for name, choose in choices.items():
             torch.manual_seed(1)
-            preds[name] = chosen(sim, u, parameters, choose)
+            preds[name] = frame.leave(chosen(sim, seen, parameters, choose))
         for name, candidates in {
             "the mean, guided": 1,
             "the best of 16, guided": CANDIDATES,

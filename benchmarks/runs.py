@@ -27,6 +27,7 @@ from ups.evaluation.results import Evaluation, Row
 from ups.runs.provenance import git_state, hardware
 
 SEEDS = (0, 1, 2)
+DATA_VERSION = 2  # of generated data; results of another are of earlier data
 RESULTS = Path(__file__).parent / "results"
 # models in results that were recorded under earlier names
 EARLIER_NAMES = {
@@ -145,6 +146,7 @@ def save(name: str, result: dict[str, Any]) -> None:
         "commit": commit,
         "dirty": dirty,
         "command": " ".join(sys.argv),
+        "data": DATA_VERSION,
     }
     path = RESULTS / f"{name}.json"
     write_text(path, json.dumps({**result, "about": about}, indent=1) + "\n")

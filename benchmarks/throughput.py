@@ -32,6 +32,8 @@ from ups.run import CONF
 from ups.simulation.simulator import Simulator
 
 BLOCKS = 7
+DEFAULT = "memory_upt"
+MODELS = (DEFAULT, "patch_stepper", "mixer_small", "upt", "fno", "resnet", "unet")
 
 
 def configuration(*settings: str) -> Any:
@@ -189,28 +191,21 @@ def last_frame(sim: Simulator, u0: torch.Tensor, frames: int = 40) -> torch.Tens
 
 def main() -> None:
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "blocks": BLOCKS}
-    same = configuration("model=mixer_small")
-    # equal tokens, width, depth, batch, window and losses; and each by its own recipe
+    own = configuration(f"model={DEFAULT}")
+    # equal batch and window; the rest by each model's own recipe
     alike = [
-        f"data.batch_size={same.data.batch_size}",
-        f"data.unroll_steps={same.data.unroll_steps}",
+        f"data.batch_size={own.data.batch_size}",
+        f"data.unroll_steps={own.data.unroll_steps}",
     ]
-    inverse = [f"lambda_inv={same.lambda_inv}"]
     print("training steps, the same batch and window")
-    models = {"mixer_small": same, "upt": configuration("model=upt", *alike, *inverse)}
-    models |= {name: configuration(f"model={name}", *alike) for name in ("fno", "resnet", "unet")}
-    result["training_step"] = compared(
-        {name: trainer(cfg) for name, cfg in models.items()}, 5, "mixer_small"
-    )
-    result["floor"] = floor(same)
+    models = {name: configuration(f"model={name}", *alike) for name in MODELS}
+    steps = {name: trainer(cfg) for name, cfg in models.items()}
+    steps[f"{DEFAULT}, lambda_inv=0"] = trainer(configuration(f"model={DEFAULT}", "lambda_inv=0"))
+    result["training_step"] = compared(steps, 5, DEFAULT)
+    result["floor"] = floor(own)
     print(result["floor"], flush=True)
     print("peak memory of training, MB")
-    result["training_memory"] = {
-        name: peak_megabytes(
-            f"model={name}", *alike, *(inverse if name in ("mixer_small", "upt") else [])
-        )
-        for name in models
-    }
+    result["training_memory"] = {name: peak_megabytes(f"model={name}", *alike) for name in MODELS}
     result["training_memory"]["burgers_upt, one batch of 12"] = peak_megabytes(
         "experiment=burgers_upt", "data.path=none"
     )
@@ -219,15 +214,15 @@ def main() -> None:
         print(f"rollouts of 40 frames, batch {batch}")
         sims = {name: simulator(cfg) for name, cfg in models.items()}
         calls = {name: rollout(sim, batch) for name, sim in sims.items()}
-        calls["mixer_small, physical"] = rollout(sims["mixer_small"], batch, mode="physical")
-        result[f"rollout, batch {batch}"] = compared(calls, 1, "mixer_small")
+        calls[f"{DEFAULT}, physical"] = rollout(sims[DEFAULT], batch, mode="physical")
+        result[f"rollout, batch {batch}"] = compared(calls, 1, DEFAULT)
     print(
         "with points: training step, latent rollout that decodes the last frame alone, "
         "and all frames; batch 16"
     )
     sizes = (256, 1024, 4096, 16384)
-    result["points, training step"] = compared({str(n): trainer(same, n) for n in sizes}, 2, "256")
-    sims_at = {n: simulator(same, n) for n in sizes}
+    result["points, training step"] = compared({str(n): trainer(own, n) for n in sizes}, 2, "256")
+    sims_at = {n: simulator(own, n) for n in sizes}
     ends = {str(n): partial(last_frame, sim, fields(16, n)[:, 0]) for n, sim in sims_at.items()}
     result["points, last frame"] = compared(ends, 1, "256")
     result["points, all frames"] = compared(
