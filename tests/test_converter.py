@@ -264,6 +264,9 @@ def test_old_field_is_a_scalar_on_a_periodic_line():
         "dt": 0.1,
         "mean": (0.0,),
         "std": (0.5,),
+        "conserves_mean": True,
+        "time_unit": 0.05,
+        "parameter_units": (0.001,),
     }
     assert converted["training_parameters"] == [[0.4], [2.0]]
     del config["nus"]

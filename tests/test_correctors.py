@@ -991,6 +991,7 @@ def trained():
     train(student, 150, 3e-3)
     drawn, told = law(200)
     return SimpleNamespace(
+        spec=simulator.spec,
         teacher=simulator.correctors["diffusion"],
         student=student.simulator.correctors["consistency"],
         losses=losses,
@@ -1003,12 +1004,12 @@ def trained():
 def residuals(trained, corrector):
     law = trained.law
     with torch.no_grad():
-        made = corrector.sample(*law.conditions(DT), trained.noise)[:, 0]
+        made = corrector.sample(*law.conditions(trained.spec), trained.noise)[:, 0]
     return (made - law.pred)[..., :FREE]
 
 
 def test_trained_mean_is_what_state_change_and_parameter_determine(trained):
-    mean = trained.teacher.predict_mean(*trained.law.conditions(DT)).detach()
+    mean = trained.teacher.predict_mean(*trained.law.conditions(trained.spec)).detach()
     assert (mean[..., :1] - trained.told).square().mean() < 0.02  # of a variance of 1.3
     assert mean[..., 1].square().mean() < 0.1
 

@@ -22,7 +22,11 @@ _PACKAGES = (
     "physics",
     "simulation",
 )
-_NAMES = {"Simulator": "ups.simulation.simulator", "load": "ups.simulation.checkpoint"}
+_NAMES = {
+    "Simulator": "ups.simulation.simulator",
+    "fit": "ups.fitting",
+    "load": "ups.simulation.checkpoint",
+}
 __all__ = [*_NAMES, *_PACKAGES]
 
 

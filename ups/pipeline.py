@@ -1,5 +1,6 @@
 """The pipeline of a run: train the pending stages, test, report."""
 
+import copy
 import json
 import logging
 import time
@@ -48,6 +49,7 @@ def run(cfg: DictConfig) -> float:
         The validation nRMSE of the last stage, for sweepers; 0 after a preflight.
     """
     validate_config(cfg)
+    cfg = with_split_sizes(cfg)
     check_expected_provenance(cfg)
     check_logger_installed(cfg)
     limit = TimeLimit(cfg.trainer.max_time)
@@ -75,6 +77,17 @@ def run(cfg: DictConfig) -> float:
             if shutdown_distributed():
                 test(cfg, folder, loggers)
         return validation_score(folder)
+
+
+def with_split_sizes(cfg: DictConfig) -> DictConfig:
+    """Fill in the sizes of splits that the settings leave to the data."""
+    left = [name for name in ("num_train", "num_validation", "num_test") if cfg.data[name] is None]
+    if not left:
+        return cfg
+    sizes = instantiate(cfg.data, _convert_="all").hparams
+    filled = copy.deepcopy(cfg)
+    filled.data.update({name: sizes[name] for name in left})
+    return filled
 
 
 def make_data(cfg: DictConfig) -> TrajectoryDataModule:

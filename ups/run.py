@@ -42,7 +42,13 @@ def folder_name(overrides: str) -> str:
     return name if len(name) <= 120 else f"{name[:100]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
+def stem(path: str | None) -> str:
+    """The name of a run on one's own data: that of their file."""
+    return Path(path).stem if path else "own"
+
+
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("stem", stem, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 
+# units in which networks are told dt and the parameters, unless the spec has others
+TIME_UNIT = 0.05
+PARAMETER_UNIT = 1e-3
+
 
 class Boundary(StrEnum):
     """What lies beyond one side of an axis."""
@@ -157,6 +161,10 @@ class FieldSpec:
         dt: the time between frames.
         mean: mean of each channel (C,), subtracted before a model gets the field; default: 0.
         std: standard deviation of each channel (C,), by which the rest is divided; default: 1.
+        conserves_mean: whether the mean of each channel stays the same. If not, no model keeps it.
+        time_unit: a usual time between frames, in which networks are told dt.
+        parameter_units: usual values (P,) of the parameters, in which networks are told them;
+            default: ``PARAMETER_UNIT``.
 
     Raises:
         UpsError: there is no channel, or a value is out of its range.
@@ -168,6 +176,9 @@ class FieldSpec:
     dt: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    conserves_mean: bool = True
+    time_unit: float = TIME_UNIT
+    parameter_units: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -177,6 +188,15 @@ class FieldSpec:
         std = self.std or (1.0,) * len(self.channels)
         object.__setattr__(self, "mean", tuple(float(value) for value in mean))
         object.__setattr__(self, "std", tuple(float(value) for value in std))
+        units = self.parameter_units or (PARAMETER_UNIT,) * len(self.parameters)
+        object.__setattr__(self, "parameter_units", tuple(float(value) for value in units))
+        if len(self.parameter_units) != len(self.parameters):
+            raise UpsError("a field must have one unit for each parameter.")
+        if not all(0 < value < math.inf for value in (self.time_unit, *self.parameter_units)):
+            raise UpsError(
+                "the units must be finite and > 0, got "
+                f"{self.time_unit} and {self.parameter_units}."
+            )
         if not self.channels or {len(self.mean), len(self.std)} != {len(self.channels)}:
             raise UpsError("a field must have at least one channel, each with a mean and a std.")
         if not 0 < self.dt < math.inf:
@@ -210,6 +230,14 @@ class FieldSpec:
     def space_axes(self) -> tuple[int, ...]:
         """The axes of space in arrays (..., *space, C), counted from the end."""
         return space_axes(self.domain.num_dims)
+
+    def condition(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """What networks are told of a step at ``parameters`` (B, P): dt (B,) and parameters (B, P),
+        scaled so that one unit is ``TIME_UNIT`` and ``PARAMETER_UNIT``.
+        """
+        dt = self.dt / self.time_unit * TIME_UNIT
+        units = parameters.new_tensor(self.parameter_units) / PARAMETER_UNIT
+        return parameters.new_full(parameters.shape[:1], dt), parameters / units
 
     def with_domain(self, domain: Grid | PointCloud) -> "FieldSpec":
         return replace(self, domain=domain)

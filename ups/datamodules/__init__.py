@@ -1,6 +1,7 @@
 """LightningDataModules, and the reader of PDEBench's HDF5 layout."""
 
 from ups.datamodules.burgers import BurgersDataModule
+from ups.datamodules.own import OwnDataModule
 from ups.datamodules.trajectories import TrajectoryDataModule
 
-__all__ = ["BurgersDataModule", "TrajectoryDataModule"]
+__all__ = ["BurgersDataModule", "OwnDataModule", "TrajectoryDataModule"]

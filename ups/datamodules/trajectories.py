@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from filelock import FileLock
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ups.core.batch import Batch
@@ -42,6 +43,8 @@ from ups.simulation.input_range import input_size
 # smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
 # overflow
 STD_LIMITS = (1e-12, 1e12)
+# of a mean that counts as conserved, in standard deviations of the data
+LARGEST_MEAN_DRIFT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -211,18 +214,13 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 f"`data.unroll_steps` must be at most {first.frames - 1}, one less than the frames "
                 f"of {first.path}; got {h.unroll_steps}."
             )
-        n = first.trajectories
-        rows = {
-            "train": range(h.num_train),
-            "validation": range(n - h.num_test - h.num_validation, n - h.num_test),
-            "test": range(n - h.num_test, n),
-        }
+        rows = self.rows(first.trajectories)
         self.num_frames = first.frames
         if h.in_memory:
-            num_values = len(files) * h.num_train * first.frames * first.grid.num_points
+            num_values = len(files) * len(rows["train"]) * first.frames * first.grid.num_points
             check_memory(4 * num_values, "data.in_memory=true")
         self.train_sources = [(file, row) for file in files for row in rows["train"]]
-        some = rows["train"] if h.in_memory else rows["train"][:: max(1, h.num_train // 500)]
+        some = rows["train"] if h.in_memory else rows["train"][:: max(1, len(rows["train"]) // 500)]
         read = {
             split: [file.read(chosen) for file in files]
             for split, chosen in {**rows, "train": some}.items()
@@ -232,6 +230,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 file.verify_checksum(parts)
         known = _joined(read["train"])
         self.train_values = known if h.in_memory else None
+        self.parameters = {split: self.read_parameters(files, rows[split]) for split in SPLITS}
         self.spec = self._describe(first, known)
         first_frames = torch.from_numpy(known[:, :1])
         frame = MovingFrame(self.equation, first_frames[:, 0], first.grid, first.dt)
@@ -241,10 +240,6 @@ class TrajectoryDataModule(pl.LightningDataModule):
         sizes = input_size(initial, self.spec)
         self.input_range = {name: value.max().item() for name, value in sizes.items()}
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
-        self.parameters = {
-            split: torch.tensor(self.training_parameters).repeat_interleave(h[f"num_{split}"], 0)
-            for split in SPLITS
-        }
         nus = [nu for nu, _ in self.parts]
         self.dataset: dict[str, Any] = {
             "name": self._name(*nus),
@@ -256,6 +251,20 @@ class TrajectoryDataModule(pl.LightningDataModule):
             "nu": nus[0] if len(nus) == 1 else nus,
         }
         self.ready = True
+
+    def rows(self, trajectories: int) -> dict[str, Sequence[int]]:
+        """The rows of each split in a file of so many ``trajectories``."""
+        h: Any = self.hparams
+        test = trajectories - h.num_test
+        return {
+            "train": range(h.num_train),
+            "validation": range(test - h.num_validation, test),
+            "test": range(test, trajectories),
+        }
+
+    def read_parameters(self, files: Sequence[Reader], rows: Sequence[int]) -> Tensor:
+        """The parameters (N, P) of ``rows`` of each file."""
+        return torch.tensor(self.training_parameters).repeat_interleave(len(rows), 0)
 
     def _describe(self, file: Reader, values: np.ndarray) -> FieldSpec:
         """Describe the field, with the statistics of training data (N, T, *space, C).
@@ -271,16 +280,26 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 f"{file.path}: the standard deviation of the training data must be from {low:g} "
                 f"to {high:g}, got {', '.join(f'{value:g}' for value in std)}."
             )
-        if self.equation is None:
-            parameters = tuple("nu" for _ in self.training_parameters[0])
-            channels = tuple(f"u{c}" if c else "u" for c in range(values.shape[-1]))
-        else:
-            parameters = self.equation.parameters
-            channels = self.equation.channels
-        # the mean is kept in the field: removing it would break the symmetry u -> -u
+        if self.equation is not None:
+            # the mean is kept in the field: removing it would break the symmetry u -> -u
+            return FieldSpec(
+                file.grid, self.equation.channels, self.equation.parameters, file.dt, std=tuple(std)
+            )
         return FieldSpec(
-            file.grid, channels, parameters, file.dt, std=tuple(float(value) for value in std)
+            file.grid,
+            tuple(f"u{c}" if c else "u" for c in range(values.shape[-1])),
+            self.parameter_names(),
+            file.dt,
+            mean=tuple(np.mean(values, axes, dtype=np.float64)),
+            std=tuple(std),
+            conserves_mean=conserves_mean(values, std),
+            time_unit=file.dt,
+            parameter_units=tuple(self.parameters["train"].double().log().mean(0).exp().tolist()),
         )
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names of the parameters of data without an equation."""
+        return tuple("nu" for _ in self.training_parameters[0])
 
     def open_files(self) -> list[Reader]:
         """Open the files that exist.
@@ -369,9 +388,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
         return self._whole("test")
 
     def _whole(self, split: str) -> DataLoader[Batch]:
-        size, each = self.hparams["eval_batch_size"], self.hparams[f"num_{split}"]
+        size, num_values = self.hparams["eval_batch_size"], len(self.values[split])
         batches = []
-        for part in torch.arange(len(self.values[split])).split(each):  # one part for each nu
+        # one part for each nu
+        for part in torch.arange(num_values).split(num_values // len(self.parts)):
             batches += [
                 Batch(self.values[split][i], self.parameters[split][i], i, i)
                 for i in part.split(size)
@@ -431,6 +451,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
             "validation": h.num_validation,
             "test": h.num_test,
         }
+
+
+def conserves_mean(values: np.ndarray, std: np.ndarray) -> bool:
+    """Whether the means of trajectories (N, T, *space, C) stay within ``LARGEST_MEAN_DRIFT``."""
+    means = values.mean(tuple(range(2, values.ndim - 1)), dtype=np.float64)
+    return bool((np.abs(means - means[:, :1]) <= LARGEST_MEAN_DRIFT * std).all())
 
 
 def _chosen(equation: Equation, initial_conditions: str | None) -> str:

@@ -18,8 +18,8 @@ class GridModel(nn.Module):
 
     Args:
         spec: describes the field.
-        conserve_mean: whether the equation conserves the mean of each channel; then changes of the
-            mean are removed.
+        conserve_mean: whether changes of the mean of each channel are removed, if the field
+            conserves it.
 
     Attributes:
         in_channels: channels of ``forward``'s input: those of the field, dt and the parameters.
@@ -33,7 +33,7 @@ class GridModel(nn.Module):
         self.num_channels = spec.num_channels
         self.in_channels = spec.num_channels + 1 + len(spec.parameters)
         self.space = spec.domain.shape
-        self.conserve_mean = conserve_mean
+        self.conserve_mean = conserve_mean and spec.conserves_mean
 
     def forward(self, u: Tensor) -> Tensor:
         """The change of the field over one step.

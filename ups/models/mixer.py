@@ -89,9 +89,9 @@ class MixerUPT(nn.Module):
         patch_overlap: number of patches of num_points/num_tokens points, centered on a token, that
             it reads and writes; odd.
         latent_rms_limit: root mean square at which tokens saturate; see ``soft_rms_clip``.
-        conserve_mean: whether the equation conserves the mean of each channel. Then the last
-            channels of every token, as many as the field has, carry the mean through all steps
-            unchanged and the decoder sets it, so that mass is conserved to round-off.
+        conserve_mean: whether the mean of each channel is carried, if the field conserves it: the
+            last channels of every token, as many as the field has, hold it through all steps and
+            the decoder sets it, so that mass is conserved to round-off.
 
     Attributes:
         num_dynamic_channels: number of channels, from the first, that a step may change.
@@ -120,9 +120,10 @@ class MixerUPT(nn.Module):
         self.num_tokens = num_tokens
         self.hidden_dim = hidden_dim
         self.num_channels = num_channels
-        self.num_dynamic_channels = hidden_dim - num_channels if conserve_mean else hidden_dim
+        self.conserve_mean = conserve_mean and spec.conserves_mean
+        num_carried = num_channels if self.conserve_mean else 0
+        self.num_dynamic_channels = hidden_dim - num_carried
         self.latent_rms_limit = latent_rms_limit
-        self.conserve_mean = conserve_mean
         mlp_dim = round(mlp_ratio * hidden_dim)
         patch_dim = patch_overlap * self.patches.size
 

@@ -28,8 +28,8 @@ class PatchStepper(nn.Module):
             reach as far as information travels in one step.
         depth: number of blocks.
         patch_overlap: number of patches, centered on a token, that it reads and writes; odd.
-        conserve_mean: whether the equation conserves the mean of each channel; then changes of the
-            mean are removed.
+        conserve_mean: whether changes of the mean of each channel are removed, if the field
+            conserves it.
 
     Attributes:
         hidden_dim: channels W of a token: its values, point by point.
@@ -55,7 +55,7 @@ class PatchStepper(nn.Module):
         self.num_tokens = num_tokens
         self.hidden_dim = self.patches.size
         self.num_dynamic_channels = self.patches.size
-        self.conserve_mean = conserve_mean
+        self.conserve_mean = conserve_mean and spec.conserves_mean
         mlp_dim = round(mlp_ratio * hidden_channels)
         patch_dim = patch_overlap * self.patches.size
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, patch_dim) * patch_dim**-0.5)

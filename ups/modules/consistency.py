@@ -78,7 +78,7 @@ class ConsistencyModule(CorrectorModule):
         level, noise = int(drawn[0][0]), drawn[1].flatten(0, 1)
         with torch.no_grad():
             steps = self.steps(batch)
-            condition = steps.conditions(self.simulator.dt)
+            condition = steps.conditions(self.simulator.spec)
             mean = self.teacher.predict_mean(*condition)
             remainder = self.teacher.residual(steps.pred, steps.target) - mean
         conditions = (mean, *condition)

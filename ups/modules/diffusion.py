@@ -97,7 +97,7 @@ class DiffusionModule(CorrectorModule):
         c = self.corrector
         steps = self.steps(batch)
         level, noise = (d.flatten(0, 1) for d in drawn)
-        condition = steps.conditions(self.simulator.dt)
+        condition = steps.conditions(self.simulator.spec)
         mean = c.predict_mean(*condition)
         residual = c.residual(steps.pred, steps.target)
         tokens = (residual - mean).square().mean()

@@ -30,7 +30,8 @@ def operator_errors(
     - L_inv_dec = |E(D(z_K)) - z_K|^2 / var(z_K), relative to the variance of each sample's tokens,
       so that shrinking them does not reduce the loss.
 
-    If the root mean square of u is smaller than ``RELATIVE_ERROR_FLOOR`` times the data's standard
+    Fields are relative to the mean of the training data, if the spec has one. If the root mean
+    square of u is smaller than ``RELATIVE_ERROR_FLOOR`` times the data's standard
     deviation, the denominator uses that value instead.
 
     Args:
@@ -49,8 +50,8 @@ def operator_errors(
     frames = simulator.decode(torch.cat(decoded))
     u_hat = frames.unflatten(0, (len(decoded), len(u))).transpose(0, 1)
     error = relative_l2_squared(
-        u_hat,
-        u[:, -len(decoded) :],
+        u_hat - simulator.mean,
+        u[:, -len(decoded) :] - simulator.mean,
         simulator.spec.space_axes,
         RELATIVE_ERROR_FLOOR * simulator.std,
     )

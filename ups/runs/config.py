@@ -43,6 +43,7 @@ RESERVED = (
     "enable_progress_bar",
 )
 STAGE_PARTS = ("module", "trainer", "data")
+TESTED_WITH_TTC = ("all", "evaluate")  # stages of a command
 # bounds on the arguments of Lightning's own callbacks
 BOUNDS = {EMAWeightAveraging: EMASettings}
 
@@ -66,7 +67,6 @@ def validate_config(cfg: DictConfig) -> None:
     validate(StageSettings, settings["stage"], "stage", name="stage")
     for stage in ("operator", "diffusion", "consistency"):
         _check_stage(settings, stage)
-    _check_equation(settings)
     _check_data_modules(settings)
 
 
@@ -195,16 +195,6 @@ def _check_cache(settings: Mapping[str, Any], stage: str) -> None:
         )
 
 
-def _check_equation(settings: Mapping[str, Any]) -> None:
-    data, ttc, stage = settings["data"], settings["ttc"], settings["stage"]["name"]
-    has_no_equation = "equation" in data and data["equation"] is None
-    if has_no_equation and ttc["enabled"] and stage in ("all", "evaluate"):
-        raise UpsError(
-            "`ttc.enabled` must be false, got true: data.equation=null leaves no equation to "
-            "condition on."
-        )
-
-
 def _check_data_modules(settings: Mapping[str, Any]) -> None:
     """Make the data modules, which check their settings together and read no files yet."""
     stages = settings["stage"]["train"] or [None]
@@ -215,6 +205,12 @@ def _check_data_modules(settings: Mapping[str, Any]) -> None:
             allowed = "the path of a LightningDataModule"
             raise refusal("data._target_", allowed, data["_target_"])
         _check_unroll_steps(data)
+        asks_for_ttc = settings["ttc"]["enabled"] and settings["stage"]["name"] in TESTED_WITH_TTC
+        if asks_for_ttc and getattr(made, "equation", True) is None:
+            raise UpsError(
+                "`ttc.enabled` must be false, got true: these data have no equation to condition "
+                "on."
+            )
 
 
 def _check_unroll_steps(data: Mapping[str, Any]) -> None:

@@ -61,5 +61,5 @@ class Corrected:
             self.num_dynamic_channels,
             device=z.device,
         ).repeat_interleave(self.noise_group_size, 0)
-        dt = z.new_full((len(z),), self.spec.dt)
-        return self.corrector.sample(z, pred, dt, parameters, noise, self.temperature, include_mean)
+        dt, scaled = self.spec.condition(parameters)
+        return self.corrector.sample(z, pred, dt, scaled, noise, self.temperature, include_mean)

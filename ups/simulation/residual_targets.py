@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec
 from ups.core.io import check_disk_space, format_bytes
 from ups.simulation.latent import project_to_field
 from ups.simulation.simulator import Simulator
@@ -43,10 +44,9 @@ class ResidualTargets:
     confidence: Tensor
     parameters: Tensor
 
-    def conditions(self, dt: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def conditions(self, spec: FieldSpec) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What a corrector's networks take: state, prediction, dt (S,) and parameters."""
-        steps = self.state.new_full((len(self.state),), dt)
-        return self.state, self.pred, steps, self.parameters
+        return self.state, self.pred, *spec.condition(self.parameters)
 
 
 @torch.no_grad()

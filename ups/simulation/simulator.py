@@ -102,8 +102,7 @@ class Simulator(nn.Module):
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by one ``dt`` at ``parameters`` (B, P)."""
-        dt = state.new_full(state.shape[:1], self.spec.dt)  # len() would fix the batch of a graph
-        tokens: Tensor = self.model.step(state, dt, parameters)
+        tokens: Tensor = self.model.step(state, *self.spec.condition(parameters))
         return tokens
 
     def decode(self, state: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""From an array to a trained model in one call: ``ups.fit``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+from ups import pipeline
+from ups.core.errors import UpsError
+from ups.datamodules.generate import short_hash
+from ups.datamodules.readers.arrays import POSITIONS, TIMES
+from ups.datamodules.readers.pdebench import digest
+from ups.run import CONF
+from ups.simulation.checkpoint import load
+from ups.simulation.simulator import Simulator
+
+RESERVED = ("u", *TIMES, *POSITIONS)
+
+
+def fit(
+    array: Any,
+    *,
+    dt: float,
+    length: float,
+    parameters: Mapping[str, Any] | None = None,
+    name: str = "fit",
+    output_dir: str | Path = "outputs",
+    overrides: Sequence[str] = (),
+) -> Simulator:
+    """Train a model on trajectories of any periodic line, and test it.
+
+    It is ``python -m ups.run stage=operator data=own``: eight tenths of the trajectories are for
+    training, a tenth each for validation and for the test; no equation is assumed. The run's folder
+    ``output_dir/name`` holds the report, as always, and the same call again resumes, or returns
+    what is done.
+
+    Args:
+        array: fields (N, T, X) or (N, T, X, C): trajectories, frames, points, channels.
+        dt: the time between frames.
+        length: the length of the line, one cell more than from its first to its last point.
+        parameters: positive numbers (N,) by name, one for each trajectory.
+        name: the run's folder.
+        output_dir: the folder of all runs.
+        overrides: further settings, as on the command line: ``["trainer.max_epochs=5"]``.
+
+    Returns:
+        The trained simulator.
+
+    Raises:
+        UpsError: the array or a setting can't be used.
+    """
+    u = np.asarray(array)
+    columns = {key: np.asarray(values) for key, values in (parameters or {}).items()}
+    for key, values in columns.items():
+        if key in RESERVED or values.shape != u.shape[:1]:
+            raise UpsError(
+                f"`parameters` must be arrays ({len(u)},), one number for each trajectory, under "
+                f"names other than {', '.join(RESERVED)}; got {key!r} of shape {values.shape}."
+            )
+    folder = Path(output_dir) / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
+    path = folder / f"own-{short_hash({'arrays': content, 'names': list(columns)})}.npz"
+    if not path.exists():
+        arrays: dict[str, Any] = {"u": u, **columns}
+        np.savez(path, **arrays)
+    own = [
+        "data=own",
+        f"data.path={path}",
+        f"data.dt={dt}",
+        f"data.length={length}",
+        f"name={name}",
+        f"output_dir={output_dir}",
+    ]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", [*own, *overrides])
+    pipeline.run(cfg)
+    return load(Path(output_dir) / name)
