@@ -290,3 +290,25 @@ def test_fit_trains_tests_and_returns_a_simulator(tmp_path):
     assert "persistence" in rows
     with pytest.raises(UpsError, match="`parameters` must be arrays \\(20,\\)"):
         ups.fit(u, **arguments, parameters={"a": [1.0, 2.0]})
+
+
+def test_a_rollout_is_drawn_in_one_call(tmp_path):
+    spec = dataclasses.replace(make_simulator().spec, dt=0.5)
+    simulator = Simulator(make_simulator().model, spec)
+    u = torch.randn(3, 4, 32)
+    truth = u + 0.1
+    figure = simulator.plot(u, truth, sample=2)
+    pictures = {axis.get_title(): axis.images[0] for axis in figure.axes if axis.images}
+    assert np.array_equal(pictures["rollout"].get_array(), u[2].numpy())
+    assert np.allclose(pictures["error"].get_array(), -0.1, atol=1e-6)
+    assert pictures["truth"].get_extent() == [0.0, 1.0, 0.5, 2.0]
+    assert pictures["truth"].get_clim() == pictures["rollout"].get_clim()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    alone = simulator.plot(u[..., None] ** 2)
+    (picture,) = [axis.images[0] for axis in alone.axes if axis.images]
+    assert np.array_equal(picture.get_array(), u[0].numpy() ** 2)
+    assert picture.get_clim() == pytest.approx((float((u[0] ** 2).min()), float((u[0] ** 2).max())))
+    with pytest.raises(UpsError, match="must have one shape"):
+        simulator.plot(u, truth[:, :2])
+    with pytest.raises(UpsError, match=r"\(B, T, 32\)"):
+        simulator.plot(u[..., :5])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
@@ -20,6 +21,7 @@ from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.guidance import TTC, Guided
 from ups.simulation.input_range import outside
 from ups.simulation.latent import LatentStepper
+from ups.simulation.picture import rollout_figure
 from ups.simulation.resampling import Resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
 
@@ -299,6 +301,23 @@ class Simulator(nn.Module):
         for u in frames:
             out = resampling.from_grids(u)
             yield out if has_channels else out.squeeze(-1)
+
+    def plot(self, u: Tensor, truth: Tensor | None = None, sample: int = 0) -> Figure:
+        """Draw a rollout over space and time, beside the truth and the error if it is known.
+
+        Args:
+            u: fields (B, T, X) or (B, T, X, C) that ``rollout`` gave on the training grid. The
+                first channel is drawn.
+            truth: what ``u`` should be, of the same shape.
+            sample: which of the B.
+
+        Returns:
+            A figure; ``figure.savefig("rollout.png")`` writes it, and notebooks show it.
+
+        Raises:
+            UpsError: the fields are not on a line, or the shapes differ.
+        """
+        return rollout_figure(u, truth, sample, self.spec)
 
     def _validate_fields(self, u0: Any, x: Tensor | None) -> tuple[Tensor, bool]:
         """Check ``u0``: fields (B, *space, C), and whether it had a channel axis."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ups.core.fields import FieldSpec
 from ups.core.io import atomic_write
 from ups.evaluation.results import Row
+from ups.simulation.picture import draw_fields
 
 # Okabe and Ito's palette, distinguishable with color blindness
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#666666")
@@ -191,29 +192,10 @@ def draw_rollout(path: Path, truth: Tensor, pred: Tensor, spec: FieldSpec, title
     """
     truth = truth[..., 0]
     pred = pred[..., 0]
-    error = pred - truth
-    top, worst = float(truth.abs().max()), float(error.abs().max())
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    extent = (0.0, spec.grid.extent[0], spec.dt, spec.dt * len(truth))
-    for axis, field, name, limit in zip(
-        axes,
-        (truth, pred, error),
-        ("truth", "latent rollout", "error"),
-        (top, top, worst),
-        strict=False,
-    ):
-        image = axis.imshow(
-            field.numpy(),
-            origin="lower",
-            aspect="auto",
-            extent=extent,
-            cmap="RdBu_r",
-            vmin=-limit,
-            vmax=limit,
-        )
-        axis.set(title=name, xlabel="x", ylabel="t")
-        figure.colorbar(image, ax=axis)
+    fields = {"truth": truth, "latent rollout": pred, "error": pred - truth}
+    draw_fields(figure, axes[:3], fields, spec)
     x = spec.grid.axis(0)
     for frame, colour in zip((0, len(truth) // 4, len(truth) - 1), ("C0", "C1", "C2"), strict=True):
         axes[3].plot(x, truth[frame], color=colour, label=f"t = {spec.dt * (frame + 1):.2f}")
