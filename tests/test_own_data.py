@@ -16,6 +16,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.datamodules import OwnDataModule
 from ups.datamodules.readers.arrays import ArrayFile
+from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.modules.losses import operator_errors
 from ups.simulation.simulator import Simulator
@@ -288,6 +289,9 @@ def test_fit_trains_tests_and_returns_a_simulator(tmp_path):
     rows = (tmp_path / "waves/reports/eval_operator.json").read_text()
     assert "solver" not in rows
     assert "persistence" in rows
+    card = render_model_card(tmp_path / "waves", "mine")
+    assert "# in Python, with the settings above: ups.fit or ups.pipeline.run" in card
+    assert "Burgers" not in card
     with pytest.raises(UpsError, match="`parameters` must be arrays \\(20,\\)"):
         ups.fit(u, **arguments, parameters={"a": [1.0, 2.0]})
 

@@ -62,7 +62,7 @@ def fit(
     folder = Path(output_dir) / "data"
     folder.mkdir(parents=True, exist_ok=True)
     content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
-    path = folder / f"own-{short_hash({'arrays': content, 'names': list(columns)})}.npz"
+    path = folder / f"{name}-{short_hash({'arrays': content, 'names': list(columns)})}.npz"
     if not path.exists():
         arrays: dict[str, Any] = {"u": u, **columns}
         np.savez(path, **arrays)

@@ -16,6 +16,7 @@ from ups.evaluation.results import Evaluation, Row, merge_evaluations, read_eval
 from ups.runs.settings import is_bookkeeping_key
 from ups.simulation.checkpoint import STAGES, load, read_checkpoint
 
+COMMANDS = ("run.py", "ups.run", "ups")  # names under which ups.run is started
 ERRORS = {
     "nrmse": "rollout nRMSE",
     "one_step_nrmse": "one step",
@@ -42,7 +43,7 @@ CARD = """---
 
 ## Training
 
-    python -m ups.run {command}
+    {command}
 
 | stage | epoch | steps | validation nRMSE, latent rollout |
 | --- | --- | --- | --- |
@@ -93,11 +94,6 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
     )
     own = [row for row in rows if not row.is_baseline]
     rows = own + [row for row in rows if row.is_baseline]
-    words = [
-        word
-        for word in origin["command"].split()[1:]
-        if not is_bookkeeping_key(word.partition("=")[0]) and not word.startswith("name=")
-    ]
     spec = simulator.spec
     nus = dataset["nu"] if isinstance(dataset["nu"], list) else [dataset["nu"]]
     nus = [f"{nu:g}" for nu in nus if nu is not None]
@@ -130,7 +126,7 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         parts=", ".join(f"{part} {count:,}" for part, count in counts.items()),
         model=", ".join(f"{key} {value}" for key, value in simulator.model_config.items()),
         data="\n".join(f"- {key}: {value}" for key, value in data.items()),
-        command=" ".join(words),
+        command=_training_command(origin["command"]),
         stages="\n".join(
             _stage(run, stem) for stem in list(STAGES.values())[: 1 + len(simulator.correctors)]
         ),
@@ -192,3 +188,16 @@ def _table(rows: list[Row]) -> str:
         for row in rows
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines))
+
+
+def _training_command(recorded: str) -> str:
+    """The command without what decides nothing, or how else the run was started."""
+    program, *words = recorded.split()
+    if Path(program).name not in COMMANDS:
+        return "# in Python, with the settings above: ups.fit or ups.pipeline.run"
+    decisive = [
+        word
+        for word in words
+        if not is_bookkeeping_key(word.partition("=")[0]) and not word.startswith("name=")
+    ]
+    return " ".join(["python -m ups.run", *decisive])
