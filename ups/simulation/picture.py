@@ -34,7 +34,7 @@ def rollout_figure(u: Tensor, truth: Tensor | None, sample: int, spec: FieldSpec
         name: field[sample, ..., 0] if field.ndim == 4 else field[sample]
         for name, field in given.items()
     }
-    about_zero = bool(fields["rollout"].min() < 0)
+    about_zero = bool(next(iter(fields.values())).min() < 0)
     if truth is not None:
         fields["error"] = fields["rollout"] - fields["truth"]
     figure = Picture(figsize=(4.2 * len(fields), 3.4), layout="constrained")
@@ -52,7 +52,8 @@ def draw_fields(
 ) -> None:
     """Draw fields (T, X) by their titles, one an axis, each frame a row.
 
-    Fields named "error" have limits of their own, symmetric about zero; the others share theirs.
+    A field named "error" has limits of its own, symmetric about zero; the others share those of the
+    first, so that a rollout that explodes can't hide the truth.
 
     Args:
         figure: the figure of the axes.
@@ -61,9 +62,8 @@ def draw_fields(
         spec: describes the field.
         about_zero: whether the shared limits are symmetric about zero.
     """
-    shared = [field for title, field in fields.items() if title != "error"]
-    low = min(float(field.min()) for field in shared)
-    high = max(float(field.max()) for field in shared)
+    first = next(iter(fields.values()))
+    low, high = float(first.min()), float(first.max())
     if about_zero:
         high = max(abs(low), abs(high))
         low = -high
