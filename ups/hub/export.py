@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import ups
 from ups.core.errors import UpsError
 from ups.core.io import write_bytes
+from ups.core.optional_packages import import_optional
 from ups.hub.model_card import render_model_card
 from ups.runs.provenance import git_state, hardware
 from ups.simulation.checkpoint import load
@@ -90,13 +91,8 @@ def to_onnx(simulator: Simulator, folder: Path) -> None:
         UpsError: packages are missing, the model has operations that ONNX lacks, or a graph
             differs.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError:
-        raise UpsError(
-            "ONNX needs packages that are not installed; pip install 'ups[onnx]'"
-        ) from None
+    onnxruntime = import_optional("onnxruntime", "ONNX", "onnx")
+    import_optional("onnxscript", "ONNX", "onnx")  # torch.onnx.export needs it
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
     def convert(program: Any, names: tuple[str, ...]) -> tuple[bytes, Callable[..., Tensor]]:
@@ -206,12 +202,7 @@ def to_xarray(
     Raises:
         UpsError: xarray is not installed.
     """
-    try:
-        import xarray
-    except ModuleNotFoundError:
-        raise UpsError(
-            "data sets need a package that is not installed; pip install 'ups[xarray]'"
-        ) from None
+    xarray = import_optional("xarray", "a data set", "xarray")
     spec = simulator.spec
     fields, _ = spec.add_channel_axis(torch.as_tensor(u0, dtype=torch.float32))
     u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **options)

@@ -19,10 +19,12 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
+from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
 from ups.core.io import read_json, write_text
+from ups.core.optional_packages import import_optional, missing_package
 from ups.runs.distributed import is_first_process
 
 # the argument with which each logger continues a run; the CSV logger starts a file in each call
@@ -41,10 +43,7 @@ def check_logger_installed(cfg: DictConfig) -> None:
     """
     package = cfg.logger._target_.rpartition(".")[2].removesuffix("Logger").lower()
     if package in ("wandb", "mlflow", "tensorboard") and find_spec(package) is None:
-        raise UpsError(
-            f"{cfg.logger._target_} needs a package that is not installed; "
-            f"pip install 'ups[{package}]'"
-        )
+        raise missing_package(cfg.logger._target_, package)
 
 
 @contextmanager
@@ -113,11 +112,10 @@ def upload_artifacts(logger: Logger, folder: Path) -> None:
     files = [path for pattern in FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
     pictures = [path for path in files if path.suffix == ".png"]
     if isinstance(logger, WandbLogger):
-        import wandb
-
         for path in pictures:
             logger.log_image(f"test/{path.stem}", [str(path)])
-        artifact: Any = wandb.Artifact(f"model-{logger.version}", type="model")
+        wandb = import_optional("wandb", "logger=wandb", "wandb")
+        artifact = wandb.Artifact(f"model-{logger.version}", type="model")
         for path in files:  # immutable avoids a copy in the user's home
             artifact.add_file(
                 str(path.resolve()),
@@ -133,7 +131,5 @@ def upload_artifacts(logger: Logger, folder: Path) -> None:
                 logger.run_id, str(path), str(within) if within.name else None
             )
     elif isinstance(logger, TensorBoardLogger):
-        from matplotlib.image import imread
-
         for path in pictures:
             logger.experiment.add_image(f"test/{path.stem}", imread(path), dataformats="HWC")
