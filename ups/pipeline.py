@@ -4,17 +4,17 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ups.callbacks import LeaderboardWriter
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.callbacks.resource_probe import result_path
 from ups.core.io import write_text
+from ups.core.settings import to_plain
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
 from ups.modules import EvaluationModule
@@ -135,7 +135,7 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     data = make_data(cfg)
     simulator = load(folder, data)
     with_ttc = True in report_paths(cfg, folder)  # enabled, and at its place
-    options: Any = OmegaConf.to_container(cfg.ttc, resolve=True)
+    options = to_plain(cfg.ttc)
     options.pop("enabled", None)
     simulator.ttc = TTC(**options)
     module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)

@@ -1,18 +1,17 @@
 """Plain and flat configurations, and how two of them differ."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-# a part of a configuration as OmegaConf gives it: nested, and unchecked until it is validated
-Settings = Mapping[str, Any]
+# plain values as yaml, JSON and checkpoints hold them: nested, and not checked yet
+PlainDict = dict[str, Any]
 
 
-def to_plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+def to_plain(cfg: DictConfig, *, resolve: bool = True) -> PlainDict:
     """The plain values of a configuration; ``resolve`` replaces all ${references}."""
-    values: Any = OmegaConf.to_container(cfg, resolve=resolve)
-    return values
+    return cast(PlainDict, OmegaConf.to_container(cfg, resolve=resolve))
 
 
 def diff_configs(old: Mapping[str, object] | None, new: Mapping[str, object]) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from hydra.utils import instantiate
@@ -20,11 +19,12 @@ from lightning.pytorch.loggers import (
     WandbLogger,
 )
 from matplotlib.image import imread
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ups.core.errors import UpsError
 from ups.core.io import read_json, write_text
 from ups.core.optional_packages import import_optional, missing_package
+from ups.core.settings import to_plain
 from ups.runs.distributed import is_first_process
 
 # the argument with which each logger continues a run; the CSV logger starts a file in each call
@@ -89,7 +89,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
         loggers = (
             [logger] if isinstance(logger, CSVLogger) else [logger, CSVLogger(folder, name="logs")]
         )
-        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        settings = to_plain(cfg)
         for each in loggers:
             # MLflow rejects parameters that have changed since, for example max_time
             if not (isinstance(each, MLFlowLogger) and (again or cfg.logger.run_id)):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
+from ups.core.settings import PlainDict
 from ups.core.stepper import FIELDS_PER_DECODE, Stepper
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
@@ -61,7 +62,7 @@ class Simulator(nn.Module):
         model: nn.Module,
         spec: FieldSpec,
         equation: str | None = None,
-        model_config: Mapping[str, Any] | None = None,
+        model_config: Mapping[str, object] | None = None,
         training_parameters: Sequence[Sequence[float]] = (),
         input_range: Mapping[str, float] | None = None,
     ) -> None:
@@ -114,7 +115,7 @@ class Simulator(nn.Module):
         """The one candidate for the next tokens (B, 1, N, W)."""
         return self.step(state, parameters)[:, None]
 
-    def add_corrector(self, name: str, settings: Mapping[str, Any]) -> ResidualCorrector:
+    def add_corrector(self, name: str, settings: PlainDict) -> ResidualCorrector:
         """Add an untrained corrector.
 
         Args:
@@ -301,7 +302,7 @@ class Simulator(nn.Module):
             out = resampling.from_grids(u)
             yield out if has_channels else out.squeeze(-1)
 
-    def _validate_fields(self, u0: Any, x: Tensor | None) -> tuple[Tensor, bool]:
+    def _validate_fields(self, u0: object, x: Tensor | None) -> tuple[Tensor, bool]:
         """Check ``u0``: fields (B, *space, C), and whether it had a channel axis."""
         if torch.as_tensor(u0).is_complex():
             raise UpsError("`u0` must be real, got a complex field.")
@@ -340,7 +341,7 @@ class Simulator(nn.Module):
         return correct
 
     def _validate_parameters(
-        self, nu: Any, parameters: Mapping[str, Any] | None, batch: int
+        self, nu: object, parameters: Mapping[str, object] | None, batch: int
     ) -> Tensor:
         """Check the parameters and return them as (B, P)."""
         names = self.spec.parameters
@@ -405,7 +406,7 @@ class Simulator(nn.Module):
                 limit,
             )
 
-    def _validate_positions(self, x: Any, name: str) -> Tensor | None:
+    def _validate_positions(self, x: object, name: str) -> Tensor | None:
         """Check that positions lie in the domain of a line and return them as a tensor (P,)."""
         if x is None:
             return None
@@ -421,7 +422,7 @@ class Simulator(nn.Module):
             )
         return x
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Return what a checkpoint needs, besides the weights, to rebuild this simulator.
 
         It consists of plain values only.
