@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from ups.core.batch import Batch
 from ups.core.io import read_json
 from ups.core.schema import BOOKKEEPING_EVERYWHERE, PathStr
 
@@ -53,7 +55,12 @@ class EpochSummary(pl.Callback):
         self.started, self.first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         for name, value in pl_module.terms.items():  # sums of tensors do not wait for the device
             self.sums[name] = self.sums.get(name, 0) + value
@@ -69,9 +76,8 @@ class EpochSummary(pl.Callback):
             f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             f"loss: {means.pop('loss', float('nan')):.5f}",
         ]
-        names: Any = (
-            ("L_forward", "L_inv_enc", "L_inv_dec") if pl_module.stage == "operator" else means
-        )
+        is_operator = pl_module.stage == "operator"
+        names = ("L_forward", "L_inv_enc", "L_inv_dec") if is_operator else tuple(means)
         parts += [f"{name} {means.get(name, 0.0):.5f}" for name in names]
         score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/nrmse")
         parts += [f"validation nRMSE {float(score):.4f}"] if score is not None else []

@@ -78,7 +78,7 @@ class EvaluationModule(pl.LightningModule):
             )
             for mode, name, ttc in settings
         ]
-        baselines: list[Any] = [Persistence()]
+        baselines: list[Persistence | SolverStepper] = [Persistence()]
         if simulator.equation is not None:
             baselines += [
                 SolverStepper(simulator.equation, simulator.spec, n)
@@ -196,7 +196,7 @@ class Measurement:
         squared = torch.cat(self.one_step)
         rollouts = self.rollouts.compute()
         over_time = rollouts.pop("nrmse_over_time")
-        metrics: dict[str, Any] = {
+        metrics: dict[str, float | list[float]] = {
             **rollouts,
             **self.checks.compute(),
             "one_step_nrmse": squared.sqrt().mean().item(),
