@@ -1,7 +1,7 @@
 """Trajectories of an equation of ``ups.physics``, generated or read from PDEBench's files."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,10 +31,12 @@ from ups.core.schema import (
     Words,
     validate,
 )
-from ups.datamodules.generate import SPLITS, generate, short_hash
+from ups.core.settings import PlainDict
+from ups.datamodules.generate import SPLITS, Recipe, Split, generate, short_hash
 from ups.datamodules.readers import Reader, get_reader
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowSampler
+from ups.evaluation.results import DatasetInfo
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
 from ups.simulation.input_range import input_size
@@ -142,7 +144,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         samples_per_trajectory: PositiveInt = 10,
         batch_size: PositiveInt = 16,
         eval_batch_size: Annotated[PositiveInt, BOOKKEEPING] = 64,
-        augmentation: Annotated[Mapping[str, Any] | None, SettingsOf(Augmentation)] = None,
+        augmentation: Annotated[PlainDict | None, SettingsOf(Augmentation)] = None,
         start_time_bias: PositiveFloat = 1.0,
         fixed_windows: bool = False,
         in_memory: Annotated[bool, BOOKKEEPING] = True,
@@ -246,7 +248,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
             for split in SPLITS
         }
         nus = [nu for nu, _ in self.parts]
-        self.dataset: dict[str, Any] = {
+        self.dataset: DatasetInfo = {
             "name": self._name(*nus),
             "hash": digest([self.values["test"].numpy()]),
             "split": "test",
@@ -368,7 +370,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._whole("test")
 
-    def _whole(self, split: str) -> DataLoader[Batch]:
+    def _whole(self, split: Split) -> DataLoader[Batch]:
         size, each = self.hparams["eval_batch_size"], self.hparams[f"num_{split}"]
         batches = []
         for part in torch.arange(len(self.values[split])).split(each):  # one part for each nu
@@ -411,12 +413,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         (symbol,) = self.equation.parameters
         return f"{self.equation_name}-{symbol}" + ",".join(f"{nu:g}" for nu in nus)
 
-    def _recipe(self, part: int, nu: float) -> dict:
-        """Everything that determines the content of a generated file."""
+    def _recipe(self, part: int, nu: float) -> Recipe:
         h: Any = self.hparams
-        # These keys are hashed into the names of files and written into them, so a change of a
-        # word makes all data again. Version 2: each trajectory takes its own steps (in version 1
-        # the fastest of a group set them for all), and initial conditions have a name.
         return {
             "equation": self.equation_name,
             "version": 2,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 import ups
 from ups.core.errors import UpsError
@@ -40,6 +41,8 @@ from ups.simulation.simulator import Simulator
 if TYPE_CHECKING:
     from xarray import Dataset
 
+# the content of a file, and a function that calls the graph in it
+Graph = tuple[bytes, Callable[..., Tensor]]
 TOLERANCE = 1e-4  # error of a graph, relative to the simulator's largest value
 
 
@@ -74,7 +77,7 @@ def to_torch(simulator: Simulator, folder: Path) -> None:
         UpsError: a graph can't be made, or differs from the simulator.
     """
 
-    def convert(program: Any, names: tuple[str, ...]) -> tuple[bytes, Callable[..., Tensor]]:
+    def convert(program: ExportedProgram, names: tuple[str, ...]) -> Graph:
         file = io.BytesIO()
         torch.export.save(program, file)
         return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
@@ -95,7 +98,7 @@ def to_onnx(simulator: Simulator, folder: Path) -> None:
     import_optional("onnxscript", "ONNX", "onnx")  # torch.onnx.export needs it
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
-    def convert(program: Any, names: tuple[str, ...]) -> tuple[bytes, Callable[..., Tensor]]:
+    def convert(program: ExportedProgram, names: tuple[str, ...]) -> Graph:
         made: Any = torch.onnx.export(
             program, (), dynamo=True, input_names=names, output_names=["out"], verbose=False
         )
@@ -112,7 +115,7 @@ def _write_graphs(
     simulator: Simulator,
     folder: Path,
     suffix: str,
-    convert: Callable[..., tuple[bytes, Callable[..., Tensor]]],
+    convert: Callable[[ExportedProgram, tuple[str, ...]], Graph],
 ) -> None:
     """Trace the three maps for batches of any size, check them and write them.
 
@@ -120,7 +123,7 @@ def _write_graphs(
         simulator: the simulator.
         folder: where to write.
         suffix: suffix of the files.
-        convert: converts a traced program to the content of a file and a function that calls it.
+        convert: converts a traced program, given the names of its arguments.
     """
     simulator = copy.deepcopy(simulator).cpu().eval().requires_grad_(False)
     simulator.correctors.clear()  # graphs do not include correctors
@@ -214,7 +217,7 @@ def to_xarray(
     names = "xyz"[: spec.domain.num_dims]
     axes = [spec.grid.axis(d) for d in range(len(names))] if x_out is None else [x_out]
     one = {"units": "1"}  # everything is dimensionless
-    coordinates: dict[str, Any] = {
+    coordinates: dict[str, object] = {
         "trajectory": range(len(u)),
         "time": (
             "time",
@@ -240,7 +243,7 @@ def to_xarray(
     return xarray.Dataset(variables, coordinates, _origin(simulator, options))
 
 
-def _origin(simulator: Simulator, options: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(simulator: Simulator, options: Mapping[str, object]) -> dict[str, object]:
     """The attributes of a data set of rollouts."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     commit, dirty = git_state()
