@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.serialization import MAP_LOCATION
@@ -81,7 +80,7 @@ def read_json(path: Path) -> PlainDict:
         ) from None
 
 
-def read_tensors(path: Path, map_location: MAP_LOCATION = "cpu") -> Any:
+def read_tensors(path: Path, map_location: MAP_LOCATION = "cpu") -> PlainDict:
     """Read tensors and plain values that ``torch.save`` wrote to ``path``.
 
     The checksums in the file verify every byte.

@@ -21,11 +21,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.onnx import ONNXProgram
 
 import ups
 from ups.core.errors import UpsError
@@ -99,10 +100,10 @@ def to_onnx(simulator: Simulator, folder: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
     def convert(program: ExportedProgram, names: tuple[str, ...]) -> Graph:
-        made: Any = torch.onnx.export(
+        made = torch.onnx.export(
             program, (), dynamo=True, input_names=names, output_names=["out"], verbose=False
         )
-        content = made.model_proto.SerializeToString()
+        content = cast(ONNXProgram, made).model_proto.SerializeToString()
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         return content, lambda *inputs: torch.from_numpy(
             session.run(None, {k: v.numpy() for k, v in zip(names, inputs, strict=True)})[0]

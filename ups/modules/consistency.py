@@ -54,7 +54,7 @@ class ConsistencyModule(CorrectorModule):
                 "stage diffusion trains one"
             )
         simulator.requires_grad_(False)
-        self.teacher: ResidualCorrector = simulator.correctors["diffusion"]  # type: ignore[assignment]
+        self.teacher = simulator.correctors["diffusion"]
         self.corrector = simulator.add_corrector(
             "consistency", {**self.teacher.spec, "sampler": "consistency", "num_steps": 1}
         )

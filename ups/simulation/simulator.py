@@ -1,7 +1,7 @@
 """The simulator: a trained model in physical units, and rollouts with it."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ class Simulator(nn.Module):
         self.training_parameters = [[float(value) for value in row] for row in training_parameters]
         self.input_range = dict(input_range or {})
         self.has_warned_of_input = False
-        self.correctors = nn.ModuleDict()
+        self.correctors: MutableMapping[str, ResidualCorrector] = nn.ModuleDict()  # type: ignore[assignment]
         self.ttc = TTC()
         self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
@@ -157,7 +157,7 @@ class Simulator(nn.Module):
         """
         stepper: LatentStepper = self
         if correct != "none":
-            corrector: Any = self.correctors[self._validate_corrector(correct)]
+            corrector = self.correctors[self._validate_corrector(correct)]
             stepper = Corrected(stepper, corrector, temperature, group_size)
         if not ttc:
             return stepper
