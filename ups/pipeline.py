@@ -168,7 +168,8 @@ def rehearse(cfg: DictConfig, parts: dict[str, int], scratch: Path) -> None:
         parts: the stages, with the number of parts of their batches.
         scratch: the folder of all output.
     """
-    folder, logger = scratch / cfg.name, CSVLogger(scratch)
+    folder = scratch / cfg.name
+    logger = CSVLogger(scratch)
     for stage, split in parts.items():
         train(cfg, stage, folder, logger, split, TimeLimit())
     started = time.perf_counter()

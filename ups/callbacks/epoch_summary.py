@@ -36,7 +36,8 @@ class EpochSummary(pl.Callback):
     def __init__(
         self, dirpath: Annotated[PathStr, BOOKKEEPING_EVERYWHERE], stages: Sequence[str]
     ) -> None:
-        self.path, self.stages = Path(dirpath) / "preflight.json", list(stages)
+        self.path = Path(dirpath) / "preflight.json"
+        self.stages = list(stages)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         found = read_json(self.path) if self.path.exists() else {}
@@ -52,7 +53,8 @@ class EpochSummary(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.started, self.first_step = time.monotonic(), trainer.global_step
+        self.started = time.monotonic()
+        self.first_step = trainer.global_step
 
     def on_train_batch_end(
         self,

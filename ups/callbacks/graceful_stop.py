@@ -83,7 +83,8 @@ class GracefulStop(Checkpoint):
     """
 
     def __init__(self, checkpoint: Path, limit: TimeLimit) -> None:
-        self.checkpoint, self.limit = checkpoint, limit
+        self.checkpoint = checkpoint
+        self.limit = limit
         self.signal: str | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -28,7 +28,9 @@ class InverseLossFrequency(pl.Callback):
     """
 
     def __init__(self, every: PositiveInt = 1, parts: PositiveInt = 1) -> None:
-        self.every, self.parts, self.checked = every, parts, False
+        self.every = every
+        self.parts = parts
+        self.checked = False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int
@@ -60,23 +62,27 @@ def check_inverse_loss_gradients(module: OperatorModule, batch: Batch) -> None:
             for g in torch.autograd.grad(value, parameters, allow_unused=True)
         ]
 
-    for name, weight in {
+    weights = {
         "L_inv_enc": module.hparams["lambda_inv_enc"],
         "L_inv_dec": module.hparams["lambda_inv_dec"],
-    }.items():
+    }
+    for name, weight in weights.items():
         if weight == 0:
             continue
-        term, z = module.compute_losses(batch).get(name), simulator.encode(batch.u[:, 0])
+        term = module.compute_losses(batch).get(name)
+        z = simulator.encode(batch.u[:, 0])
         if term is None or float(term.detach()) == 0.0:
             raise UpsError(
                 f"the weight of {name} is {weight:g}, but the term is absent or zero "
                 "in the first batch: it would do nothing"
             )
-        own, parts = reached(term), {"encoder": z, "decoder": simulator.decode(z.detach())}
-        for part, output in parts.items():
+        by_term = reached(term)
+        outputs = {"encoder": z, "decoder": simulator.decode(z.detach())}
+        for part, output in outputs.items():
             if part == "decoder" and _has_no_parameters(simulator, z, output):
                 continue
-            if not any(a and b for a, b in zip(own, reached(output.square().sum()), strict=True)):
+            by_part = reached(output.square().sum())
+            if not any(a and b for a, b in zip(by_term, by_part, strict=True)):
                 raise UpsError(
                     f"the weight of {name} is {weight:g}, but the {part} gets no gradient from it: "
                     "it would do nothing there"

@@ -371,7 +371,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         return self._whole("test")
 
     def _whole(self, split: Split) -> DataLoader[Batch]:
-        size, each = self.hparams["eval_batch_size"], self.hparams[f"num_{split}"]
+        size = self.hparams["eval_batch_size"]
+        each = self.hparams[f"num_{split}"]
         batches = []
         for part in torch.arange(len(self.values[split])).split(each):  # one part for each nu
             batches += [

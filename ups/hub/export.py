@@ -55,7 +55,8 @@ class ExportWrapper(nn.Module):
 
     def __init__(self, simulator: Simulator, name: str) -> None:
         super().__init__()
-        self.simulator, self.name = simulator, name
+        self.simulator = simulator
+        self.name = name
 
     def forward(self, *inputs: Tensor) -> Tensor:
         spec = self.simulator.spec
@@ -130,10 +131,8 @@ def _write_graphs(
     simulator.correctors.clear()  # graphs do not include correctors
     files = {}
     for name, inputs in examples(simulator, 2).items():
-        path, sizes = (
-            Path(folder) / f"{name}.{suffix}",
-            tuple({0: torch.export.Dim("batch")} for _ in inputs),
-        )
+        path = Path(folder) / f"{name}.{suffix}"
+        sizes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -150,7 +149,8 @@ def _write_graphs(
             ) from error
         for batch in (1, 3):
             values = examples(simulator, batch)[name].values()
-            expected, found = ExportWrapper(simulator, name)(*values), call(*values)
+            expected = ExportWrapper(simulator, name)(*values)
+            found = call(*values)
             gap = float((found - expected).abs().max() / expected.abs().max())
             if not gap < TOLERANCE:
                 raise UpsError(

@@ -88,15 +88,13 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
     Raises:
         UpsError: the run has no test results of its current weights.
     """
-    simulator, results = load(run), load_test_results(run)
-    cfg, dataset, origin, rows = (
-        load_config(run / "config.yaml"),
-        results.dataset,
-        results.provenance,
-        results.rows,
-    )
-    own = [row for row in rows if not row.is_baseline]
-    rows = own + [row for row in rows if row.is_baseline]
+    simulator = load(run)
+    results = load_test_results(run)
+    cfg = load_config(run / "config.yaml")
+    dataset = results.dataset
+    origin = results.provenance
+    own = [row for row in results.rows if not row.is_baseline]
+    rows = own + [row for row in results.rows if row.is_baseline]
     words = [
         word
         for word in origin["command"].split()[1:]

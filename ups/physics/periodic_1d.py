@@ -20,6 +20,8 @@ from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.physics.equation import TRANSLATE, Boost, Equation, Functional, Law, Symmetry
 
+Numbers = Sequence[float]
+
 
 def cell_centers(points: int, length: float = 1.0) -> Tensor:
     """The cell centers (points,) of a uniform periodic grid on [0, length)."""
@@ -228,11 +230,7 @@ def scalar_equation(
         return initial_conditions(n, grid.axis(0), seed, grid.extent[0], as_published)[..., None]
 
     def solve_field(
-        u0: Tensor,
-        times: Sequence[float],
-        parameters: Sequence[float],
-        grid: Grid,
-        dtype: torch.dtype,
+        u0: Tensor, times: Numbers, parameters: Numbers, grid: Grid, dtype: torch.dtype
     ) -> Tensor:
         (nu,) = parameters
         return solve(u0[..., 0], times, nu, grid.extent[0], dtype)[..., None]

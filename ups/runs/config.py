@@ -140,7 +140,8 @@ def _check_callbacks(values: PlainDict) -> None:
 
 
 def _check_stage(settings: PlainDict, stage: str) -> None:
-    own, key = settings["stage"][stage], f"stage.{stage}"
+    own = settings["stage"][stage]
+    key = f"stage.{stage}"
     is_trained = stage in settings["stage"]["train"]
     for name in own:
         if name not in STAGE_PARTS:
@@ -178,7 +179,8 @@ def _check_stage(settings: PlainDict, stage: str) -> None:
 
 def _check_validation_epochs(settings: PlainDict, stage: str) -> None:
     trainer = {**settings["trainer"], **settings["stage"][stage]["trainer"]}
-    every, last = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
+    every = trainer["check_val_every_n_epoch"]
+    last = trainer["max_epochs"]
     if every > last:
         allowed = f"at most stage {stage}'s max_epochs={last}"
         raise refusal("trainer.check_val_every_n_epoch", allowed, every)
@@ -196,9 +198,10 @@ def _check_cache(settings: PlainDict, stage: str) -> None:
 
 
 def _check_equation(settings: PlainDict) -> None:
-    data, ttc, stage = settings["data"], settings["ttc"], settings["stage"]["name"]
+    data = settings["data"]
     has_no_equation = "equation" in data and data["equation"] is None
-    if has_no_equation and ttc["enabled"] and stage in ("all", "evaluate"):
+    is_tested = settings["stage"]["name"] in ("all", "evaluate")
+    if has_no_equation and is_tested and settings["ttc"]["enabled"]:
         raise UpsError(
             "`ttc.enabled` must be false, got true: data.equation=null leaves no equation to "
             "condition on."

@@ -79,7 +79,8 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
                 _ = logger.experiment
                 write_text(ids, json.dumps({**recorded_ids, kind: logger.version}) + "\n")
     except Exception as error:
-        cause, package = error.__cause__ or error, kind.removesuffix("Logger").lower()
+        cause = error.__cause__ or error
+        package = kind.removesuffix("Logger").lower()
         # for example no login, no answer from the server, or a run that was deleted there
         if type(cause).__module__.partition(".")[0] == package:
             raise UpsError(f"{kind}: {cause}") from None

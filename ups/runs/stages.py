@@ -184,7 +184,8 @@ def remove_stage(folder: Path, stage: str) -> None:
 
 def _stale(folder: Path, stage: str) -> bool:
     """Whether the folder's ``stage`` started from other weights than its parent has now."""
-    before, known = previous_stage(stage), _record(folder, stage)
+    before = previous_stage(stage)
+    known = _record(folder, stage)
     return (
         bool(known)
         and before is not None

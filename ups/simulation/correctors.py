@@ -247,7 +247,8 @@ def heun_step(denoise: Denoise, x: Tensor, high: Tensor, low: Tensor) -> Tensor:
     It goes from level ``high`` (B,) to ``low`` (B,). If ``low`` is 0 it is a step of Euler's
     method.
     """
-    step, positive = (low - high)[:, None, None], (low > 0)[:, None, None]
+    step = (low - high)[:, None, None]
+    positive = (low > 0)[:, None, None]
     slope = (x - denoise(x, high)) / high[:, None, None]
     end = x + step * slope
     if not bool(positive.any()):

@@ -53,7 +53,8 @@ def rollouts(
         pred = pred[..., 0]
         error = pred - truth
         nrmse = float((error.norm(dim=-1) / truth.norm(dim=-1).clamp_min(1e-30)).mean())
-        top, worst = max(float(truth.abs().max()), 1e-30), max(float(error.abs().max()), 1e-30)
+        top = max(float(truth.abs().max()), 1e-30)
+        worst = max(float(error.abs().max()), 1e-30)
         for what, field, limit in (
             ("truth", truth, top),
             ("prediction", pred, top),
