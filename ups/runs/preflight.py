@@ -8,27 +8,33 @@ import logging
 import math
 import shutil
 import signal
-import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
-from rich.table import Column, Table
+from omegaconf import DictConfig, OmegaConf
 
-from ups.callbacks.epoch_summary import format_duration
 from ups.callbacks.resource_probe import result_path
 from ups.core.errors import UpsError
-from ups.core.io import check_disk_space, format_bytes, read_json, same_disk, write_text
+from ups.core.io import check_disk_space, read_json, same_disk, write_text
 from ups.core.settings import to_plain
-from ups.runs import stages
 from ups.runs.distributed import is_first_process
 from ups.runs.provenance import hardware
 from ups.runs.rehearsal import OUT_OF_MEMORY, REFUSED, Rehearsal, run_rehearsal
-from ups.runs.stages import stage_config, weights_path
+from ups.runs.requirements import (
+    Requirements,
+    estimate_requirements,
+    num_files,
+    print_requirements,
+)
+from ups.runs.stages import (
+    has_resume_checkpoint,
+    parent_hash,
+    previous_stage,
+    stage_config,
+    stage_fingerprint,
+    weights_path,
+)
 
 # the first step is slow, and only from the second on gradients pass layers initialized to zero
 MIN_STEPS = 3
@@ -36,17 +42,6 @@ NUM_TRAIN, NUM_TEST = 32, 8  # number of trajectories
 # bytes that the rehearsal keeps free, in addition to the training data, for a long run
 RESERVE = 2**28
 log = logging.getLogger(__name__)
-
-
-class Requirements(TypedDict):
-    """What a stage needs: sizes in bytes, times in seconds, batches in ``parts``."""
-
-    parts: int
-    memory: float
-    checkpoints: float
-    cache: float
-    step_seconds: float
-    seconds: float
 
 
 def preflight(
@@ -67,15 +62,14 @@ def preflight(
     path = folder / "preflight.json"
     recorded = read_json(path) if path.exists() else {}
     current = {
-        stage: {"settings": stages.stage_fingerprint(cfg, stage), "hardware": hardware()}
-        for stage in todo
+        stage: {"settings": stage_fingerprint(cfg, stage), "hardware": hardware()} for stage in todo
     }
     needs: dict[str, Requirements] = {
         stage: recorded[stage]
         for stage in todo
         if stage in recorded
         and (
-            stages.has_resume_checkpoint(folder, stage)
+            has_resume_checkpoint(folder, stage)
             or recorded[stage].items() >= current[stage].items()
         )
     }
@@ -110,8 +104,8 @@ def profile_stages(
     Raises:
         UpsError: see ``preflight``.
     """
-    if before := stages.previous_stage(todo[0]):
-        stages.parent_hash(folder, todo[0])  # raises an error if that stage has not finished
+    if before := previous_stage(todo[0]):
+        parent_hash(folder, todo[0])  # raises an error if that stage has not finished
         for raw in (False, True):
             copy = weights_path(scratch / cfg.name, before, raw=raw)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +165,7 @@ def make_dry_run_config(cfg: DictConfig, parts: dict[str, int], scratch: Path) -
         small.stage[stage].trainer.max_epochs = 1
     one_device = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     small.trainer.update({**one_device, "max_time": None, "check_val_every_n_epoch": 1})
-    data = cfg.data.num_train * _num_files(cfg) * cfg.data.num_frames * cfg.data.num_points * 4
+    data = cfg.data.num_train * num_files(cfg) * cfg.data.num_frames * cfg.data.num_points * 4
     small.callbacks.watch = {
         "_target_": "ups.callbacks.resource_probe.ResourceProbe",
         "folder": str(scratch),
@@ -182,59 +176,3 @@ def make_dry_run_config(cfg: DictConfig, parts: dict[str, int], scratch: Path) -
     if cfg.stage.name == "preflight":
         small.stage.name = "all"
     return small
-
-
-def estimate_requirements(
-    cfg: DictConfig, stage: str, parts: int, measured: Mapping[str, float]
-) -> Requirements:
-    """Estimate what a whole stage needs from what ``ResourceProbe`` measured in its rehearsal."""
-    own = stage_config(cfg, stage)
-    files = _num_files(own)
-    windows = own.data.num_train * files * own.data.samples_per_trajectory
-    training = windows / own.data.batch_size * parts * measured["batch_seconds"]
-    validation = own.data.num_validation * files * measured["validation_seconds"]
-    validation /= own.trainer.check_val_every_n_epoch
-    return {
-        "parts": parts,
-        "memory": measured["memory"],
-        # best, last, the one being written, and the two that remain
-        "checkpoints": 5 * measured["checkpoint"],
-        "cache": windows * measured["cache_of_a_window"],
-        "step_seconds": measured["batch_seconds"] * parts * own.trainer.accumulate_grad_batches,
-        "seconds": own.trainer.max_epochs * (training + validation),
-    }
-
-
-def _num_files(cfg: DictConfig) -> int:
-    """The number of data files, one for each nu."""
-    values = (cfg.data.path, cfg.data.nu)
-    return max(len(value) if isinstance(value, ListConfig) else 1 for value in values)
-
-
-def print_requirements(
-    cfg: DictConfig, needs: dict[str, Requirements], test_seconds: float
-) -> None:
-    """Print a table of what each stage and the test need."""
-    heads = ("windows a batch", "peak memory", "disk", "a step", "in all, about")
-    table = Table(
-        "stage",
-        *(Column(head, justify="right") for head in heads),
-        title="preflight: every stage has taken real steps at full size",
-        title_justify="left",
-        title_style="bold",
-    )
-    for stage, need in needs.items():
-        parts = need["parts"]
-        windows = stage_config(cfg, stage).data.batch_size // parts
-        table.add_row(
-            stage,
-            f"{parts} x {windows}" if parts > 1 else str(windows),
-            format_bytes(need["memory"]),
-            format_bytes(need["checkpoints"] + need["cache"]),
-            f"{1e3 * need['step_seconds']:.0f} ms",
-            format_duration(need["seconds"]),
-        )
-    total = sum(need["seconds"] for need in needs.values()) + test_seconds
-    table.add_row("test", *[""] * 4, format_duration(test_seconds))
-    table.add_row("all", *[""] * 4, format_duration(total), style="bold")
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
