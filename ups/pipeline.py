@@ -5,17 +5,17 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ups.callbacks import LeaderboardWriter
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.callbacks.resource_probe import result_path
 from ups.core.io import write_text
+from ups.core.settings import to_plain
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
 from ups.modules import EvaluationModule
@@ -148,7 +148,7 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     data = make_data(cfg)
     simulator = load(folder, data)
     with_ttc = True in report_paths(cfg, folder)  # enabled, and at its place
-    options: Any = OmegaConf.to_container(cfg.ttc, resolve=True)
+    options = to_plain(cfg.ttc)
     options.pop("enabled", None)
     simulator.ttc = TTC(**options)
     module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
@@ -181,7 +181,8 @@ def rehearse(cfg: DictConfig, parts: dict[str, int], scratch: Path) -> None:
         parts: the stages, with the number of parts of their batches.
         scratch: the folder of all output.
     """
-    folder, logger = scratch / cfg.name, CSVLogger(scratch)
+    folder = scratch / cfg.name
+    logger = CSVLogger(scratch)
     for stage, split in parts.items():
         train(cfg, stage, folder, logger, split, TimeLimit())
     started = time.perf_counter()

@@ -12,7 +12,8 @@ import traceback
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 import hydra
 import yaml
@@ -53,7 +54,7 @@ OmegaConf.register_new_resolver("stem", stem, replace=True)
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> float:
-    def interrupt(sign: int, frame: Any) -> None:
+    def interrupt(sign: int, frame: FrameType | None) -> None:
         raise Interrupted(f"stopped by {signal.Signals(sign).name}; the same command goes on")
 
     # during training GracefulStop replaces these handlers

@@ -4,13 +4,17 @@ import io
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch.serialization import MAP_LOCATION
 
 from ups.core.errors import UpsError
 from ups.core.io import read_tensors, write_bytes
 from ups.core.schema import PositiveInt
+from ups.core.settings import PlainDict
 from ups.simulation.converter import convert_state
 
 
@@ -21,17 +25,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+        self, checkpoint: PlainDict, path: str | Path, storage_options: object = None
     ) -> None:
         content = io.BytesIO()  # in memory, so that its size is known before it is written
         torch.save(checkpoint, content)
         write_bytes(Path(path), content.getbuffer())
 
     def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict[str, Any]:
+        self,
+        path: str | Path,
+        map_location: MAP_LOCATION = "cpu",
+        weights_only: bool | None = True,
+    ) -> PlainDict:
         try:
-            checkpoint = read_tensors(path, map_location)
+            checkpoint = read_tensors(Path(path), map_location)
         except Exception as error:  # torch raises many kinds
             raise UpsError(
                 f"{path} is not a checkpoint, or is damaged ({type(error).__name__})"
@@ -57,13 +64,18 @@ class ResumeCheckpoint(ModelCheckpoint):
         super().__init__(every_n_train_steps=every_n_train_steps, **options)
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
+        batch_idx: int,
     ) -> None:
         if is_resumable_after(trainer, batch_idx):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
-def is_resumable_after(trainer: Any, batch_idx: int) -> bool:
+def is_resumable_after(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether a run that resumes after this batch ends as an uninterrupted one.
 
     A checkpoint between accumulated batches lacks their gradient. A checkpoint between the last

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from ups.core.batch import Batch
 from ups.core.io import read_json
 from ups.core.schema import BOOKKEEPING_EVERYWHERE, PathStr
 
@@ -34,7 +36,8 @@ class EpochSummary(pl.Callback):
     def __init__(
         self, dirpath: Annotated[PathStr, BOOKKEEPING_EVERYWHERE], stages: Sequence[str]
     ) -> None:
-        self.path, self.stages = Path(dirpath) / "preflight.json", list(stages)
+        self.path = Path(dirpath) / "preflight.json"
+        self.stages = list(stages)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         found = read_json(self.path) if self.path.exists() else {}
@@ -50,10 +53,16 @@ class EpochSummary(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.started, self.first_step = time.monotonic(), trainer.global_step
+        self.started = time.monotonic()
+        self.first_step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         for name, value in pl_module.terms.items():  # sums of tensors do not wait for the device
             self.sums[name] = self.sums.get(name, 0) + value
@@ -69,9 +78,8 @@ class EpochSummary(pl.Callback):
             f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             f"loss: {means.pop('loss', float('nan')):.5f}",
         ]
-        names: Any = (
-            ("L_forward", "L_inv_enc", "L_inv_dec") if pl_module.stage == "operator" else means
-        )
+        is_operator = pl_module.stage == "operator"
+        names = ("L_forward", "L_inv_enc", "L_inv_dec") if is_operator else tuple(means)
         parts += [f"{name} {means.get(name, 0.0):.5f}" for name in names]
         score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/nrmse")
         parts += [f"validation nRMSE {float(score):.4f}"] if score is not None else []

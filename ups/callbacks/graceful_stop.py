@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from ups.callbacks.checkpoint import is_resumable_after
 from ups.core.errors import Interrupted, RunIncomplete
@@ -50,7 +51,7 @@ class TimeLimit:
             yield
             return
 
-        def ring(sign: int, frame: Any) -> None:
+        def ring(sign: int, frame: FrameType | None) -> None:
             raise self.unfinished("outside of training")
 
         before = signal.signal(signal.SIGALRM, ring)
@@ -82,7 +83,8 @@ class GracefulStop(Checkpoint):
     """
 
     def __init__(self, checkpoint: Path, limit: TimeLimit) -> None:
-        self.checkpoint, self.limit = checkpoint, limit
+        self.checkpoint = checkpoint
+        self.limit = limit
         self.signal: str | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -98,8 +100,8 @@ class GracefulStop(Checkpoint):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: STEP_OUTPUT,
+        batch: object,
         batch_idx: int,
     ) -> None:
         if is_resumable_after(trainer, batch_idx):
@@ -128,7 +130,7 @@ class GracefulStop(Checkpoint):
             return Interrupted(f"stopped by {self.signal} {where}; the same command goes on")
         return self.limit.unfinished(where) if self.limit.is_over else None
 
-    def _remember(self, sign: int, frame: Any) -> None:
+    def _remember(self, sign: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(sign).name
 
 

@@ -4,9 +4,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
+from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.schema import PositiveInt
+from ups.modules.operator import OperatorModule
+from ups.simulation.simulator import Simulator
 
 
 class InverseLossFrequency(pl.Callback):
@@ -24,10 +28,12 @@ class InverseLossFrequency(pl.Callback):
     """
 
     def __init__(self, every: PositiveInt = 1, parts: PositiveInt = 1) -> None:
-        self.every, self.parts, self.checked = every, parts, False
+        self.every = every
+        self.parts = parts
+        self.checked = False
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int
     ) -> None:
         pl_module.compute_inverse_losses = batch_idx // self.parts % self.every == 0
         if pl_module.stage == "operator" and pl_module.compute_inverse_losses and not self.checked:
@@ -35,7 +41,7 @@ class InverseLossFrequency(pl.Callback):
             check_inverse_loss_gradients(pl_module, batch)
 
 
-def check_inverse_loss_gradients(module: Any, batch: Any) -> None:
+def check_inverse_loss_gradients(module: OperatorModule, batch: Batch) -> None:
     """Compute each inverse term alone, once per call, and check its gradient.
 
     Args:
@@ -48,7 +54,7 @@ def check_inverse_loss_gradients(module: Any, batch: Any) -> None:
     simulator = module.simulator
     parameters = [p for p in module.parameters() if p.requires_grad]
 
-    def reached(value: Any) -> list[bool]:
+    def reached(value: Tensor) -> list[bool]:
         if not value.requires_grad:
             return [False] * len(parameters)
         return [
@@ -56,30 +62,34 @@ def check_inverse_loss_gradients(module: Any, batch: Any) -> None:
             for g in torch.autograd.grad(value, parameters, allow_unused=True)
         ]
 
-    for name, weight in {
-        "L_inv_enc": module.hparams.lambda_inv_enc,
-        "L_inv_dec": module.hparams.lambda_inv_dec,
-    }.items():
+    weights = {
+        "L_inv_enc": module.hparams["lambda_inv_enc"],
+        "L_inv_dec": module.hparams["lambda_inv_dec"],
+    }
+    for name, weight in weights.items():
         if weight == 0:
             continue
-        term, z = module.compute_losses(batch).get(name), simulator.encode(batch.u[:, 0])
+        term = module.compute_losses(batch).get(name)
+        z = simulator.encode(batch.u[:, 0])
         if term is None or float(term.detach()) == 0.0:
             raise UpsError(
                 f"the weight of {name} is {weight:g}, but the term is absent or zero "
                 "in the first batch: it would do nothing"
             )
-        own, parts = reached(term), {"encoder": z, "decoder": simulator.decode(z.detach())}
-        for part, output in parts.items():
+        by_term = reached(term)
+        outputs = {"encoder": z, "decoder": simulator.decode(z.detach())}
+        for part, output in outputs.items():
             if part == "decoder" and _has_no_parameters(simulator, z, output):
                 continue
-            if not any(a and b for a, b in zip(own, reached(output.square().sum()), strict=True)):
+            by_part = reached(output.square().sum())
+            if not any(a and b for a, b in zip(by_term, by_part, strict=True)):
                 raise UpsError(
                     f"the weight of {name} is {weight:g}, but the {part} gets no gradient from it: "
                     "it would do nothing there"
                 )
 
 
-def _has_no_parameters(simulator: Any, z: torch.Tensor, decoded: torch.Tensor) -> bool:
+def _has_no_parameters(simulator: Simulator, z: Tensor, decoded: Tensor) -> bool:
     """Whether a model's decoder has none: nothing is frozen, gradients pass, and none is held."""
     is_frozen = any(not p.requires_grad for p in simulator.model.parameters())
     return not is_frozen and not decoded.requires_grad and simulator.decode(z).requires_grad

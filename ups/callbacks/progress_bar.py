@@ -1,7 +1,5 @@
 """The progress bar in a terminal."""
 
-from typing import Any
-
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 
@@ -14,9 +12,8 @@ class EpochProgressBar(RichProgressBar):
             len(self.validation_description)
         )
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
-        return (
-            {"loss": f"{float(pl_module.terms['loss']):.5f}"}
-            if getattr(pl_module, "terms", None)
-            else {}
-        )
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        terms = getattr(pl_module, "terms", None)
+        return {"loss": f"{float(terms['loss']):.5f}"} if terms else {}

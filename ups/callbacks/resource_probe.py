@@ -9,7 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch.optim import Optimizer
 
+from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.io import write_text
 
@@ -26,29 +29,34 @@ class ResourceProbe(pl.Callback):
     """
 
     def __init__(self, folder: str, reserve: int) -> None:
-        self.folder, self.reserve, self.steps, self.seconds = (
-            Path(folder),
-            reserve,
-            0,
-            list[float](),
-        )
+        self.folder = Path(folder)
+        self.reserve = reserve
+        self.steps = 0
+        self.seconds: list[float] = []
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _forget_peak()
         self.held = torch.ones(self.reserve, dtype=torch.uint8, device=pl_module.device)
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self.started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         float(pl_module.terms["loss"])  # waits for the device
         self.seconds.append(time.perf_counter() - self.started)
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer
+    ) -> None:
         self.steps += 1
         if self.steps < 2:
             return
@@ -60,12 +68,13 @@ class ResourceProbe(pl.Callback):
                     "it would not be trained"
                 )
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        seconds, cache = time.perf_counter() - self.started, getattr(pl_module, "cache", None)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        seconds = time.perf_counter() - self.started
+        cache = getattr(pl_module, "cache", None)
+        data = trainer.datamodule  # type: ignore[attr-defined]
         trainer.save_checkpoint(self.folder / "one.ckpt")
         seen = {
             "batch_seconds": min(self.seconds[1:]),

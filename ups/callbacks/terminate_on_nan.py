@@ -5,7 +5,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from ups.core.batch import Batch
 from ups.core.errors import UpsError
 
 
@@ -20,7 +22,7 @@ class TerminateOnNaN(pl.Callback):
     """
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self.trajectories = batch.trajectory[:16].tolist()
 
@@ -34,7 +36,7 @@ class TerminateOnNaN(pl.Callback):
             self._stop(trainer, bad[0] if bad else "loss")
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         norms = torch._foreach_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         if not bool(torch.isfinite(torch.stack(norms)).all()):

@@ -5,15 +5,14 @@ reduces over space asks the ``FieldSpec`` for the axes.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
+from ups.core.settings import PlainDict
 
 # units in which networks are told dt and the parameters, unless the spec has others
 TIME_UNIT = 0.05
@@ -256,7 +255,7 @@ class FieldSpec:
         u = u if has_channels else u.unsqueeze(-1)
         return (u.unsqueeze(0) if u.ndim == dims + 1 else u), has_channels
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, from which ``from_dict`` makes the spec again."""
         kind = "grid" if isinstance(self.domain, Grid) else "points"
         values = asdict(self)
@@ -266,7 +265,7 @@ class FieldSpec:
         return {kind: domain, **values}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "FieldSpec":
+    def from_dict(cls, values: PlainDict) -> "FieldSpec":
         """The spec that ``to_dict`` described."""
         rest = {key: value for key, value in values.items() if key not in ("grid", "points")}
         if "grid" in values:

@@ -12,11 +12,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.serialization import MAP_LOCATION
 
 from ups.core.errors import UpsError, disk_is_full
+from ups.core.settings import PlainDict
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> PlainDict:
     """Read the mapping in the file ``path``.
 
     Raises:
@@ -79,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def read_tensors(path: Path, map_location: Any = "cpu") -> Any:
+def read_tensors(path: Path, map_location: MAP_LOCATION = "cpu") -> PlainDict:
     """Read tensors and plain values that ``torch.save`` wrote to ``path``.
 
     The checksums in the file verify every byte.

@@ -6,11 +6,13 @@ config.yaml in the run directories of the previous release.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ups.core.settings import PlainDict, to_plain
 
 # Older dotted key: key. A key also matches below stage.<stage>, and with further parts behind it:
 # "data.window" stands for "stage.diffusion.data.window" too, "a.b" for "a.b.c".
@@ -88,7 +90,7 @@ RENAMED_CHOICES: dict[str, dict[str, str]] = {
     },
 }
 # key: {older value: value}, in the recorded settings of the previous release only
-RENAMED_VALUES: dict[str, dict[Any, Any]] = {
+RENAMED_VALUES: dict[str, dict[str, str]] = {
     "callbacks.finite_loss._target_": {"ups.callbacks.FiniteLoss": "ups.callbacks.TerminateOnNaN"},
     "callbacks.last._target_": {"ups.callbacks.LastCheckpoint": "ups.callbacks.ResumeCheckpoint"},
     "model.architecture": {
@@ -130,7 +132,7 @@ def rename_key(key: str, model: str | None = None) -> str:
     return key
 
 
-def rename_flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def rename_flat(settings: PlainDict) -> PlainDict:
     """A flat configuration of this or the previous release under the names of today."""
     model = settings.get("model.architecture")
     renamed = {rename_key(key, model): value for key, value in settings.items()}
@@ -192,7 +194,7 @@ def rename_config(cfg: DictConfig, given: Iterable[str] = ()) -> list[str]:
     model = OmegaConf.select(cfg, "model.architecture")
     warnings = []
     with open_dict(cfg):
-        for key, value in _leaves(OmegaConf.to_container(cfg, resolve=False)):
+        for key, value in _leaves(to_plain(cfg, resolve=False)):
             new = rename_key(key, model)
             if new == key:
                 continue
@@ -203,7 +205,7 @@ def rename_config(cfg: DictConfig, given: Iterable[str] = ()) -> list[str]:
     return warnings
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(node: PlainDict, prefix: str = "") -> Iterator[tuple[str, object]]:
     """The dotted keys and values of nested mappings; an empty mapping is a value."""
     for name, value in node.items():
         if isinstance(value, dict) and value:
@@ -215,7 +217,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _delete(cfg: DictConfig, key: str) -> None:
     """Delete a key, and the renamed mappings around it that are empty then."""
     group, _, leaf = key.rpartition(".")
-    parent: Any = OmegaConf.select(cfg, group) if group else cfg
+    parent = OmegaConf.select(cfg, group) if group else cfg
     del parent[leaf]
     if not parent and rename_key(group) != group:
         _delete(cfg, group)
@@ -223,10 +225,10 @@ def _delete(cfg: DictConfig, key: str) -> None:
 
 def load_config(path: Path) -> DictConfig:
     """Read the config.yaml of a run of this or the previous release, under the names of today."""
-    cfg: Any = OmegaConf.load(path)
+    cfg = OmegaConf.load(path)
     if isinstance(cfg, DictConfig):
         rename_config(cfg)
-    return cfg
+    return cast(DictConfig, cfg)
 
 
 def warning(old: str, new: str) -> str:

@@ -53,7 +53,7 @@ class SettingsOf:
         without: arguments that are given elsewhere.
     """
 
-    target: Callable[..., Any]
+    target: Callable[..., object]
     without: tuple[str, ...] = ()
 
 
@@ -98,8 +98,8 @@ class Argument:
         is_inherited: whether it is an argument of a base class, by ``**options``.
     """
 
-    annotation: Any
-    default: Any
+    annotation: object
+    default: object
     is_inherited: bool = False
 
     @property
@@ -127,7 +127,7 @@ class Arguments:
 
 
 @cache
-def arguments(target: Callable[..., Any], skip: int = 0) -> Arguments:
+def arguments(target: Callable[..., object], skip: int = 0) -> Arguments:
     """Read the arguments of a constructor.
 
     Args:
@@ -157,7 +157,7 @@ def arguments(target: Callable[..., Any], skip: int = 0) -> Arguments:
     return Arguments(dict(kept), is_open)
 
 
-def _constructors(target: Callable[..., Any]) -> Iterable[tuple[Any, bool]]:
+def _constructors(target: Callable[..., object]) -> Iterable[tuple[Callable[..., object], bool]]:
     """The functions that take the arguments, and whether their first one is ``self``."""
     if not isinstance(target, type):
         return [(target, False)]
@@ -166,7 +166,7 @@ def _constructors(target: Callable[..., Any]) -> Iterable[tuple[Any, bool]]:
 
 
 def _read(
-    function: Callable[..., Any], is_method: bool
+    function: Callable[..., object], is_method: bool
 ) -> tuple[dict[str, Argument], tuple[Without, ...] | None]:
     """The arguments of one function, and the markers of its ``**options`` if it has them."""
     try:
@@ -180,7 +180,7 @@ def _read(
     named: dict[str, Argument] = {}
     options: tuple[Without, ...] | None = None
     for parameter in parameters:
-        hint = hints.get(parameter.name, Any)
+        hint = hints.get(parameter.name, object)
         if parameter.kind is parameter.VAR_KEYWORD:
             marks = getattr(hint, "__metadata__", ())
             options = tuple(mark for mark in marks if isinstance(mark, Without))
@@ -190,14 +190,14 @@ def _read(
 
 
 def validate(
-    target: Callable[..., Any],
-    values: Mapping[str, Any],
+    target: Callable[..., object],
+    values: Mapping[str, object],
     key: str,
     *,
     name: str | None = None,
     skip: int = 0,
     without: Sequence[str] = (),
-    bounds: Callable[..., Any] | None = None,
+    bounds: Callable[..., object] | None = None,
     required: Literal["arguments", "all", "none"] = "arguments",
 ) -> None:
     """Check settings against the arguments of what takes them.
@@ -246,12 +246,12 @@ def unknown_key(word: object, names: Iterable[str], prefix: str, owner: str) -> 
     return UpsError(f"`{prefix}{word}` is not a key of {owner}; the keys are: {keys}.")
 
 
-def refusal(key: str, allowed: str, value: Any) -> UpsError:
+def refusal(key: str, allowed: str, value: object) -> UpsError:
     """The error for a value that is not allowed."""
     return UpsError(f"`{key}` must be {allowed}, got {show(value)}.")
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A value as yaml writes it, on one line, cut if it is long."""
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
@@ -262,7 +262,7 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def locate(path: Any, key: str, base: type) -> Any:
+def locate(path: object, key: str, base: type) -> Callable[..., object]:
     """Import the class, or the function, that ``key`` names.
 
     Args:
@@ -285,7 +285,7 @@ def locate(path: Any, key: str, base: type) -> Any:
     return found
 
 
-def _check(argument: Argument, value: Any, key: str) -> None:
+def _check(argument: Argument, value: object, key: str) -> None:
     if isinstance(value, Mapping) and "_target_" in value:
         return  # Hydra makes the argument of it
     try:
@@ -300,7 +300,7 @@ def _check(argument: Argument, value: Any, key: str) -> None:
         validate(nested.target, value, key, without=nested.without)
 
 
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
+def _adapter(annotation: object) -> TypeAdapter[object]:
     try:
         return _cached_adapter(annotation)
     except TypeError:  # a literal or a marker that can't be hashed
@@ -308,19 +308,19 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 @cache
-def _cached_adapter(annotation: Any) -> TypeAdapter[Any]:
+def _cached_adapter(annotation: object) -> TypeAdapter[object]:
     config = ConfigDict(strict=True, allow_inf_nan=False)
     return TypeAdapter(_checkable(annotation), config=config)
 
 
-def _checkable(annotation: Any) -> Any:
-    """``annotation`` with ``Any`` for everything but plain values, lists and mappings."""
+def _checkable(annotation: object) -> Any:
+    """``annotation`` with ``object`` for everything but plain values, lists and mappings."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation in (int, float, str, bool, None, types.NoneType) or origin is Literal:
         return annotation
     if origin is Annotated:
         inner = _checkable(args[0])
-        return inner if inner is Any else Annotated[(inner, *args[1:])]
+        return inner if inner is object else Annotated[(inner, *args[1:])]
     if origin in (Union, types.UnionType):
         return Union[tuple(map(_checkable, args))]  # noqa: UP007
     if origin is tuple:
@@ -330,16 +330,16 @@ def _checkable(annotation: Any) -> Any:
     if origin in (list, Sequence):
         return Sequence[_checkable(args[0])]  # type: ignore[misc]
     if annotation in (dict, Mapping) or origin in (dict, Mapping):
-        return dict[Any, Any]
-    return Any
+        return dict[object, object]
+    return object
 
 
-def words(annotation: Any) -> str:
+def words(annotation: object) -> str:
     """What a value of ``annotation`` must be: "an integer >= 1, or null"."""
     return _words(annotation, "", is_plural=False)
 
 
-def _words(annotation: Any, bounds: str, *, is_plural: bool) -> str:
+def _words(annotation: object, bounds: str, *, is_plural: bool) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         text = next((mark.text for mark in args[1:] if isinstance(mark, Words)), None)
@@ -355,7 +355,7 @@ def _words(annotation: Any, bounds: str, *, is_plural: bool) -> str:
         return f"{kind} of {_words(args[0], '', is_plural=True)}"
     if origin is tuple:
         return f"a list of {len(args)} {_words(args[0], '', is_plural=True)}"
-    nouns = {
+    nouns: dict[object, tuple[str, str]] = {
         int: ("an integer", "integers"),
         float: ("a number", "numbers"),
         str: ("a string", "strings"),
@@ -364,7 +364,7 @@ def _words(annotation: Any, bounds: str, *, is_plural: bool) -> str:
     return nouns.get(annotation, ("a mapping", "mappings"))[is_plural] + bounds
 
 
-def _alternatives(members: Sequence[Any]) -> str:
+def _alternatives(members: Sequence[object]) -> str:
     found: list[str] = []
     for member in members:
         item = _item(member)
@@ -374,7 +374,7 @@ def _alternatives(members: Sequence[Any]) -> str:
     return ", or ".join([*(text for text in found if text != "null"), *last])
 
 
-def _item(annotation: Any) -> Any:
+def _item(annotation: object) -> object:
     """The type of the items of a list; None for other types."""
     if get_origin(annotation) is Annotated:
         return _item(get_args(annotation)[0])
@@ -384,7 +384,7 @@ def _item(annotation: Any) -> Any:
 NON_EMPTY = " (not empty)"
 
 
-def _bounds(marks: Sequence[Any]) -> str:
+def _bounds(marks: Sequence[object]) -> str:
     texts = []
     for mark in marks:
         if isinstance(mark, Ge):

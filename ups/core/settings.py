@@ -1,12 +1,20 @@
-"""Flat configurations, and how two of them differ."""
+"""Plain and flat configurations, and how two of them differ."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+# plain values as yaml, JSON and checkpoints hold them: nested, and not checked yet
+PlainDict = dict[str, Any]
 
-def diff_configs(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
+
+def to_plain(cfg: DictConfig, *, resolve: bool = True) -> PlainDict:
+    """The plain values of a configuration; ``resolve`` replaces all ${references}."""
+    return cast(PlainDict, OmegaConf.to_container(cfg, resolve=resolve))
+
+
+def diff_configs(old: Mapping[str, object] | None, new: Mapping[str, object]) -> list[str]:
     """List the differences of two flat configurations, "key: old -> new" for each key.
 
     The list is empty if there is no old configuration.
@@ -20,10 +28,10 @@ def diff_configs(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[
     ]
 
 
-def flatten_config(cfg: DictConfig) -> dict[str, Any]:
+def flatten_config(cfg: DictConfig) -> dict[str, object]:
     """Flatten a configuration to one level: {"data.nu": 0.001, ...}, resolved."""
 
-    def walk(node: Any, prefix: str) -> dict[str, Any]:
+    def walk(node: object, prefix: str) -> dict[str, object]:
         if isinstance(node, dict):
             return {
                 k: v
@@ -32,4 +40,4 @@ def flatten_config(cfg: DictConfig) -> dict[str, Any]:
             }
         return {prefix[:-1]: node}
 
-    return walk(OmegaConf.to_container(cfg, resolve=True), "")
+    return walk(to_plain(cfg), "")

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import h5py
 import numpy as np
@@ -19,10 +19,33 @@ from ups.core.io import atomic_write
 from ups.datamodules.readers.pdebench import digest
 from ups.physics import Equation
 
-SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-def generate(equation: Equation, recipe: Mapping[str, Any], path: Path) -> None:
+class Recipe(TypedDict):
+    """Everything that determines the content of a generated file; see ``TrajectoryDataModule``.
+
+    The keys are hashed into the names of files and written into them, so a change of a word makes
+    all data again. In version 2 each trajectory takes its own steps (in version 1 the fastest of a
+    group set them for all), and initial conditions have a name.
+    """
+
+    equation: str | None
+    version: int
+    initial_conditions: str
+    nu: float
+    seed: int
+    points: int
+    solver_points: int
+    dt: float
+    frames: int
+    train: int
+    validation: int
+    test: int
+
+
+def generate(equation: Equation, recipe: Recipe, path: Path) -> None:
     """Generate a file, each split from its own seed.
 
     The test set therefore does not depend on the sizes of the other splits.
@@ -46,7 +69,7 @@ def generate(equation: Equation, recipe: Mapping[str, Any], path: Path) -> None:
         file.attrs["hash"] = digest([values.numpy()])
 
 
-def short_hash(recipe: Mapping[str, Any]) -> str:
+def short_hash(recipe: Mapping[str, object]) -> str:
     """A short hash of a recipe, for the name of its file."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -97,7 +120,7 @@ def _task(equation: Equation, parameters: Sequence[float], grid: Grid) -> str:
 
 
 def _map_with_progress(
-    solve: Any, groups: Sequence[Tensor], task: str, device: torch.device
+    solve: Callable[[Tensor], Tensor], groups: Sequence[Tensor], task: str, device: torch.device
 ) -> list[Tensor]:
     """Solve groups in parallel threads, with a progress bar."""
     columns = (

@@ -1,7 +1,7 @@
 """Trajectories of an equation of ``ups.physics``, generated or read from PDEBench's files."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,10 +32,12 @@ from ups.core.schema import (
     Words,
     validate,
 )
-from ups.datamodules.generate import SPLITS, generate, short_hash
+from ups.core.settings import PlainDict
+from ups.datamodules.generate import SPLITS, Recipe, Split, generate, short_hash
 from ups.datamodules.readers import Reader, get_reader
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowSampler
+from ups.evaluation.results import DatasetInfo
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
 from ups.simulation.input_range import input_size
@@ -145,7 +147,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         samples_per_trajectory: PositiveInt = 10,
         batch_size: PositiveInt = 16,
         eval_batch_size: Annotated[PositiveInt, BOOKKEEPING] = 64,
-        augmentation: Annotated[Mapping[str, Any] | None, SettingsOf(Augmentation)] = None,
+        augmentation: Annotated[PlainDict | None, SettingsOf(Augmentation)] = None,
         start_time_bias: PositiveFloat = 1.0,
         fixed_windows: bool = False,
         in_memory: Annotated[bool, BOOKKEEPING] = True,
@@ -196,6 +198,15 @@ class TrajectoryDataModule(pl.LightningDataModule):
         each = trajectories * h.num_frames * h.num_points * 4
         return 0 if h.path is not None else sum(each for _, path in self.parts if not path.exists())
 
+    def train_bytes(self) -> int:
+        """The number of bytes of the training data in memory."""
+        h: Any = self.hparams
+        frames, values = h.num_frames, h.num_points
+        if h.path is not None:
+            file = self.open_files()[0]
+            frames, values = file.frames, file.read([0], 0, 1).size
+        return len(self.parts) * h.num_train * frames * values * 4
+
     def setup(self, stage: str | None = None) -> None:
         if self.ready:
             return
@@ -241,7 +252,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.input_range = {name: value.max().item() for name, value in sizes.items()}
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         nus = [nu for nu, _ in self.parts]
-        self.dataset: dict[str, Any] = {
+        self.dataset: DatasetInfo = {
             "name": self._name(*nus),
             "hash": digest([self.values["test"].numpy()]),
             "split": "test",
@@ -387,8 +398,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._whole("test")
 
-    def _whole(self, split: str) -> DataLoader[Batch]:
-        size, num_values = self.hparams["eval_batch_size"], len(self.values[split])
+    def _whole(self, split: Split) -> DataLoader[Batch]:
+        size = self.hparams["eval_batch_size"]
+        num_values = len(self.values[split])
         batches = []
         # one part for each nu
         for part in torch.arange(num_values).split(num_values // len(self.parts)):
@@ -431,12 +443,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         (symbol,) = self.equation.parameters
         return f"{self.equation_name}-{symbol}" + ",".join(f"{nu:g}" for nu in nus)
 
-    def _recipe(self, part: int, nu: float) -> dict:
-        """Everything that determines the content of a generated file."""
+    def _recipe(self, part: int, nu: float) -> Recipe:
         h: Any = self.hparams
-        # These keys are hashed into the names of files and written into them, so a change of a
-        # word makes all data again. Version 2: each trajectory takes its own steps (in version 1
-        # the fastest of a group set them for all), and initial conditions have a name.
         return {
             "equation": self.equation_name,
             "version": 2,

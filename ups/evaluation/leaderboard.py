@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -45,7 +44,7 @@ def write(output_dir: str | Path) -> None:
         write_text(path.with_suffix(".html"), render_html(rows))
 
 
-def collect_rows(output_dir: Path) -> list[dict[str, Any]]:
+def collect_rows(output_dir: Path) -> list[dict[str, object]]:
     """Collect the rows of all runs in ``output_dir``, in the order in which they were tested."""
     folders = {path.parents[1] for path in output_dir.glob(f"*/{EVALUATIONS}")}
     evaluations = [
@@ -53,14 +52,14 @@ def collect_rows(output_dir: Path) -> list[dict[str, Any]]:
         for folder in sorted(folders)
         for path, evaluation in read_evaluations(folder).items()
     ]
-    table: dict[tuple[Any, ...], dict[str, Any]] = {}
+    table: dict[tuple[object, ...], dict[str, object]] = {}
     for _, name, stem, evaluation in sorted(evaluations, key=lambda found: found[:3]):
         for row in flat_rows(name, stem, evaluation):
             table[tuple(row.get(key) for key in ROW_KEY)] = row
     return list(table.values())
 
 
-def flat_rows(name: str, stem: str, evaluation: Evaluation) -> list[dict[str, Any]]:
+def flat_rows(name: str, stem: str, evaluation: Evaluation) -> list[dict[str, object]]:
     """Flatten the rows of an evaluation; lists of numbers over time are left out.
 
     The entries of the data set and of the provenance become columns.
@@ -120,11 +119,11 @@ def _stage_of(stem: str) -> str:
     return "evaluate" if name in ("baseline", "ttc") else name
 
 
-def _numbers(row: Row) -> dict[str, Any]:
+def _numbers(row: Row) -> dict[str, object]:
     return {key: value for key, value in row.items() if not isinstance(value, list)}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return ""
     return repr(value) if isinstance(value, float) else str(value)

@@ -8,16 +8,56 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, cast
 
 from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.io import read_json, write_text
+from ups.core.settings import PlainDict
 
 EVALUATIONS = "reports/eval_*.json"  # in a run's folder
+Metric = float | list[float]  # a number, or one for each frame
 log = logging.getLogger(__name__)
+
+
+class DatasetInfo(TypedDict):
+    """What identifies a test set.
+
+    Args:
+        name: the name of the data.
+        hash: hash of the values.
+        split: "test".
+        trajectories: number of trajectories.
+        points: number of points.
+        frames: number of frames, the initial one included.
+        nu: the parameter, one for each file, or None.
+    """
+
+    name: str
+    hash: str
+    split: str
+    trajectories: int
+    points: int
+    frames: int
+    nu: float | list[float | None] | None
+
+
+class Provenance(TypedDict, total=False):
+    """The origin of a result; see ``ups.runs.provenance``. Earlier versions lack some entries."""
+
+    time: str
+    command: str
+    stage: str
+    commit: str | None
+    dirty: bool | None
+    config_hash: str
+    data_hash: str | None
+    evaluated: dict[str, str]
+    seed: int
+    versions: dict[str, str | None]
+    hardware: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +76,10 @@ class Row(Mapping[str, Any]):
     mode: str
     correct: str
     ttc: bool
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, Metric]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Row":
+    def from_dict(cls, values: PlainDict) -> "Row":
         """Take a row of an evaluation file; a missing setting raises a KeyError."""
         metrics = {RENAMED_METRICS.get(name, name): value for name, value in values.items()}
         return cls(
@@ -50,7 +90,7 @@ class Row(Mapping[str, Any]):
             metrics=metrics,
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {
             "model": self.model,
             "mode": self.mode,
@@ -107,9 +147,9 @@ class Evaluation:
             of their file, and of the settings.
     """
 
-    dataset: Mapping[str, Any]
+    dataset: DatasetInfo
     rows: Sequence[Row]
-    provenance: Mapping[str, Any]
+    provenance: Provenance
 
     @classmethod
     def read(cls, path: Path) -> "Evaluation":
@@ -123,9 +163,9 @@ class Evaluation:
             provenance = dict(content.get("provenance", {}))
             provenance["evaluated"] = dict(provenance.get("evaluated", {}))
             return cls(
-                dict(content["dataset"]),
+                cast(DatasetInfo, dict(content["dataset"])),
                 [Row.from_dict(row) for row in content["rows"]],
-                provenance,
+                cast(Provenance, provenance),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UpsError(f"{path} is damaged: it is no evaluation ({error!r})") from None
@@ -223,5 +263,5 @@ class Tested(Protocol):
 class TestedData(Protocol):
     """What reports need from the test data."""
 
-    dataset: dict[str, Any]
+    dataset: DatasetInfo
     spec: FieldSpec

@@ -21,14 +21,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.onnx import ONNXProgram
 
 import ups
 from ups.core.errors import UpsError
 from ups.core.io import write_bytes
+from ups.core.optional_packages import import_optional
 from ups.hub.model_card import render_model_card
 from ups.runs.provenance import git_state, hardware
 from ups.simulation.checkpoint import load
@@ -39,6 +42,8 @@ from ups.simulation.simulator import Simulator
 if TYPE_CHECKING:
     from xarray import Dataset
 
+# the content of a file, and a function that calls the graph in it
+Graph = tuple[bytes, Callable[..., Tensor]]
 TOLERANCE = 1e-4  # error of a graph, relative to the simulator's largest value
 
 
@@ -50,7 +55,8 @@ class ExportWrapper(nn.Module):
 
     def __init__(self, simulator: Simulator, name: str) -> None:
         super().__init__()
-        self.simulator, self.name = simulator, name
+        self.simulator = simulator
+        self.name = name
 
     def forward(self, *inputs: Tensor) -> Tensor:
         spec = self.simulator.spec
@@ -73,7 +79,7 @@ def to_torch(simulator: Simulator, folder: Path) -> None:
         UpsError: a graph can't be made, or differs from the simulator.
     """
 
-    def convert(program: Any, names: tuple[str, ...]) -> tuple[bytes, Callable[..., Tensor]]:
+    def convert(program: ExportedProgram, names: tuple[str, ...]) -> Graph:
         file = io.BytesIO()
         torch.export.save(program, file)
         return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
@@ -90,20 +96,15 @@ def to_onnx(simulator: Simulator, folder: Path) -> None:
         UpsError: packages are missing, the model has operations that ONNX lacks, or a graph
             differs.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError:
-        raise UpsError(
-            "ONNX needs packages that are not installed; pip install 'ups[onnx]'"
-        ) from None
+    onnxruntime = import_optional("onnxruntime", "ONNX", "onnx")
+    import_optional("onnxscript", "ONNX", "onnx")  # torch.onnx.export needs it
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
-    def convert(program: Any, names: tuple[str, ...]) -> tuple[bytes, Callable[..., Tensor]]:
-        made: Any = torch.onnx.export(
+    def convert(program: ExportedProgram, names: tuple[str, ...]) -> Graph:
+        made = torch.onnx.export(
             program, (), dynamo=True, input_names=names, output_names=["out"], verbose=False
         )
-        content = made.model_proto.SerializeToString()
+        content = cast(ONNXProgram, made).model_proto.SerializeToString()
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         return content, lambda *inputs: torch.from_numpy(
             session.run(None, {k: v.numpy() for k, v in zip(names, inputs, strict=True)})[0]
@@ -116,7 +117,7 @@ def _write_graphs(
     simulator: Simulator,
     folder: Path,
     suffix: str,
-    convert: Callable[..., tuple[bytes, Callable[..., Tensor]]],
+    convert: Callable[[ExportedProgram, tuple[str, ...]], Graph],
 ) -> None:
     """Trace the three maps for batches of any size, check them and write them.
 
@@ -124,16 +125,14 @@ def _write_graphs(
         simulator: the simulator.
         folder: where to write.
         suffix: suffix of the files.
-        convert: converts a traced program to the content of a file and a function that calls it.
+        convert: converts a traced program, given the names of its arguments.
     """
     simulator = copy.deepcopy(simulator).cpu().eval().requires_grad_(False)
     simulator.correctors.clear()  # graphs do not include correctors
     files = {}
     for name, inputs in examples(simulator, 2).items():
-        path, sizes = (
-            Path(folder) / f"{name}.{suffix}",
-            tuple({0: torch.export.Dim("batch")} for _ in inputs),
-        )
+        path = Path(folder) / f"{name}.{suffix}"
+        sizes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -150,7 +149,8 @@ def _write_graphs(
             ) from error
         for batch in (1, 3):
             values = examples(simulator, batch)[name].values()
-            expected, found = ExportWrapper(simulator, name)(*values), call(*values)
+            expected = ExportWrapper(simulator, name)(*values)
+            found = call(*values)
             gap = float((found - expected).abs().max() / expected.abs().max())
             if not gap < TOLERANCE:
                 raise UpsError(
@@ -206,12 +206,7 @@ def to_xarray(
     Raises:
         UpsError: xarray is not installed.
     """
-    try:
-        import xarray
-    except ModuleNotFoundError:
-        raise UpsError(
-            "data sets need a package that is not installed; pip install 'ups[xarray]'"
-        ) from None
+    xarray = import_optional("xarray", "a data set", "xarray")
     spec = simulator.spec
     fields, _ = spec.add_channel_axis(torch.as_tensor(u0, dtype=torch.float32))
     u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **options)
@@ -223,7 +218,7 @@ def to_xarray(
     names = "xyz"[: spec.domain.num_dims]
     axes = [spec.grid.axis(d) for d in range(len(names))] if x_out is None else [x_out]
     one = {"units": "1"}  # everything is dimensionless
-    coordinates: dict[str, Any] = {
+    coordinates: dict[str, object] = {
         "trajectory": range(len(u)),
         "time": (
             "time",
@@ -249,7 +244,7 @@ def to_xarray(
     return xarray.Dataset(variables, coordinates, _origin(simulator, options))
 
 
-def _origin(simulator: Simulator, options: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(simulator: Simulator, options: Mapping[str, object]) -> dict[str, object]:
     """The attributes of a data set of rollouts."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     commit, dirty = git_state()

@@ -3,16 +3,20 @@
 Every number comes from the files of its run.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ups.core.errors import UpsError
 from ups.core.io import sha256
 from ups.core.renamed_keys import load_config
-from ups.evaluation.results import Evaluation, Row, merge_evaluations, read_evaluations
+from ups.evaluation.results import (
+    DatasetInfo,
+    Evaluation,
+    Row,
+    merge_evaluations,
+    read_evaluations,
+)
 from ups.runs.settings import is_bookkeeping_key
 from ups.simulation.checkpoint import STAGES, load, read_checkpoint
 
@@ -85,18 +89,16 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
     Raises:
         UpsError: the run has no test results of its current weights.
     """
-    simulator, results = load(run), load_test_results(run)
-    cfg, dataset, origin, rows = (
-        load_config(run / "config.yaml"),
-        results.dataset,
-        results.provenance,
-        results.rows,
-    )
-    own = [row for row in rows if not row.is_baseline]
-    rows = own + [row for row in rows if row.is_baseline]
+    simulator = load(run)
+    results = load_test_results(run)
+    cfg = load_config(run / "config.yaml")
+    dataset = results.dataset
+    origin = results.provenance
+    own = [row for row in results.rows if not row.is_baseline]
+    rows = own + [row for row in results.rows if row.is_baseline]
     spec = simulator.spec
-    nus = dataset["nu"] if isinstance(dataset["nu"], list) else [dataset["nu"]]
-    nus = [f"{nu:g}" for nu in nus if nu is not None]
+    values = dataset["nu"] if isinstance(dataset["nu"], list) else [dataset["nu"]]
+    nus = [f"{nu:g}" for nu in values if nu is not None]
     channels = (spec.num_channels,) if spec.num_channels > 1 else ()
     sizes = {"model": simulator.model, **simulator.correctors}
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in sizes.items()}
@@ -167,7 +169,7 @@ def _stage(run: Path, stem: str) -> str:
     )
 
 
-def _result(row: Row, dataset: Mapping[str, Any]) -> dict[str, Any]:
+def _result(row: Row, dataset: DatasetInfo) -> dict[str, object]:
     """One entry of Hugging Face's model-index."""
     metrics = [{"type": key, "name": name, "value": row[key]} for key, name in ERRORS.items()]
     return {

@@ -15,7 +15,6 @@ from the first, that a step may change. A model without latent tokens is a
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
 from torch import nn
 
@@ -54,7 +53,7 @@ __all__ = [
 ]
 
 
-def build(config: Mapping[str, Any], spec: FieldSpec) -> nn.Module:
+def build(config: Mapping[str, object], spec: FieldSpec) -> nn.Module:
     """Build the model that ``spec`` describes.
 
     A checkpoint holds the name of the architecture and not its class, so it can't bring code of its

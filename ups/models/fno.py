@@ -1,11 +1,9 @@
 """The Fourier neural operator of the neuraloperator package."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
+from ups.core.optional_packages import import_optional
 from ups.core.schema import PositiveInt
 from ups.models.base import GridModel, convolution_weights, periodic_line
 
@@ -38,12 +36,7 @@ class FNO(GridModel):
     ) -> None:
         super().__init__(spec, conserve_mean)
         periodic_line(spec, "model=fno")
-        try:
-            from neuralop import models
-        except ModuleNotFoundError:
-            raise UpsError(
-                "model=fno needs a package that is not installed; pip install 'ups[peers]'"
-            ) from None
+        models = import_optional("neuralop.models", "model=fno", "peers")
         self.network = models.FNO(
             (modes,),
             self.in_channels,
@@ -65,6 +58,6 @@ class FNO(GridModel):
 
 
 def _without_metadata(
-    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+    module: nn.Module, state: dict[str, object], prefix: str, metadata: dict[str, object]
 ) -> None:
     state.pop("_metadata", None)

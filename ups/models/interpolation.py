@@ -25,18 +25,16 @@ def interpolate(u: Tensor, x: Tensor, query: Tensor, length: float) -> Tensor:
     gap = (x.roll(-1) - x) % length
     gap = torch.where(gap == 0, length, gap)  # a single point is its own neighbor, one period ahead
     after = (u.roll(-1, -1) - u) / gap
-    before, gap_before = after.roll(1, -1), gap.roll(1)
-    bend_after, bend_before = (
-        _bend(after, after.roll(-1, -1)) * gap,
-        _bend(before, after.roll(2, -1)) * gap_before,
-    )
-    slope = (bend_after * before + bend_before * after) / (bend_after + bend_before).clamp_min(
-        1e-30
-    )
+    before = after.roll(1, -1)
+    bend_after = _bend(after, after.roll(-1, -1)) * gap
+    bend_before = _bend(before, after.roll(2, -1)) * gap.roll(1)
+    bend = (bend_after + bend_before).clamp_min(1e-30)
+    slope = (bend_after * before + bend_before * after) / bend
     right = torch.searchsorted(x, query.contiguous(), right=True)
     left = (right - 1) % len(x)
     right = right % len(x)
-    t, h = ((query - x[left]) % length) / gap[left], gap[left]
+    h = gap[left]
+    t = ((query - x[left]) % length) / h
     ends = torch.lerp(u[:, left], u[:, right], t * t * (3 - 2 * t))
     return ends + t * (1 - t) * h * ((1 - t) * slope[:, left] - t * slope[:, right])
 

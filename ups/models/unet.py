@@ -53,7 +53,8 @@ class UNet(GridModel):
         self.project = circular(hidden_channels, self.num_channels, 3)
 
     def forward(self, u: Tensor) -> Tensor:
-        h, skips = self.lift(u), []
+        h = self.lift(u)
+        skips = []
         for halve, block in zip(self.halve, self.down, strict=True):
             skips.append(h)
             h = block(halve(h))

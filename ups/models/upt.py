@@ -135,18 +135,18 @@ class Attention(nn.Module):
     def __init__(self, hidden_dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm_q, self.norm_kv = nn.LayerNorm(hidden_dim), nn.LayerNorm(hidden_dim)
-        self.q, self.kv, self.out = (
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.Linear(hidden_dim, 2 * hidden_dim),
-            nn.Linear(hidden_dim, hidden_dim),
-        )
+        self.norm_q = nn.LayerNorm(hidden_dim)
+        self.norm_kv = nn.LayerNorm(hidden_dim)
+        self.q = nn.Linear(hidden_dim, hidden_dim)
+        self.kv = nn.Linear(hidden_dim, 2 * hidden_dim)
+        self.out = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         """Attend from ``queries`` (B, Q, W) to ``context`` (B, N, W): (B, Q, W)."""
+        kv = self.kv(self.norm_kv(context)).chunk(2, -1)
         q, k, v = (
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for t in (self.q(self.norm_q(queries)), *self.kv(self.norm_kv(context)).chunk(2, -1))
+            for t in (self.q(self.norm_q(queries)), *kv)
         )
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
 
@@ -164,13 +164,10 @@ class Block(nn.Module):
     def __init__(self, hidden_dim: int, num_heads: int, conditioned: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.norm2 = (
-            nn.LayerNorm(hidden_dim, elementwise_affine=not conditioned) for _ in range(2)
-        )
-        self.qkv, self.out = (
-            nn.Linear(hidden_dim, 3 * hidden_dim),
-            nn.Linear(hidden_dim, hidden_dim),
-        )
+        self.norm1 = nn.LayerNorm(hidden_dim, elementwise_affine=not conditioned)
+        self.norm2 = nn.LayerNorm(hidden_dim, elementwise_affine=not conditioned)
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.out = nn.Linear(hidden_dim, hidden_dim)
         self.mlp = nn.Sequential(
             nn.Linear(hidden_dim, 4 * hidden_dim), nn.GELU(), nn.Linear(4 * hidden_dim, hidden_dim)
         )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Lt
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ups.core.batch import Batch
@@ -169,7 +170,7 @@ class BaseModule(pl.LightningModule):
             h.muon_momentum,
         )
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         h: Any = self.hparams
         optimizer = self.build_optimizer()
         total = int(self.trainer.estimated_stepping_batches)

@@ -54,7 +54,7 @@ class ConsistencyModule(CorrectorModule):
                 "stage diffusion trains one"
             )
         simulator.requires_grad_(False)
-        self.teacher: ResidualCorrector = simulator.correctors["diffusion"]  # type: ignore[assignment]
+        self.teacher = simulator.correctors["diffusion"]
         self.corrector = simulator.add_corrector(
             "consistency", {**self.teacher.spec, "sampler": "consistency", "num_steps": 1}
         )
@@ -75,7 +75,8 @@ class ConsistencyModule(CorrectorModule):
         return level.expand(len(batch)), noise  # one level for the whole batch
 
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
-        level, noise = int(drawn[0][0]), drawn[1].flatten(0, 1)
+        level = int(drawn[0][0])
+        noise = drawn[1].flatten(0, 1)
         with torch.no_grad():
             steps = self.steps(batch)
             condition = steps.conditions(self.simulator.spec)

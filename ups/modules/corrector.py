@@ -60,12 +60,10 @@ class CorrectorModule(BaseModule):
                 "or latent_cache_dtype=null"
             )
         loader = data.train_dataloader()
-        path = (
-            Path(self.trainer.default_root_dir)
-            / "cache"
-            / f"{self.stage}-{self.trainer.global_rank}.latents"
-        )
-        windows, frames = loader.sampler.num_windows, data.hparams["unroll_steps"] + 1
+        folder = Path(self.trainer.default_root_dir) / "cache"
+        path = folder / f"{self.stage}-{self.trainer.global_rank}.latents"
+        windows = loader.sampler.num_windows
+        frames = data.hparams["unroll_steps"] + 1
         batches = (
             batch.to(self.device) for batch in loader.sampler.iter_fixed_batches(loader.dataset)
         )

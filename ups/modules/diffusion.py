@@ -53,7 +53,7 @@ class DiffusionModule(CorrectorModule):
         self,
         simulator: Simulator,
         *,
-        corrector: Annotated[dict[str, Any], CORRECTOR],
+        corrector: Annotated[dict[str, object], CORRECTOR],
         P_mean: Annotated[float, Ge(-100), Le(100)] = -1.0,
         P_std: PositiveFloat = 1.4,
         **options: Any,

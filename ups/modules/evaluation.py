@@ -5,7 +5,6 @@ Rollouts start from t = 0 and are measured in physical space.
 
 import time
 from dataclasses import replace
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,6 +16,7 @@ from ups.core.stepper import Stepper, predict
 from ups.evaluation.baselines import Persistence, SolverStepper
 from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum, spread_skill
 from ups.evaluation.results import Row
+from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.simulator import Simulator
 
 NUM_ENSEMBLE_MEMBERS = 3  # rollouts of a sampler that estimate its spread
@@ -78,7 +78,7 @@ class EvaluationModule(pl.LightningModule):
             )
             for mode, name, ttc in settings
         ]
-        baselines: list[Any] = [Persistence()]
+        baselines: list[Persistence | SolverStepper] = [Persistence()]
         if simulator.equation is not None:
             baselines += [
                 SolverStepper(simulator.equation, simulator.spec, n)
@@ -196,7 +196,7 @@ class Measurement:
         squared = torch.cat(self.one_step)
         rollouts = self.rollouts.compute()
         over_time = rollouts.pop("nrmse_over_time")
-        metrics: dict[str, Any] = {
+        metrics: dict[str, float | list[float]] = {
             **rollouts,
             **self.checks.compute(),
             "one_step_nrmse": squared.sqrt().mean().item(),
@@ -251,7 +251,7 @@ def _distinct_guided(simulator: Simulator, names: list[str]) -> list[str]:
     return distinct
 
 
-def _same_mean(one: Any, other: Any) -> bool:
+def _same_mean(one: ResidualCorrector, other: ResidualCorrector) -> bool:
     """Whether two correctors have the same mean: its network and its unit."""
     states = [
         {"scale": corrector.scale, **corrector.mean_network.state_dict()}

@@ -1,8 +1,7 @@
 """Muon: steps of orthogonalized momentum for the blocks' matrices, AdamW for everything else."""
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.95,
     ) -> None:
-        groups: list[dict[str, Any]] = [
+        groups: list[dict[str, object]] = [
             {"params": list(matrices), "matrices": True},
             {"params": list(others), "matrices": False},
         ]
@@ -49,7 +48,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -57,29 +56,33 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if group["matrices"]:
-                self._orthogonal(parameters, group)
+                self._orthogonal(parameters, group["lr"], group["weight_decay"], group["momentum"])
             else:
-                self._adamw(parameters, group)
+                self._adamw(parameters, group["lr"], group["weight_decay"], group["betas"])
         return loss
 
-    def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _orthogonal(
+        self, parameters: list[Tensor], lr: float, weight_decay: float, momentum: float
+    ) -> None:
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for p in parameters:
             by_shape[p.shape].append(p)
         for shape, matrices in by_shape.items():
             momenta = [self._state(p, "momentum") for p in matrices]
             gradients = [p.grad for p in matrices if p.grad is not None]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+            torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+            nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, momentum))
             rows = nesterov.flatten(2)
-            steps = orthogonalize(rows) * (0.2 * max(rows.shape[1:]) ** 0.5 * group["lr"])
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            steps = orthogonalize(rows) * (0.2 * max(rows.shape[1:]) ** 0.5 * lr)
+            torch._foreach_mul_(matrices, 1 - lr * weight_decay)
             torch._foreach_sub_(matrices, [step.view(shape) for step in steps.unbind(0)])
 
-    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _adamw(
+        self, parameters: list[Tensor], lr: float, weight_decay: float, betas: tuple[float, float]
+    ) -> None:
         if not parameters:
             return
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = betas
         adamw(
             parameters,
             [p.grad for p in parameters if p.grad is not None],
@@ -91,8 +94,8 @@ class Muon(torch.optim.Optimizer):
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            lr=lr,
+            weight_decay=weight_decay,
             eps=1e-8,
             maximize=False,
         )

@@ -8,15 +8,18 @@ in a trial. The gradients are those of the whole batch.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from ups.core.batch import Batch
 
 Terms = dict[str, Tensor]
+Shard = TypeVar("Shard")
 
 
 class CPUShards(Strategy):
@@ -28,7 +31,7 @@ class CPUShards(Strategy):
     to one thread.
     """
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+    def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         module: Any = self.lightning_module
         num_shards = module.hparams.get("num_cpu_shards", 1)
         if num_shards == 1 or len(batch) % num_shards != 0:
@@ -61,7 +64,7 @@ class ShardedDDP(CPUShards, DDPStrategy):
 
 
 def sharded_strategy(
-    strategy: str, accelerator: str, devices: Any = 1, num_nodes: int = 1
+    strategy: str, accelerator: str, devices: int | str | Sequence[int] = 1, num_nodes: int = 1
 ) -> str | Strategy:
     """The strategy with CPU shards in place of the Trainer's own.
 
@@ -87,7 +90,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def sharded_loss(
-    loss_of: Callable[[Any], Terms], shards: Sequence[Any], parameters: Sequence[Tensor]
+    loss_of: Callable[[Shard], Terms], shards: Sequence[Shard], parameters: Sequence[Tensor]
 ) -> Terms:
     """Compute the mean of loss terms over shards, each shard in its thread.
 
@@ -102,7 +105,7 @@ def sharded_loss(
         The terms of the whole batch by name.
     """
 
-    def work(shard: Any) -> tuple[Terms, tuple[Tensor | None, ...]]:
+    def work(shard: Shard) -> tuple[Terms, tuple[Tensor | None, ...]]:
         terms = loss_of(shard)
         gradients = torch.autograd.grad(terms["loss"], parameters, allow_unused=True)
         return {name: value.detach() for name, value in terms.items()}, gradients
@@ -116,16 +119,22 @@ def sharded_loss(
     return {**terms, "loss": PrecomputedGradients.apply(terms["loss"], gradients, *parameters)}
 
 
+class Context(FunctionCtx):
+    """What ``PrecomputedGradients`` keeps for its backward pass."""
+
+    gradients: Sequence[Tensor | None]
+
+
 class PrecomputedGradients(torch.autograd.Function):
     """A value whose gradients are already known."""
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, gradients: Sequence[Tensor | None], *parameters: Tensor
+        ctx: Context, value: Tensor, gradients: Sequence[Tensor | None], *parameters: Tensor
     ) -> Tensor:
         ctx.gradients = gradients
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> Any:
+    def backward(ctx: Context, outer: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if g is None else g * outer for g in ctx.gradients)

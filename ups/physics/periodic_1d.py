@@ -7,10 +7,9 @@ Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.physics.equation import TRANSLATE, Boost, Equation, Functional, Law, Symmetry
+
+Numbers = Sequence[float]
 
 
 def cell_centers(points: int, length: float = 1.0) -> Tensor:
@@ -79,7 +80,9 @@ def initial_conditions(
     return torch.from_numpy(u).float()
 
 
-def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float], float]:
+def validate_solver_inputs(
+    u0: object, t: object, nu: float | Tensor
+) -> tuple[Tensor, list[float], float]:
     """Check the arguments of a solver with one parameter for all fields, and convert them.
 
     Args:
@@ -101,7 +104,7 @@ def validate_solver_inputs(u0: Any, t: Any, nu: Any) -> tuple[Tensor, list[float
     return u0, times, number
 
 
-def validate_fields_and_times(u0: Any, t: Any) -> tuple[Tensor, list[float]]:
+def validate_fields_and_times(u0: object, t: object) -> tuple[Tensor, list[float]]:
     """Check the fields (B, X), or (X,), and the times (T,) of a solver, and convert them.
 
     Returns:
@@ -123,7 +126,7 @@ def validate_fields_and_times(u0: Any, t: Any) -> tuple[Tensor, list[float]]:
     return u0, times
 
 
-def validate_parameters(nu: Any, num_fields: int) -> NDArray[np.float64]:
+def validate_parameters(nu: float | Tensor, num_fields: int) -> NDArray[np.float64]:
     """Check the parameter of a solver that takes one number, or one for each field (B,).
 
     Returns:
@@ -227,7 +230,7 @@ def scalar_equation(
         return initial_conditions(n, grid.axis(0), seed, grid.extent[0], as_published)[..., None]
 
     def solve_field(
-        u0: Tensor, times: Any, parameters: Any, grid: Grid, dtype: torch.dtype
+        u0: Tensor, times: Numbers, parameters: Numbers, grid: Grid, dtype: torch.dtype
     ) -> Tensor:
         (nu,) = parameters
         return solve(u0[..., 0], times, nu, grid.extent[0], dtype)[..., None]

@@ -4,8 +4,7 @@ Each part is checked against the constructor that takes it. Here are the checks 
 together.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
@@ -17,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ups.core.errors import UpsError, to_user_error
 from ups.core.schema import arguments, locate, refusal, unknown_key, validate
+from ups.core.settings import PlainDict, to_plain
 from ups.models import get_architecture
 from ups.runs.settings import (
     SECTIONS,
@@ -45,7 +45,7 @@ RESERVED = (
 STAGE_PARTS = ("module", "trainer", "data")
 TESTED_WITH_TTC = ("all", "evaluate")  # stages of a command
 # bounds on the arguments of Lightning's own callbacks
-BOUNDS = {EMAWeightAveraging: EMASettings}
+BOUNDS: dict[Callable[..., object], type] = {EMAWeightAveraging: EMASettings}
 
 
 def validate_config(cfg: DictConfig) -> None:
@@ -70,11 +70,11 @@ def validate_config(cfg: DictConfig) -> None:
     _check_data_modules(settings)
 
 
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
+def _resolved(cfg: DictConfig) -> PlainDict:
     """The plain values, with all ${references} replaced."""
     try:
         missing = OmegaConf.missing_keys(cfg)
-        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        settings = to_plain(cfg)
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
         raise UpsError(f"`{error.full_key}` can't be read: {reason}.") from None
@@ -89,7 +89,7 @@ def known_keys() -> list[str]:
     return sorted(key.removesuffix(".") for key in keys)
 
 
-def _check_trainer(values: Mapping[str, Any], key: str, *, is_partial: bool = False) -> None:
+def _check_trainer(values: PlainDict, key: str, *, is_partial: bool = False) -> None:
     if not is_partial:
         for name in arguments(TrainerSettings).named:
             if name not in values:
@@ -104,18 +104,18 @@ def _check_trainer(values: Mapping[str, Any], key: str, *, is_partial: bool = Fa
     )
 
 
-def _check_target(values: Mapping[str, Any], key: str, base: type, *, skip: int = 0) -> None:
+def _check_target(values: PlainDict, key: str, base: type, *, skip: int = 0) -> None:
     """Check the arguments of the class that ``_target_`` names."""
     path = values.get("_target_")
     target = locate(path, f"{key}._target_", base)
     validate(target, values, key, name=path, skip=skip, bounds=BOUNDS.get(target))
 
 
-def _check_data(values: Mapping[str, Any]) -> None:
+def _check_data(values: PlainDict) -> None:
     _check_target(values, "data", pl.LightningDataModule)
 
 
-def _check_model(values: Mapping[str, Any]) -> None:
+def _check_model(values: PlainDict) -> None:
     model = convert_model_spec(dict(values))
     common = arguments(ModelSettings).named
     validate(ModelSettings, {k: v for k, v in model.items() if k in common}, "model")
@@ -124,13 +124,13 @@ def _check_model(values: Mapping[str, Any]) -> None:
     validate(architecture, own, "model", skip=1)
 
 
-def _check_callbacks(values: Mapping[str, Any]) -> None:
+def _check_callbacks(values: PlainDict) -> None:
     common = arguments(CallbackSettings).named
     validate(CallbackSettings, {k: v for k, v in values.items() if k in common}, "callbacks")
     for name, callback in values.items():
         if name == "on_finish" or callback is None:
             continue
-        if not isinstance(callback, Mapping):
+        if not isinstance(callback, dict):
             allowed = "a mapping with the callback's class in _target_, or null"
             raise refusal(f"callbacks.{name}", allowed, callback)
         _check_target(callback, f"callbacks.{name}", pl.Callback)
@@ -139,8 +139,9 @@ def _check_callbacks(values: Mapping[str, Any]) -> None:
             _make(callback, f"callbacks.{name}")
 
 
-def _check_stage(settings: Mapping[str, Any], stage: str) -> None:
-    own, key = settings["stage"][stage], f"stage.{stage}"
+def _check_stage(settings: PlainDict, stage: str) -> None:
+    own = settings["stage"][stage]
+    key = f"stage.{stage}"
     is_trained = stage in settings["stage"]["train"]
     for name in own:
         if name not in STAGE_PARTS:
@@ -150,7 +151,7 @@ def _check_stage(settings: Mapping[str, Any], stage: str) -> None:
             allowed = f"a mapping of what differs from `{part}`"
             raise refusal(f"{key}.{part}", allowed, own.get(part))
     module = own.get("module")
-    if isinstance(module, Mapping):
+    if isinstance(module, dict):
         _check_target(module, f"{key}.module", pl.LightningModule, skip=1)
     elif is_trained or module is not None:
         raise refusal(f"{key}.module", "a mapping with the module's class in _target_", module)
@@ -176,15 +177,16 @@ def _check_stage(settings: Mapping[str, Any], stage: str) -> None:
         _check_cache(settings, stage)
 
 
-def _check_validation_epochs(settings: Mapping[str, Any], stage: str) -> None:
+def _check_validation_epochs(settings: PlainDict, stage: str) -> None:
     trainer = {**settings["trainer"], **settings["stage"][stage]["trainer"]}
-    every, last = trainer["check_val_every_n_epoch"], trainer["max_epochs"]
+    every = trainer["check_val_every_n_epoch"]
+    last = trainer["max_epochs"]
     if every > last:
         allowed = f"at most stage {stage}'s max_epochs={last}"
         raise refusal("trainer.check_val_every_n_epoch", allowed, every)
 
 
-def _check_cache(settings: Mapping[str, Any], stage: str) -> None:
+def _check_cache(settings: PlainDict, stage: str) -> None:
     data = _stage_data(settings, stage)
     dtype = settings["stage"][stage]["module"].get("latent_cache_dtype")
     if dtype is not None and data.get("fixed_windows") is False:
@@ -195,7 +197,7 @@ def _check_cache(settings: Mapping[str, Any], stage: str) -> None:
         )
 
 
-def _check_data_modules(settings: Mapping[str, Any]) -> None:
+def _check_data_modules(settings: PlainDict) -> None:
     """Make the data modules, which check their settings together and read no files yet."""
     stages = settings["stage"]["train"] or [None]
     for stage in stages:
@@ -213,7 +215,7 @@ def _check_data_modules(settings: Mapping[str, Any]) -> None:
             )
 
 
-def _check_unroll_steps(data: Mapping[str, Any]) -> None:
+def _check_unroll_steps(data: PlainDict) -> None:
     """Check that generated trajectories are long enough; a file's length is in the file."""
     steps = data.get("unroll_steps")
     frames = data.get("num_frames")
@@ -223,7 +225,7 @@ def _check_unroll_steps(data: Mapping[str, Any]) -> None:
         raise refusal("data.unroll_steps", f"less than data.num_frames={frames}", steps)
 
 
-def _make(values: Mapping[str, Any], key: str) -> Any:
+def _make(values: PlainDict, key: str) -> object:
     """Make what ``_target_`` names; its constructor checks its settings together.
 
     Raises:
@@ -236,7 +238,7 @@ def _make(values: Mapping[str, Any], key: str) -> Any:
         raise to_user_error(error) or UpsError(f"`{key}` can't be made: {reason}.") from None
 
 
-def _stage_data(settings: Mapping[str, Any], stage: str | None) -> dict[str, Any]:
+def _stage_data(settings: PlainDict, stage: str | None) -> PlainDict:
     """The settings of a stage's data; those of the test without a stage."""
     own = settings["stage"][stage]["data"] if stage else {}
     return {**settings["data"], **own}

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.experimental.callback import Callback
@@ -31,7 +30,7 @@ class OnFinish(Callback):
     command has no effect on the run. With several processes the first on each machine runs it.
     """
 
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         command = config.callbacks.get("on_finish")
         local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
         # a value of another type is refused before the run
@@ -75,7 +74,7 @@ class SweepTable(Callback):
     remaining jobs.
     """
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         jobs = {path for path in Path(config.output_dir).glob(f"{config.name}-*") if path.is_dir()}
         left = sorted(job.name for job in jobs if not read_evaluations(job))
         print_sweep(Path(config.output_dir), config.name)

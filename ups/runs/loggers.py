@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from hydra.utils import instantiate
@@ -19,10 +18,13 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
-from omegaconf import DictConfig, OmegaConf
+from matplotlib.image import imread
+from omegaconf import DictConfig
 
 from ups.core.errors import UpsError
 from ups.core.io import read_json, write_text
+from ups.core.optional_packages import import_optional, missing_package
+from ups.core.settings import to_plain
 from ups.runs.distributed import is_first_process
 
 # the argument with which each logger continues a run; the CSV logger starts a file in each call
@@ -41,10 +43,7 @@ def check_logger_installed(cfg: DictConfig) -> None:
     """
     package = cfg.logger._target_.rpartition(".")[2].removesuffix("Logger").lower()
     if package in ("wandb", "mlflow", "tensorboard") and find_spec(package) is None:
-        raise UpsError(
-            f"{cfg.logger._target_} needs a package that is not installed; "
-            f"pip install 'ups[{package}]'"
-        )
+        raise missing_package(cfg.logger._target_, package)
 
 
 @contextmanager
@@ -80,7 +79,8 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
                 _ = logger.experiment
                 write_text(ids, json.dumps({**recorded_ids, kind: logger.version}) + "\n")
     except Exception as error:
-        cause, package = error.__cause__ or error, kind.removesuffix("Logger").lower()
+        cause = error.__cause__ or error
+        package = kind.removesuffix("Logger").lower()
         # for example no login, no answer from the server, or a run that was deleted there
         if type(cause).__module__.partition(".")[0] == package:
             raise UpsError(f"{kind}: {cause}") from None
@@ -90,7 +90,7 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
         loggers = (
             [logger] if isinstance(logger, CSVLogger) else [logger, CSVLogger(folder, name="logs")]
         )
-        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        settings = to_plain(cfg)
         for each in loggers:
             # MLflow rejects parameters that have changed since, for example max_time
             if not (isinstance(each, MLFlowLogger) and (again or cfg.logger.run_id)):
@@ -113,11 +113,10 @@ def upload_artifacts(logger: Logger, folder: Path) -> None:
     files = [path for pattern in FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
     pictures = [path for path in files if path.suffix == ".png"]
     if isinstance(logger, WandbLogger):
-        import wandb
-
         for path in pictures:
             logger.log_image(f"test/{path.stem}", [str(path)])
-        artifact: Any = wandb.Artifact(f"model-{logger.version}", type="model")
+        wandb = import_optional("wandb", "logger=wandb", "wandb")
+        artifact = wandb.Artifact(f"model-{logger.version}", type="model")
         for path in files:  # immutable avoids a copy in the user's home
             artifact.add_file(
                 str(path.resolve()),
@@ -133,7 +132,5 @@ def upload_artifacts(logger: Logger, folder: Path) -> None:
                 logger.run_id, str(path), str(within) if within.name else None
             )
     elif isinstance(logger, TensorBoardLogger):
-        from matplotlib.image import imread
-
         for path in pictures:
             logger.experiment.add_image(f"test/{path.stem}", imread(path), dataformats="HWC")

@@ -1,44 +1,45 @@
 """A short rehearsal before a long run, which estimates memory, disk space and time.
 
 It runs the same stages at full size for a few steps, from untrained weights, in a separate process.
-That process may run out of memory, or be killed for it, without ending the command.
 """
 
 import json
 import logging
 import math
-import multiprocessing
-import os
 import shutil
 import signal
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig, OmegaConf
 
-from ups.callbacks.epoch_summary import format_duration
 from ups.callbacks.resource_probe import result_path
-from ups.core.errors import UpsError, is_out_of_memory, to_user_error
-from ups.core.io import check_disk_space, format_bytes, read_json, same_disk, write_text
-from ups.runs import stages
+from ups.core.errors import UpsError
+from ups.core.io import check_disk_space, read_json, same_disk, write_text
+from ups.core.settings import to_plain
 from ups.runs.distributed import is_first_process
 from ups.runs.provenance import hardware
-from ups.runs.stages import stage_config, weights_path
+from ups.runs.rehearsal import OUT_OF_MEMORY, REFUSED, Rehearsal, run_rehearsal
+from ups.runs.requirements import (
+    Requirements,
+    estimate_requirements,
+    print_requirements,
+)
+from ups.runs.stages import (
+    has_resume_checkpoint,
+    parent_hash,
+    previous_stage,
+    stage_config,
+    stage_fingerprint,
+    weights_path,
+)
 
 # the first step is slow, and only from the second on gradients pass layers initialized to zero
 MIN_STEPS = 3
 NUM_TRAIN, NUM_TEST = 32, 8  # number of trajectories
-REFUSED, OUT_OF_MEMORY = 2, 4  # exit codes of the rehearsal
 # bytes that the rehearsal keeps free, in addition to the training data, for a long run
 RESERVE = 2**28
-# trains the stages of a configuration with their numbers of parts, and tests, in a folder
-Rehearsal = Callable[[DictConfig, dict[str, int], Path], None]
 log = logging.getLogger(__name__)
 
 
@@ -59,15 +60,18 @@ def preflight(
     """
     path = folder / "preflight.json"
     recorded = read_json(path) if path.exists() else {}
-    needs: dict[str, Any] = {}
-    current: dict[str, Any] = {}
-    for stage in todo:
-        settings = stages.stage_fingerprint(cfg, stage)
-        current[stage] = {"settings": settings, "hardware": hardware()}
-        has_started = stages.has_resume_checkpoint(folder, stage)
-        before = recorded.get(stage)
-        if before and (has_started or before.items() >= current[stage].items()):
-            needs[stage] = before
+    current = {
+        stage: {"settings": stage_fingerprint(cfg, stage), "hardware": hardware()} for stage in todo
+    }
+    needs: dict[str, Requirements] = {
+        stage: recorded[stage]
+        for stage in todo
+        if stage in recorded
+        and (
+            has_resume_checkpoint(folder, stage)
+            or recorded[stage].items() >= current[stage].items()
+        )
+    }
     is_alone = cfg.stage.name == "preflight"
     if is_first_process() and (is_alone or (cfg.preflight and len(needs) < len(todo))):
         for stage in todo:  # raises an error if a file holds too few trajectories
@@ -81,7 +85,7 @@ def preflight(
         data = instantiate(cfg.data, _convert_="all")
         if same_disk(folder, data.path):
             disk += data.to_be_made()
-        check_disk_space(folder, disk, "this run")
+        check_disk_space(folder, int(disk), "this run")
         recorded |= {stage: {**current[stage], **needs[stage]} for stage in todo}
         recorded["test"] = {"seconds": test_seconds}
         write_text(path, json.dumps(recorded, indent=1, default=str) + "\n")
@@ -90,7 +94,7 @@ def preflight(
 
 def profile_stages(
     cfg: DictConfig, todo: list[str], folder: Path, scratch: Path, rehearse: Rehearsal
-) -> tuple[dict[str, dict[str, Any]], float]:
+) -> tuple[dict[str, Requirements], float]:
     """Measure stages in ``scratch``, with batches split into as few parts as memory allows.
 
     Returns:
@@ -99,8 +103,8 @@ def profile_stages(
     Raises:
         UpsError: see ``preflight``.
     """
-    if before := stages.previous_stage(todo[0]):
-        stages.parent_hash(folder, todo[0])  # raises an error if that stage has not finished
+    if before := previous_stage(todo[0]):
+        parent_hash(folder, todo[0])  # raises an error if that stage has not finished
         for raw in (False, True):
             copy = weights_path(scratch / cfg.name, before, raw=raw)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -109,22 +113,20 @@ def profile_stages(
     exit_code: int | None = None
     while exit_code != 0:
         left = {s: n for s, n in parts.items() if not result_path(scratch, s).exists()}
-        exit_code, words = run_rehearsal(
-            rehearse, make_dry_run_config(cfg, parts, scratch), left, scratch
-        )
+        small = make_dry_run_config(cfg, parts, scratch)
+        exit_code, words = run_rehearsal(rehearse, small, left, scratch)
+        if exit_code == REFUSED:
+            raise UpsError(f"preflight: {words.strip().splitlines()[-1]}")
         if exit_code != 0:
             failed = next((s for s in left if not result_path(scratch, s).exists()), "evaluate")
-            if exit_code == REFUSED:
-                raise UpsError(f"preflight: {words.strip().splitlines()[-1]}")
             if exit_code not in (OUT_OF_MEMORY, -signal.SIGKILL):
                 raise UpsError(f"preflight: stage {failed} fails:\n{words}")
             _halve_batches(cfg, failed, parts)
     measured = {stage: read_json(result_path(scratch, stage)) for stage in (*todo, "test")}
+    needs = {s: estimate_requirements(cfg, s, n, measured[s]) for s, n in parts.items()}
     test = measured["test"]
     test_seconds = test["seconds"] * cfg.data.num_test / min(cfg.data.num_test, NUM_TEST)
-    return {
-        stage: estimate_requirements(cfg, stage, parts[stage], measured[stage]) for stage in todo
-    }, test_seconds + test["beside"]
+    return needs, test_seconds + test["beside"]
 
 
 def _halve_batches(cfg: DictConfig, stage: str, parts: dict[str, int]) -> None:
@@ -141,127 +143,36 @@ def _halve_batches(cfg: DictConfig, stage: str, parts: dict[str, int]) -> None:
     log.warning("%s; they are taken in %d parts", words, parts[stage])
 
 
-def run_rehearsal(
-    rehearse: Rehearsal, cfg: DictConfig, parts: dict[str, int], scratch: Path
-) -> tuple[int | None, str]:
-    """Call ``rehearse`` in a separate process.
-
-    Returns:
-        Its exit code, as that of ``multiprocessing.Process``, and what it wrote to stderr.
-    """
-    stderr = scratch / "stderr.txt"
-    process = multiprocessing.get_context("spawn").Process(
-        target=_rehearse_quietly, args=(stderr, rehearse, cfg, parts, scratch)
-    )
-    process.start()
-    try:
-        process.join()
-    finally:
-        process.kill()  # this process was interrupted
-        process.join()
-    return process.exitcode, stderr.read_text() if stderr.exists() else ""
-
-
-def _rehearse_quietly(stderr: Path, rehearse: Rehearsal, *args: Any) -> None:
-    for descriptor, path in ((1, os.devnull), (2, stderr)):
-        with open(path, "w") as file:
-            os.dup2(file.fileno(), descriptor)
-    try:
-        rehearse(*args)
-    except Exception as error:
-        stop = to_user_error(error)
-        if stop is None:
-            raise
-        print(stop, file=sys.stderr)
-        sys.exit(OUT_OF_MEMORY if is_out_of_memory(error) else REFUSED)
-
-
 def make_dry_run_config(cfg: DictConfig, parts: dict[str, int], scratch: Path) -> DictConfig:
     """The command's configuration with all its sizes, but few steps and trajectories.
 
     Its stages have batches in ``parts``, and all its output goes to ``scratch``.
     """
-    small: Any = OmegaConf.create(OmegaConf.to_container(cfg))  # a copy that takes new keys
+    small = OmegaConf.create(to_plain(cfg, resolve=False))  # a copy that takes new keys
     few = {
         "num_train": min(cfg.data.num_train, NUM_TRAIN),
         "num_validation": min(cfg.data.num_validation, cfg.data.eval_batch_size),
         "num_test": min(cfg.data.num_test, NUM_TEST),
-        "cache_dir": str(scratch / "data"),
     }
+    if "cache_dir" in cfg.data:  # of generated data
+        few["cache_dir"] = str(scratch / "data")
+    small.data.update(few)
     for stage, split in parts.items():
         own = stage_config(cfg, stage)
         batches = max(MIN_STEPS, 2 * own.trainer.accumulate_grad_batches * split)
         windows = math.ceil(batches * own.data.batch_size / split / few["num_train"])
         small.stage[stage].data.update({**few, "samples_per_trajectory": windows})
         small.stage[stage].trainer.max_epochs = 1
-    small.data.update(few)
     one_device = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     small.trainer.update({**one_device, "max_time": None, "check_val_every_n_epoch": 1})
-    data = cfg.data.num_train * _num_files(cfg) * cfg.data.num_frames * cfg.data.num_points * 4
+    data = instantiate(cfg.data, _convert_="all").train_bytes() if cfg.data.in_memory else 0
     small.callbacks.watch = {
         "_target_": "ups.callbacks.resource_probe.ResourceProbe",
         "folder": str(scratch),
-        "reserve": RESERVE + (data if cfg.data.in_memory else 0),
+        "reserve": RESERVE + data,
     }
     small.expect = dict.fromkeys(small.expect)  # they are for the command
     small.output_dir = str(scratch)
     if cfg.stage.name == "preflight":
         small.stage.name = "all"
     return small
-
-
-def estimate_requirements(
-    cfg: DictConfig, stage: str, parts: int, measured: dict[str, float]
-) -> dict[str, float]:
-    """Estimate what a whole stage needs from what ``ResourceProbe`` measured in its rehearsal.
-
-    Returns:
-        The number of parts of its batches; peak memory, checkpoints and cache in bytes; the time of
-        a step and of the stage in seconds.
-    """
-    own = stage_config(cfg, stage)
-    files = _num_files(own)
-    windows = own.data.num_train * files * own.data.samples_per_trajectory
-    training = windows / own.data.batch_size * parts * measured["batch_seconds"]
-    validation = own.data.num_validation * files * measured["validation_seconds"]
-    validation /= own.trainer.check_val_every_n_epoch
-    return {
-        "parts": parts,
-        "memory": measured["memory"],
-        # best, last, the one being written, and the two that remain
-        "checkpoints": 5 * measured["checkpoint"],
-        "cache": windows * measured["cache_of_a_window"],
-        "step_seconds": measured["batch_seconds"] * parts * own.trainer.accumulate_grad_batches,
-        "seconds": own.trainer.max_epochs * (training + validation),
-    }
-
-
-def _num_files(cfg: DictConfig) -> int:
-    """The number of data files, one for each nu."""
-    values = (cfg.data.path, cfg.data.nu)
-    return max(len(value) if isinstance(value, ListConfig) else 1 for value in values)
-
-
-def print_requirements(
-    cfg: DictConfig, needs: dict[str, dict[str, Any]], test_seconds: float
-) -> None:
-    """Print a table of what each stage and the test need."""
-    title = "preflight: every stage has taken real steps at full size"
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for head in ("stage", "windows a batch", "peak memory", "disk", "a step", "in all, about"):
-        table.add_column(head, justify="left" if head == "stage" else "right")
-    for stage, need in needs.items():
-        parts = need["parts"]
-        windows = stage_config(cfg, stage).data.batch_size // parts
-        table.add_row(
-            stage,
-            f"{parts} x {windows}" if parts > 1 else str(windows),
-            format_bytes(need["memory"]),
-            format_bytes(need["checkpoints"] + need["cache"]),
-            f"{1e3 * need['step_seconds']:.0f} ms",
-            format_duration(need["seconds"]),
-        )
-    total = sum(need["seconds"] for need in needs.values()) + test_seconds
-    table.add_row("test", *[""] * 4, format_duration(test_seconds))
-    table.add_row("all", *[""] * 4, format_duration(total), style="bold")
-    Console(width=None if sys.stdout.isatty() else 110).print(table)

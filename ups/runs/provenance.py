@@ -6,10 +6,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from ups.core.errors import UpsError
 from ups.core.io import sha256, write_text
 from ups.core.settings import flatten_config
+from ups.evaluation.results import Provenance
 from ups.runs.distributed import is_first_process
 from ups.runs.settings import is_bookkeeping_key
 from ups.runs.stages import weights_path
@@ -25,7 +26,7 @@ from ups.simulation.checkpoint import STAGES
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "h5py", "numpy", "torchmetrics")
 
 
-def write_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None) -> dict[str, Any]:
+def write_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None) -> Provenance:
     """Write provenance.json, the description of this run in every report.
 
     Its flat entries are also columns of the leaderboard.
@@ -39,7 +40,7 @@ def write_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None
         The description.
     """
     commit, dirty = git_state()
-    provenance = {
+    provenance: Provenance = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
         "stage": cfg.stage.name,
@@ -117,7 +118,7 @@ def config_hash(cfg: DictConfig) -> str:
     return _hash(deciding)
 
 
-def _hash(values: dict[str, Any]) -> str:
+def _hash(values: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ups.evaluation.report.html import write_run
 from ups.evaluation.report.plots import draw_rollout
 from ups.evaluation.results import (
     Evaluation,
+    Provenance,
     Tested,
     TestedData,
     merge_evaluations,
@@ -95,7 +95,7 @@ def log_next_steps(cfg: DictConfig, folder: Path) -> None:
 
 
 def write_page(
-    cfg: DictConfig, tested: Tested, data: TestedData, folder: Path, origin: Mapping[str, Any]
+    cfg: DictConfig, tested: Tested, data: TestedData, folder: Path, origin: Provenance
 ) -> None:
     """Write ``reports/report.html``; a failure is logged and does not fail the run.
 

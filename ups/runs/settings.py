@@ -5,7 +5,7 @@ The rest of the schema are the constructors that a configuration names.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
@@ -88,14 +88,14 @@ class RunSettings:
         expect: see below.
     """
 
-    stage: Mapping[str, Any]
-    loss: Mapping[str, Any]
-    data: Mapping[str, Any]
-    model: Mapping[str, Any]
-    trainer: Mapping[str, Any]
-    callbacks: Mapping[str, Any]
-    ttc: Mapping[str, Any]
-    logger: Annotated[Mapping[str, Any], BOOKKEEPING]
+    stage: Mapping[str, object]
+    loss: Mapping[str, object]
+    data: Mapping[str, object]
+    model: Mapping[str, object]
+    trainer: Mapping[str, object]
+    callbacks: Mapping[str, object]
+    ttc: Mapping[str, object]
+    logger: Annotated[Mapping[str, object], BOOKKEEPING]
     name: Annotated[FolderName, BOOKKEEPING] = "burgers"
     seed: Seed = 0
     lambda_inv: NonNegativeFloat = 1.0
@@ -104,7 +104,7 @@ class RunSettings:
     preflight: Annotated[bool, BOOKKEEPING] = True
     overwrite: Annotated[bool, BOOKKEEPING] = False
     output_dir: Annotated[PathStr, BOOKKEEPING] = "outputs"
-    expect: Annotated[Mapping[str, Any], SettingsOf(ExpectSettings), BOOKKEEPING] = field(
+    expect: Annotated[Mapping[str, object], SettingsOf(ExpectSettings), BOOKKEEPING] = field(
         default_factory=dict
     )
 
@@ -195,8 +195,8 @@ class CallbackSettings:
     """
 
     on_finish: Annotated[Text | None, BOOKKEEPING] = None
-    epoch_log: Annotated[Mapping[str, Any] | None, BOOKKEEPING] = None
-    leaderboard: Annotated[Mapping[str, Any] | None, BOOKKEEPING] = None
+    epoch_log: Annotated[Mapping[str, object] | None, BOOKKEEPING] = None
+    leaderboard: Annotated[Mapping[str, object] | None, BOOKKEEPING] = None
 
 
 @dataclass(frozen=True)
@@ -226,9 +226,9 @@ class StageSettings:
     name: Text
     train: list[StageName]
     evaluate: list[Literal["none", "diffusion", "consistency"]]
-    operator: Mapping[str, Any]
-    diffusion: Mapping[str, Any]
-    consistency: Mapping[str, Any]
+    operator: Mapping[str, object]
+    diffusion: Mapping[str, object]
+    consistency: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class Section:
     """
 
     key: str
-    target: Callable[..., Any]
+    target: Callable[..., object]
     skip: int = 0
     without: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ups.core.errors import UpsError
 from ups.core.io import read_json, sha256, write_text
 from ups.core.renamed_keys import rename_flat
-from ups.core.settings import diff_configs, flatten_config
+from ups.core.settings import PlainDict, diff_configs, flatten_config
 from ups.runs.settings import is_bookkeeping_key
 from ups.simulation.checkpoint import STAGES, latest_checkpoint, read_checkpoint
 
@@ -24,10 +24,7 @@ def stage_config(cfg: DictConfig, stage: str) -> DictConfig:
     Its own ``trainer`` and ``data`` override the general ones, and ``stage.name`` is its name.
     """
     own = cfg.stage[stage]
-    merged: Any = OmegaConf.merge(
-        cfg, {"trainer": own.trainer, "data": own.data, "stage": {"name": stage}}
-    )
-    return merged
+    return _merge(cfg, {"trainer": own.trainer, "data": own.data, "stage": {"name": stage}})
 
 
 def with_gradient_accumulation(cfg: DictConfig, parts: int) -> DictConfig:
@@ -38,17 +35,21 @@ def with_gradient_accumulation(cfg: DictConfig, parts: int) -> DictConfig:
         parts: batches become smaller by this factor, and a step accumulates as many times more of
             them.
     """
-    changes = {
+    changes: dict[str, object] = {
         "data": {"batch_size": cfg.data.batch_size // parts},
         "trainer": {"accumulate_grad_batches": cfg.trainer.accumulate_grad_batches * parts},
     }
-    merged: Any = OmegaConf.merge(cfg, changes)
+    merged = _merge(cfg, changes)
     if merged.callbacks.get("inverse_loss_frequency"):
         OmegaConf.update(merged, "callbacks.inverse_loss_frequency.parts", parts, force_add=True)
     return merged
 
 
-def stage_fingerprint(cfg: DictConfig, stage: str) -> dict[str, Any]:
+def _merge(cfg: DictConfig, changes: dict[str, object]) -> DictConfig:
+    return cast(DictConfig, OmegaConf.merge(cfg, changes))
+
+
+def stage_fingerprint(cfg: DictConfig, stage: str) -> dict[str, object]:
     """The keys of a stage's own configuration that decide its result, flat.
 
     The keys of earlier stages have an effect through their weights only.
@@ -183,7 +184,8 @@ def remove_stage(folder: Path, stage: str) -> None:
 
 def _stale(folder: Path, stage: str) -> bool:
     """Whether the folder's ``stage`` started from other weights than its parent has now."""
-    before, known = previous_stage(stage), _record(folder, stage)
+    before = previous_stage(stage)
+    known = _record(folder, stage)
     return (
         bool(known)
         and before is not None
@@ -196,7 +198,7 @@ def _record_path(folder: Path, stage: str) -> Path:
     return folder / "checkpoints" / f"{STAGES[stage]}.json"
 
 
-def _record(folder: Path, stage: str) -> dict[str, Any]:
+def _record(folder: Path, stage: str) -> PlainDict:
     """What ``record_stage_start`` wrote; empty if the stage has no checkpoint yet."""
     path = _record_path(folder, stage)
     started = has_resume_checkpoint(folder, stage) or is_finished(folder, stage)

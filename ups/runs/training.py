@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -12,11 +11,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ups.callbacks import AtomicCheckpointIO, CompileCachePruner, EpochProgressBar, GracefulStop
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.core.errors import UpsError
+from ups.core.settings import PlainDict, to_plain
 from ups.datamodules import TrajectoryDataModule
 from ups.models import build
 from ups.modules import BaseModule
@@ -68,7 +68,7 @@ def fit(
     finally:
         module.clean_up()
     best = checkpoints / f"{stage}-best.ckpt"
-    monitor: Any = next(
+    monitor = next(
         (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor),
         None,
     )
@@ -113,15 +113,14 @@ def check_checkpoint_compatible(last: Path, module: BaseModule) -> None:
 
 def build_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
     """Build an untrained simulator of the configured size."""
-    container: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    config = _current_names(container)
+    config = _current_names(to_plain(cfg.model))
     model = build(config, data.spec)
     return Simulator(
         model, data.spec, data.equation_name, config, data.training_parameters, data.input_range
     )
 
 
-def _current_names(spec: dict[str, Any]) -> dict[str, Any]:
+def _current_names(spec: PlainDict) -> PlainDict:
     """Convert the names of earlier versions in a user's own file, with a warning."""
     converted = convert_model_spec(spec)
     if converted != spec:
@@ -162,7 +161,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimi
     Raises:
         UpsError: the Trainer rejects an argument.
     """
-    options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    options = to_plain(cfg.trainer)
     precision = options.pop("precision")
     # Lightning's max_time limits one stage; ``limit`` limits the whole call
     del options["max_time"]
@@ -212,8 +211,8 @@ def write_stage_weights(
         simulator: the simulator.
         score: its validation nRMSE.
     """
-    checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(best)
-    common: dict[str, Any] = {
+    checkpoint = AtomicCheckpointIO().load_checkpoint(best)
+    common: dict[str, object] = {
         key: checkpoint[key]
         for key in ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
         if key in checkpoint

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.io import read_tensors, sha256
+from ups.core.settings import PlainDict
 from ups.models import build
 from ups.simulation import converter, model_folder
 from ups.simulation.simulator import Simulator
@@ -21,7 +22,15 @@ STAGES = {"operator": "operator", "diffusion": "diffusion_residual", "consistenc
 log = logging.getLogger(__name__)
 
 
-def load(path: str | Path, data: Any = None) -> Simulator:
+class TrainingData(Protocol):
+    """What a simulator is compared with; see ``ups.datamodules.TrajectoryDataModule``."""
+
+    equation_name: str | None
+    spec: FieldSpec
+    path: Path
+
+
+def load(path: str | Path, data: TrainingData | None = None) -> Simulator:
     """Load a trained simulator, in eval mode.
 
     Only tensors and plain values are unpickled (``weights_only=True``), and only models of
@@ -98,7 +107,7 @@ def latest_checkpoint(folder: Path) -> Path:
     return best
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> PlainDict:
     """Read the checkpoint file of a finished stage.
 
     The keys of its weights are the simulator's own.
@@ -126,7 +135,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def mismatched_keys(own: Mapping[str, Tensor], loaded: Mapping[str, Any]) -> list[str]:
+def mismatched_keys(own: Mapping[str, Tensor], loaded: Mapping[str, object]) -> list[str]:
     """The keys in which two sets of weights differ.
 
     A key differs if one side lacks it, or if the layout, shape or dtype of the tensors differs.
@@ -136,7 +145,7 @@ def mismatched_keys(own: Mapping[str, Tensor], loaded: Mapping[str, Any]) -> lis
         loaded: the weights from a file.
     """
 
-    def fits(a: Tensor | None, b: Any) -> bool:
+    def fits(a: Tensor | None, b: object) -> bool:
         return (
             a is not None
             and isinstance(b, Tensor)
@@ -146,9 +155,7 @@ def mismatched_keys(own: Mapping[str, Tensor], loaded: Mapping[str, Any]) -> lis
     return sorted(k for k in own.keys() | loaded.keys() if not fits(own.get(k), loaded.get(k)))
 
 
-def from_config(
-    config: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path
-) -> Simulator:
+def from_config(config: PlainDict, state: Mapping[str, Tensor], where: str | Path) -> Simulator:
     """Build a simulator from its configuration and weights.
 
     Args:

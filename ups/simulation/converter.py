@@ -5,13 +5,15 @@ Descriptions of new versions pass through unchanged.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 from torch import Tensor
 
 from ups.core.fields import FieldSpec, Grid
+from ups.core.settings import PlainDict
 from ups.physics import get_equation
 
+T = TypeVar("T")
 # the architecture "upt" of earlier versions is the token mixer, now "mixer"
 MIXER = "mixer"
 ARCHITECTURES = {"upt": MIXER, "upt_absolute": "upt"}
@@ -64,9 +66,7 @@ _MODEL_PREFIXES = ("model.", "simulator.model.")
 _NOISE_NETWORK = re.compile(r"((?:^|\.)(?:correctors\.\w+|corrector|teacher)\.)noise_network\.")
 
 
-def convert(
-    config: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def convert(config: PlainDict, state: Mapping[str, Tensor]) -> tuple[PlainDict, dict[str, Tensor]]:
     """Convert a simulator's configuration and weights to the current names.
 
     Args:
@@ -92,7 +92,7 @@ def convert(
     return converted, state
 
 
-def _field_spec(config: Mapping[str, Any], scale: float) -> dict[str, Any]:
+def _field_spec(config: PlainDict, scale: float) -> dict[str, object]:
     """What earlier versions say about the field: one scalar on a periodic line."""
     x = config["x"]
     grid = Grid((len(x),), (config["length"],), origin=(x[0],))
@@ -104,7 +104,7 @@ def _field_spec(config: Mapping[str, Any], scale: float) -> dict[str, Any]:
     }
 
 
-def convert_model_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+def convert_model_spec(spec: PlainDict) -> PlainDict:
     """Convert the description of a model.
 
     Descriptions by earlier versions are recognized by the names of their arguments.
@@ -124,7 +124,7 @@ def convert_model_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     return _renamed(spec, names)
 
 
-def convert_corrector_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+def convert_corrector_spec(spec: PlainDict) -> PlainDict:
     """Convert the arguments of ``ups.simulation.correctors.ResidualCorrector``."""
     converted = _renamed(spec, CORRECTOR_KEYS)
     for network in ("mean_network", "denoiser"):
@@ -133,7 +133,7 @@ def convert_corrector_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     return converted
 
 
-def convert_state(state: Mapping[str, Any]) -> dict[str, Any]:
+def convert_state(state: Mapping[str, T]) -> dict[str, T]:
     """Convert the keys of the weights of a simulator, or of a module that trains one."""
     return {
         key if key.startswith(_MODEL_PREFIXES) else _NOISE_NETWORK.sub(r"\1denoiser.", key): value
@@ -141,7 +141,7 @@ def convert_state(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _renamed(spec: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(spec: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
     # an argument under its earlier name counts more: it comes from a file that overrides defaults
     new = {key: value for key, value in spec.items() if key not in names}
     return new | {names[key]: value for key, value in spec.items() if key in names}

@@ -6,15 +6,16 @@ diffusion model (Karras et al., "Elucidating the design space of diffusion-based
 NeurIPS 2022: EDM) samples the remainder that the mean does not explain.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.schema import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsOf
+from ups.core.settings import PlainDict
 from ups.models.denoiser import Denoiser
 
 # EDM's sigma_data: the size of the remainder, in units of the residual's standard deviation
@@ -55,8 +56,8 @@ class ResidualCorrector(nn.Module):
         num_tokens: int,
         hidden_dim: int,
         num_dynamic_channels: int,
-        mean_network: Annotated[Mapping[str, Any], NETWORK],
-        denoiser: Annotated[Mapping[str, Any], NETWORK],
+        mean_network: Annotated[PlainDict, NETWORK],
+        denoiser: Annotated[PlainDict, NETWORK],
         num_parameters: int = 1,
         sampler: Literal["heun", "consistency"] = "heun",
         num_steps: PositiveInt = 8,
@@ -246,7 +247,8 @@ def heun_step(denoise: Denoise, x: Tensor, high: Tensor, low: Tensor) -> Tensor:
     It goes from level ``high`` (B,) to ``low`` (B,). If ``low`` is 0 it is a step of Euler's
     method.
     """
-    step, positive = (low - high)[:, None, None], (low > 0)[:, None, None]
+    step = (low - high)[:, None, None]
+    positive = (low > 0)[:, None, None]
     slope = (x - denoise(x, high)) / high[:, None, None]
     end = x + step * slope
     if not bool(positive.any()):

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -18,6 +17,7 @@ from torch import Tensor
 import ups
 from ups.core.errors import UpsError
 from ups.core.io import write_bytes, write_text
+from ups.core.settings import PlainDict
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 SHIPPED = Path(__file__).parents[1] / "hub/shipped"
@@ -44,7 +44,9 @@ def to_safetensors(state: Mapping[str, Tensor]) -> bytes:
     )
 
 
-def write(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], card: str) -> None:
+def write(
+    folder: Path, config: Mapping[str, object], state: Mapping[str, Tensor], card: str
+) -> None:
     """Write the configuration, weights and card of a simulator.
 
     The configuration is written last and holds the hash of the weights, so that ``read`` notices
@@ -61,15 +63,15 @@ def write(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], 
         "library_name": "ups",
         "ups_version": ups.__version__,
         "sha256": hashlib.sha256(weights).hexdigest(),
+        **config,
     }
-    content |= config
     write_bytes(folder / WEIGHTS, weights)
     if card:
         write_text(folder / CARD, card)
     write_text(folder / CONFIG, json.dumps(content, indent=1) + "\n")
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(folder: Path) -> tuple[PlainDict, dict[str, Tensor]]:
     """Read the configuration and weights that ``write`` wrote.
 
     Raises:

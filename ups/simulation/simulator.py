@@ -1,7 +1,7 @@
 """The simulator: a trained model in physical units, and rollouts with it."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
+from ups.core.settings import PlainDict
 from ups.core.stepper import FIELDS_PER_DECODE, Stepper
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
@@ -63,7 +64,7 @@ class Simulator(nn.Module):
         model: nn.Module,
         spec: FieldSpec,
         equation: str | None = None,
-        model_config: Mapping[str, Any] | None = None,
+        model_config: Mapping[str, object] | None = None,
         training_parameters: Sequence[Sequence[float]] = (),
         input_range: Mapping[str, float] | None = None,
     ) -> None:
@@ -76,7 +77,7 @@ class Simulator(nn.Module):
         self.training_parameters = [[float(value) for value in row] for row in training_parameters]
         self.input_range = dict(input_range or {})
         self.has_warned_of_input = False
-        self.correctors = nn.ModuleDict()
+        self.correctors: MutableMapping[str, ResidualCorrector] = nn.ModuleDict()  # type: ignore[assignment]
         self.ttc = TTC()
         self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
@@ -115,7 +116,7 @@ class Simulator(nn.Module):
         """The one candidate for the next tokens (B, 1, N, W)."""
         return self.step(state, parameters)[:, None]
 
-    def add_corrector(self, name: str, settings: Mapping[str, Any]) -> ResidualCorrector:
+    def add_corrector(self, name: str, settings: PlainDict) -> ResidualCorrector:
         """Add an untrained corrector.
 
         Args:
@@ -157,7 +158,7 @@ class Simulator(nn.Module):
         """
         stepper: LatentStepper = self
         if correct != "none":
-            corrector: Any = self.correctors[self._validate_corrector(correct)]
+            corrector = self.correctors[self._validate_corrector(correct)]
             stepper = Corrected(stepper, corrector, temperature, group_size)
         if not ttc:
             return stepper
@@ -319,7 +320,7 @@ class Simulator(nn.Module):
         """
         return rollout_figure(u, truth, sample, self.spec)
 
-    def _validate_fields(self, u0: Any, x: Tensor | None) -> tuple[Tensor, bool]:
+    def _validate_fields(self, u0: object, x: Tensor | None) -> tuple[Tensor, bool]:
         """Check ``u0``: fields (B, *space, C), and whether it had a channel axis."""
         if torch.as_tensor(u0).is_complex():
             raise UpsError("`u0` must be real, got a complex field.")
@@ -358,7 +359,7 @@ class Simulator(nn.Module):
         return correct
 
     def _validate_parameters(
-        self, nu: Any, parameters: Mapping[str, Any] | None, batch: int
+        self, nu: object, parameters: Mapping[str, object] | None, batch: int
     ) -> Tensor:
         """Check the parameters and return them as (B, P)."""
         names = self.spec.parameters
@@ -423,7 +424,7 @@ class Simulator(nn.Module):
                 limit,
             )
 
-    def _validate_positions(self, x: Any, name: str) -> Tensor | None:
+    def _validate_positions(self, x: object, name: str) -> Tensor | None:
         """Check that positions lie in the domain of a line and return them as a tensor (P,)."""
         if x is None:
             return None
@@ -439,7 +440,7 @@ class Simulator(nn.Module):
             )
         return x
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Return what a checkpoint needs, besides the weights, to rebuild this simulator.
 
         It consists of plain values only.

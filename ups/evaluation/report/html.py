@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +15,8 @@ from ups.core.renamed_keys import load_config
 from ups.core.settings import flatten_config
 from ups.evaluation.report import plots
 from ups.evaluation.results import (
+    DatasetInfo,
+    Provenance,
     Row,
     Tested,
     TestedData,
@@ -23,6 +24,7 @@ from ups.evaluation.results import (
     read_evaluations,
 )
 
+Series = tuple[list[float], list[float]]  # steps and values
 # heading, key, digits
 HEADLINE = (
     ("rollout nRMSE", "nrmse", 4), ("last frame", "last_frame", 4),
@@ -51,7 +53,7 @@ class RunResults:
     """
 
     folder: Path
-    dataset: Mapping[str, Any]
+    dataset: DatasetInfo
     rows: dict[str, Row]
     config: DictConfig
 
@@ -72,7 +74,7 @@ class RunResults:
         config = load_config(folder / "config.yaml")
         return cls(folder, result.dataset, {row.label: row for row in result.rows}, config)
 
-    def curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    def curves(self) -> dict[str, dict[str, Series]]:
         """Read the series of the csv logger: steps and values by stage and name.
 
         A resumed run has several files.
@@ -104,7 +106,7 @@ class RunResults:
 
 
 def write_run(
-    cfg: DictConfig, tested: Tested, data: TestedData, folder: Path, origin: Mapping[str, Any]
+    cfg: DictConfig, tested: Tested, data: TestedData, folder: Path, origin: Provenance
 ) -> Path:
     """Write ``reports/report.html`` of a run that has just been tested.
 
@@ -183,7 +185,7 @@ def write_comparison(
             f"{key}{apart}" if row.is_baseline else f"{label}: {key}": row
             for key, row in run.rows.items()
         }
-    stages: dict[str, dict[str, Any]] = {}
+    stages: dict[str, dict[str, Series]] = {}
     for label, run in runs.items():
         for stage, series in run.curves().items():
             stages.setdefault(stage, {}).update(
@@ -218,14 +220,14 @@ def write_comparison(
     )
 
 
-def _write(path: Path, **content: Any) -> None:
+def _write(path: Path, **content: object) -> None:
     template = Environment(
         loader=PackageLoader("ups.evaluation.report", "."), autoescape=True, trim_blocks=True
     ).get_template("page.html")
     write_text(path, template.render(**content))
 
 
-def _headline(rows: Mapping[str, Row]) -> dict[str, Any]:
+def _headline(rows: Mapping[str, Row]) -> dict[str, object]:
     found = []
     for label, row in rows.items():
         values = {
@@ -249,7 +251,7 @@ def _headline(rows: Mapping[str, Row]) -> dict[str, Any]:
     return _table("Errors and cost", note, [head for head, _, _ in HEADLINE], rows, found)
 
 
-def _checks(rows: Mapping[str, Row]) -> dict[str, Any]:
+def _checks(rows: Mapping[str, Row]) -> dict[str, object]:
     checks = [(head, key) for head, key in CHECKS if any(key in row for row in rows.values())]
     found = [
         [label, *(f"{row[key]:.3g}" if key in row else "-" for _, key in checks)]
@@ -264,22 +266,20 @@ def _checks(rows: Mapping[str, Row]) -> dict[str, Any]:
 
 def _table(
     title: str, note: str, heads: list[str], rows: Mapping[str, Row], cells: list[list[str]]
-) -> dict[str, Any]:
-    lines = [
-        {"baseline": row.is_baseline, "cells": line}
-        for row, line in zip(rows.values(), cells, strict=True)
-    ]
+) -> dict[str, object]:
+    lines = zip(rows.values(), cells, strict=True)
+    baselines_last = sorted(lines, key=lambda line: line[0].is_baseline)
     return {
         "title": title,
         "note": note,
         "heads": ["", *heads],
-        "rows": sorted(lines, key=lambda line: line["baseline"]),
+        "rows": [{"baseline": row.is_baseline, "cells": line} for row, line in baselines_last],
     }
 
 
 def _differences(
     runs: Mapping[str, RunResults], is_hidden: Callable[[str], bool]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     settings = [
         {key: str(value) for key, value in flatten_config(run.config).items() if not is_hidden(key)}
         for run in runs.values()

@@ -4,8 +4,8 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
@@ -33,7 +33,7 @@ def png(figure: Figure) -> str:
     return "data:image/png;base64," + b64encode(out.getvalue()).decode()
 
 
-def axes(width: float = 5.2, height: float = 3.4) -> tuple[Figure, Any]:
+def axes(width: float = 5.2, height: float = 3.4) -> tuple[Figure, Axes]:
     """Make a figure with one axis."""
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((0.17, 0.15, 0.8, 0.8))
@@ -54,7 +54,8 @@ def rollouts(
         pred = pred[..., 0]
         error = pred - truth
         nrmse = float((error.norm(dim=-1) / truth.norm(dim=-1).clamp_min(1e-30)).mean())
-        top, worst = max(float(truth.abs().max()), 1e-30), max(float(error.abs().max()), 1e-30)
+        top = max(float(truth.abs().max()), 1e-30)
+        worst = max(float(error.abs().max()), 1e-30)
         for what, field, limit in (
             ("truth", truth, top),
             ("prediction", pred, top),
@@ -167,10 +168,9 @@ def learning_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
     """Plot logged values against steps, by the label of their line."""
     figure, axis = axes()
     for i, (label, (steps, values)) in enumerate(curves.items()):
-        style = {"linestyle": "--", "marker": "."} if "validation" in label else {}
-        axis.plot(
-            steps, values, label=label, linewidth=1.2, color=COLOURS[i % len(COLOURS)], **style
-        )
+        style = "--." if "validation" in label else "-"
+        color = COLOURS[i % len(COLOURS)]
+        axis.plot(steps, values, style, label=label, linewidth=1.2, color=color)
     if any(value > 0 for _, values in curves.values() for value in values):
         axis.set_yscale("log")
     axis.set(xlabel="step", ylabel="loss, nRMSE")

@@ -1,18 +1,15 @@
 """The final table of a run, in the terminal."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from ups.evaluation.results import Row
+from ups.evaluation.results import DatasetInfo, Row
 
 
-def print_table(
-    dataset: Mapping[str, Any], rows: Sequence[Row], console: Console | None = None
-) -> None:
+def print_table(dataset: DatasetInfo, rows: Sequence[Row], console: Console | None = None) -> None:
     """Print errors in physical space and cost, the run's own rows first.
 
     Args:
