@@ -41,12 +41,12 @@ class Resampling:
         self.length = grid.extent[0]
         cell = grid.cell_size[0]
         if x_out is not None:
-            cells = (x_out.double() - grid.origin[0]) / cell
+            cells = (x_out.detach().double() - grid.origin[0]) / cell
             is_on_grid = (cells - cells.round()).abs() < ON_GRID
             self.num_grids = 1 if bool(is_on_grid.all()) else 2
         offsets = [k * cell / self.num_grids for k in range(self.num_grids)]
         given = [positions for positions in (x, x_out) if positions is not None]
-        points = grid.axis(0).to(given[0].device)
+        points = grid.axis(0).to(given[0])
         self.points = torch.stack([(points + offset) % self.length for offset in offsets], -1)
 
     def to_grids(self, u0: Tensor) -> Tensor:

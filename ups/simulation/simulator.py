@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
+from ups.core.gradients import needs_gradients, to_tensor
 from ups.core.stepper import FIELDS_PER_DECODE, Stepper
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
@@ -26,6 +27,16 @@ from ups.simulation.symmetric_rollout import symmetric_rollout
 MODES = ("latent", "physical")
 CORRECTIONS = ("none", "diffusion", "consistency")
 log = logging.getLogger(__name__)
+
+
+def _in_mode(mode: type[torch.enable_grad | torch.no_grad], frames: Iterator[Tensor]) -> Any:
+    """Yield ``frames``, each made in the grad mode ``mode``."""
+
+    @mode()
+    def frames_in_mode() -> Iterator[Tensor]:
+        yield from frames
+
+    return frames_in_mode()
 
 
 class Simulator(nn.Module):
@@ -212,8 +223,13 @@ class Simulator(nn.Module):
         x: Tensor | None = None,
         x_out: Tensor | None = None,
         temperature: float | None = None,
+        grad: bool | None = None,
+        checkpoint_every: int | None = None,
     ) -> Tensor:
         """Roll out ``u0`` for ``steps`` steps of ``dt``; the arguments are those of ``stream``.
+
+        Gradients with respect to ``u0``, the parameters and positions flow if one of these requires
+        gradients, or with ``grad=True``; see ``stream``.
 
         Returns:
             Fields (B, steps, *space, C), without the initial frame.
@@ -229,11 +245,13 @@ class Simulator(nn.Module):
             x=x,
             x_out=x_out,
             temperature=temperature,
+            grad=grad,
+            checkpoint_every=checkpoint_every,
             fields_per_decode=FIELDS_PER_DECODE,
         )
-        return torch.stack(list(frames), 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or grad is True):
+            return torch.stack(list(frames), 1)
 
-    @torch.no_grad()
     def stream(
         self,
         u0: Tensor,
@@ -247,6 +265,8 @@ class Simulator(nn.Module):
         x: Tensor | None = None,
         x_out: Tensor | None = None,
         temperature: float | None = None,
+        grad: bool | None = None,
+        checkpoint_every: int | None = None,
         fields_per_decode: int = 1,
     ) -> Iterator[Tensor]:
         """Yield the frames (B, *space, C) of a rollout one at a time.
@@ -271,20 +291,71 @@ class Simulator(nn.Module):
             temperature: factor on the draws of a corrector. 1 samples the learned distribution, as
                 ensembles need; 0 takes its mean, the best single prediction; default: the
                 corrector's own. Draws use torch's global random numbers.
+            grad: whether the frames have gradients: True, also with respect to the weights; False;
+                or None, only if ``u0``, a parameter, ``x`` or ``x_out`` requires gradients or
+                belongs to a transform of ``torch.func``. Time factors, whole-cell moves of the
+                frame and the noise of correctors are constants. ``ttc`` has no gradients.
+            checkpoint_every: number of steps whose activations are computed again for the gradient
+                instead of kept; about the square root of ``steps`` needs the least memory. Frames
+                come in groups of as many.
             fields_per_decode: about how many fields are decoded in one call. Has no effect if every
                 step must be decoded before the next.
 
         Raises:
             UpsError: an argument is out of its range, or this simulator has no such corrector.
         """
+        self._validate_options(steps, mode, temperature, grad, checkpoint_every)
+        has_gradients = grad
+        if grad is None:
+            has_gradients = needs_gradients(u0, nu, x, x_out, *(parameters or {}).values())
+        if has_gradients and ttc:
+            raise UpsError(
+                "`ttc` must be False where gradients are needed, got True: guidance has none. "
+                "Use grad=False for frames without gradients."
+            )
+        # without an explicit request, the caller's torch.no_grad() counts
+        is_recorded = bool(has_gradients) and (grad is not None or torch.is_grad_enabled())
+        frames = self._stream(
+            u0,
+            steps,
+            nu=nu,
+            parameters=parameters,
+            mode=mode,
+            correct=correct,
+            ttc=ttc,
+            x=x,
+            x_out=x_out,
+            temperature=temperature,
+            checkpoint_every=checkpoint_every,
+            fields_per_decode=fields_per_decode,
+        )
+        # only while the generator works, not while its caller does
+        return _in_mode(torch.enable_grad if is_recorded else torch.no_grad, frames)
+
+    def _stream(
+        self,
+        u0: Tensor,
+        steps: int,
+        *,
+        nu: float | Tensor | None,
+        parameters: Mapping[str, float | Tensor] | None,
+        mode: str,
+        correct: str,
+        ttc: bool,
+        x: Tensor | None,
+        x_out: Tensor | None,
+        temperature: float | None,
+        checkpoint_every: int | None,
+        fields_per_decode: int,
+    ) -> Iterator[Tensor]:
+        """The frames of ``stream`` in the grad mode of its caller."""
         places = [self._validate_positions(p, name) for p, name in ((x, "x"), (x_out, "x_out"))]
         fields, has_channels = self._validate_fields(u0, places[0])
         values = self._validate_parameters(nu, parameters, len(fields))
-        self._validate_options(steps, mode, temperature)
         resampling = Resampling(self.spec.domain, *places)
         stepper = self.stepper(correct, ttc, temperature, resampling.num_grids)
         u = resampling.to_grids(fields)
-        self._warn(u, values, resampling.num_grids)
+        self._warn(u.detach(), values.detach(), resampling.num_grids)
         frames = symmetric_rollout(
             stepper,
             u,
@@ -296,6 +367,7 @@ class Simulator(nn.Module):
             reencode=mode == "physical",
             group_size=resampling.num_grids,
             frames_per_decode=max(1, fields_per_decode // len(u)),
+            checkpoint_every=checkpoint_every,
         )
         for u in frames:
             out = resampling.from_grids(u)
@@ -303,9 +375,10 @@ class Simulator(nn.Module):
 
     def _validate_fields(self, u0: Any, x: Tensor | None) -> tuple[Tensor, bool]:
         """Check ``u0``: fields (B, *space, C), and whether it had a channel axis."""
-        if torch.as_tensor(u0).is_complex():
+        u0 = to_tensor(u0, None, None)
+        if u0.is_complex():
             raise UpsError("`u0` must be real, got a complex field.")
-        u0 = torch.as_tensor(u0, dtype=torch.float32, device=self.mean.device)
+        u0 = u0.to(self.mean)
         space = self.spec.domain.shape if x is None else (len(x),)
         u, has_channels = self.spec.add_channel_axis(u0)
         if len(u) == 0 or tuple(u.shape[1:]) != (*space, self.spec.num_channels):
@@ -319,7 +392,14 @@ class Simulator(nn.Module):
             raise UpsError("`u0` must be finite, got values that are not.")
         return u, has_channels
 
-    def _validate_options(self, steps: int, mode: str, temperature: float | None) -> None:
+    def _validate_options(
+        self,
+        steps: int,
+        mode: str,
+        temperature: float | None,
+        grad: bool | None,
+        checkpoint_every: int | None,
+    ) -> None:
         if not (hasattr(steps, "__index__") and steps >= 1):
             raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
         if mode not in MODES:
@@ -327,6 +407,13 @@ class Simulator(nn.Module):
         is_number = isinstance(temperature, int | float)
         if temperature is not None and not (is_number and temperature >= 0):
             raise UpsError(f"`temperature` must be a number >= 0, got {temperature!r}.")
+        if grad not in (None, True, False):
+            raise UpsError(f"`grad` must be True, False or None, got {grad!r}.")
+        is_count = hasattr(checkpoint_every, "__index__") and checkpoint_every >= 1
+        if checkpoint_every is not None and not is_count:
+            raise UpsError(
+                f"`checkpoint_every` must be an integer >= 1 or None, got {checkpoint_every!r}."
+            )
 
     def _validate_corrector(self, correct: str) -> str:
         if correct not in CORRECTIONS:
@@ -354,21 +441,19 @@ class Simulator(nn.Module):
         if sorted(given) != sorted(names):
             wanted = ", ".join(names) or "none"
             raise UpsError(f"the parameters must be {wanted}, got {', '.join(given) or 'none'}.")
-        values = torch.empty(batch, len(names), device=self.mean.device)
-        for column, name in enumerate(names):
+        columns = []
+        for name in names:
             try:
-                values[:, column] = torch.as_tensor(
-                    given[name], dtype=torch.float32, device=self.mean.device
-                ).expand(batch)
+                value = to_tensor(given[name], self.mean.dtype, self.mean.device).expand(batch)
             except (TypeError, ValueError, RuntimeError):
                 raise UpsError(
                     f"`{name}` must be one number or ({batch},), one for each field, "
                     f"got {given[name]!r}."
                 ) from None
-            if not bool(((values[:, column] > 0) & values[:, column].isfinite()).all()):
-                got = values[:, column].tolist()
-                raise UpsError(f"`{name}` must be positive and finite, got {got}.")
-        return values
+            if not bool(((value > 0) & value.isfinite()).all()):
+                raise UpsError(f"`{name}` must be positive and finite, got {value.tolist()}.")
+            columns.append(value)
+        return torch.stack(columns, 1) if columns else self.mean.new_empty(batch, 0)
 
     def _warn(self, u: Tensor, parameters: Tensor, group_size: int) -> None:
         """Warn of parameters (B, P) and, once, of fields (B * group_size, *space, C) beyond the
@@ -410,7 +495,7 @@ class Simulator(nn.Module):
         if x is None:
             return None
         length = self.spec.grid.extent[0]
-        x = torch.as_tensor(x, dtype=torch.float32, device=self.mean.device)
+        x = to_tensor(x, self.mean.dtype, self.mean.device)
         x = x.squeeze(-1) if x.ndim == 2 else x
         if x.ndim != 1 or len(x) == 0:
             raise UpsError(f"`{name}` must have shape (P,) with P >= 1, got {tuple(x.shape)}.")
