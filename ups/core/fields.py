@@ -88,6 +88,16 @@ class Grid:
         """Whether every axis is periodic."""
         return all(sides == PERIODIC_AXIS for sides in self.boundary)
 
+    @property
+    def edges(self) -> tuple[tuple[float, float], ...]:
+        """Where each axis begins and ends: the outer edges of its first and last cell (D,)."""
+        edges = []
+        for first, cell, length in zip(self.origin, self.cell_size, self.extent, strict=True):
+            # files have float32 positions: without its rounding, so that 0 is 0
+            lower = length * round((first - cell / 2) / length, 6) + 0.0
+            edges.append((lower, lower + length))
+        return tuple(edges)
+
     def axis(self, d: int) -> Tensor:
         """The positions (X,) of the points along axis ``d``, float32."""
         steps = torch.arange(self.shape[d], dtype=torch.float64)

@@ -284,10 +284,10 @@ class Simulator(nn.Module):
             parameters: the parameters by name, each one number or (B,), instead of ``nu``.
             ttc: whether to choose among corrected candidates and guide them by the equation at
                 every step.
-            x: positions (P,) of ``u0`` in the domain, any number in any order; default: the
-                training grid.
-            x_out: positions (Q,) of the result in the domain, any number in any order; default: the
-                training grid. See ``ups.simulation.resampling``.
+            x: positions (P,) of ``u0``, any number in any order, within one period of the line;
+                default: the training grid.
+            x_out: positions (Q,) of the result, any number in any order; default: the training
+                grid. See ``ups.simulation.resampling``.
             temperature: factor on the draws of a corrector. 1 samples the learned distribution, as
                 ensembles need; 0 takes its mean, the best single prediction; default: the
                 corrector's own. Draws use torch's global random numbers.
@@ -491,7 +491,7 @@ class Simulator(nn.Module):
             )
 
     def _validate_positions(self, x: Any, name: str) -> Tensor | None:
-        """Check that positions lie in the domain of a line and return them as a tensor (P,)."""
+        """Check positions on a line and return them as a tensor (P,)."""
         if x is None:
             return None
         length = self.spec.grid.extent[0]
@@ -499,10 +499,14 @@ class Simulator(nn.Module):
         x = x.squeeze(-1) if x.ndim == 2 else x
         if x.ndim != 1 or len(x) == 0:
             raise UpsError(f"`{name}` must have shape (P,) with P >= 1, got {tuple(x.shape)}.")
-        if not bool(((x >= 0) & (x < length)).all()):
+        if not bool(x.isfinite().all()):
+            raise UpsError(f"`{name}` must be finite, got values that are not.")
+        low = x.min().item()
+        high = x.max().item()
+        # an output may span several periods; an input that does is in other units
+        if name == "x" and high - low > length * (1 + 1e-6):
             raise UpsError(
-                f"`{name}` must lie in [0, {length:g}), the end left out; "
-                f"got {x.min().item():g} to {x.max().item():g}."
+                f"`x` must span at most one period of {length:g}, got {low:g} to {high:g}."
             )
         return x
 

@@ -61,7 +61,7 @@ def rollouts(
         ):
             figure = Figure(figsize=(3.6, 2.6))
             axis = figure.add_axes((0.15, 0.18, 0.6, 0.78))
-            extent = (0.0, spec.grid.extent[0], spec.dt, spec.dt * len(truth))
+            extent = (*spec.grid.edges[0], spec.dt, spec.dt * len(truth))
             image = axis.imshow(
                 field.numpy(),
                 origin="lower",
@@ -195,7 +195,7 @@ def draw_rollout(path: Path, truth: Tensor, pred: Tensor, spec: FieldSpec, title
     top, worst = float(truth.abs().max()), float(error.abs().max())
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    extent = (0.0, spec.grid.extent[0], spec.dt, spec.dt * len(truth))
+    extent = (*spec.grid.edges[0], spec.dt, spec.dt * len(truth))
     for axis, field, name, limit in zip(
         axes,
         (truth, pred, error),
