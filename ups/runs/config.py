@@ -10,11 +10,12 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ups.callbacks import EMAWeightAveraging
 from ups.core.errors import UpsError, to_user_error
 from ups.core.schema import arguments, locate, refusal, unknown_key, validate
 from ups.models import get_architecture
@@ -44,7 +45,7 @@ RESERVED = (
 )
 STAGE_PARTS = ("module", "trainer", "data")
 # bounds on the arguments of Lightning's own callbacks
-BOUNDS = {EMAWeightAveraging: EMASettings}
+BOUNDS = {EMAWeightAveraging: EMASettings, callbacks.EMAWeightAveraging: EMASettings}
 
 
 def validate_config(cfg: DictConfig) -> None:
