@@ -221,6 +221,18 @@ class FieldSpec:
         """The axes of space in arrays (..., *space, C), counted from the end."""
         return space_axes(self.domain.num_dims)
 
+    def essentials(self) -> dict[str, Any]:
+        """What data and a model for them must agree in, as plain values.
+
+        Where a periodic axis begins does not matter, nor do the statistics.
+        """
+        values: dict[str, Any] = {
+            "channels": self.channels,
+            "parameters": self.parameters,
+            "dt": self.dt,
+        }
+        return values | domain_essentials(self.domain)
+
     def with_domain(self, domain: Grid | PointCloud) -> "FieldSpec":
         return replace(self, domain=domain)
 
@@ -254,6 +266,14 @@ class FieldSpec:
         if "grid" in values:
             return cls(Grid(**values["grid"]), **rest)
         return cls(PointCloud(**values["points"]), **rest)
+
+
+def domain_essentials(domain: Grid | PointCloud) -> dict[str, Any]:
+    """What two domains must agree in so that fields on them can be compared, as plain values."""
+    if isinstance(domain, PointCloud):
+        return {"points": domain.shape, "positions": domain.points}
+    sides = tuple((str(lower), str(upper)) for lower, upper in domain.boundary)
+    return {"points": domain.shape, "length": domain.extent, "boundary": sides}
 
 
 def space_axes(num_dims: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ups.core.agreement import disagreements
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.io import read_tensors, sha256
@@ -55,17 +56,15 @@ def load(path: str | Path, data: Any = None) -> Simulator:
         checkpoint = read_checkpoint(path)
         simulator = from_config(checkpoint["simulator"], checkpoint["state_dict"], path)
     if data is not None:
-        own = _summary(simulator.equation_name, simulator.spec)
-        other = _summary(data.equation_name, data.spec)
-        if own != other:
-            raise UpsError(f"{path} was trained for {own}; {data.path} is {other}.")
+        found = disagreements(
+            {"equation": simulator.equation_name or "none", **simulator.spec.essentials()},
+            {"equation": data.equation_name or "none", **data.spec.essentials()},
+        )
+        if found:
+            raise UpsError(
+                f"{path} was trained for other data than {data.path}: {', '.join(found)}."
+            )
     return simulator
-
-
-def _summary(equation: str | None, spec: FieldSpec) -> str:
-    """What the data of a simulator must agree in, as text."""
-    points = " x ".join(map(str, spec.domain.shape))
-    return f"{equation or 'no equation'} at {points} points and dt {spec.dt:g}"
 
 
 def latest_checkpoint(folder: Path) -> Path:
