@@ -19,7 +19,7 @@ from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
 from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
-from ups.runs.distributed import shutdown_distributed
+from ups.runs.distributed import ignore_foreign_rank, shutdown_distributed
 from ups.runs.loggers import check_logger_installed, open_loggers
 from ups.runs.preflight import preflight
 from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
@@ -48,6 +48,7 @@ def run(cfg: DictConfig) -> float:
         The validation nRMSE of the last stage, for sweepers; 0 after a preflight.
     """
     validate_config(cfg)
+    ignore_foreign_rank(cfg.trainer)
     check_expected_provenance(cfg)
     check_logger_installed(cfg)
     limit = TimeLimit(cfg.trainer.max_time)
@@ -168,6 +169,7 @@ def rehearse(cfg: DictConfig, parts: dict[str, int], scratch: Path) -> None:
         parts: the stages, with the number of parts of their batches.
         scratch: the folder of all output.
     """
+    ignore_foreign_rank(cfg.trainer)
     folder, logger = scratch / cfg.name, CSVLogger(scratch)
     for stage, split in parts.items():
         train(cfg, stage, folder, logger, split, TimeLimit())

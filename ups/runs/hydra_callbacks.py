@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ups.core.renamed_keys import rename_arguments
 from ups.evaluation.results import read_evaluations
+from ups.runs.launchers import trains_alone
 
 TRIES, TIMEOUT = 3, 60.0  # timeout in seconds for each attempt
 log = logging.getLogger("ups")
@@ -33,9 +34,11 @@ class OnFinish(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         command = config.callbacks.get("on_finish")
-        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
+        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
         # a value of another type is refused before the run
-        if isinstance(command, str) and command and int(local_rank) == 0:
+        if not (isinstance(command, str) and command):
+            return
+        if local_rank == "0" or trains_alone(config.trainer):
             atexit.register(finish, command)
 
     on_multirun_start = on_run_start
