@@ -10,11 +10,13 @@ import sys
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from conftest import SPEC, TINY, damaged, line_spec, make_simulator
 from safetensors.torch import load_file
 
 import ups
 from ups.core.errors import UpsError
+from ups.runs.run_dir import run_directory
 from ups.core.stepper import predict
 from ups.evaluation.metrics import pdebench_metrics
 from ups.evaluation.results import Row
@@ -99,6 +101,36 @@ def test_model_folder_is_refused_when_its_files_are_of_two_models(folder, tmp_pa
         UpsError, match=r"model is not a model folder of UPS, or is damaged \(FileNotFoundError"
     ):
         ups.load(folder)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "config.yaml"])
+def test_model_is_not_exported_into_a_run_directory(simulator, tmp_path, monkeypatch, capsys, name):
+    run = tmp_path / "run"
+    (run / name).mkdir(parents=True)
+    with pytest.raises(UpsError, match="must not be a run directory"):
+        simulator.save(run)
+    monkeypatch.setattr("sys.argv", ["ups.export", "burgers-small", str(run)])
+    with pytest.raises(SystemExit, match="2"):
+        export.main()
+    assert "must not be a run directory" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == [name]
+
+
+def test_folder_with_the_weights_of_a_run_and_of_an_export_is_refused(folder):
+    ups.load(folder)
+    (folder / "checkpoints").mkdir()
+    ups.load(folder)  # no weights there
+    (folder / "checkpoints/operator.ckpt").touch()
+    with pytest.raises(UpsError, match="must not hold an exported model beside a run"):
+        ups.load(folder)
+
+
+def test_run_does_not_begin_in_the_folder_of_an_exported_model(folder):
+    cfg = OmegaConf.create({"output_dir": str(folder.parent), "name": folder.name})
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(UpsError, match="or choose another name"), run_directory(cfg):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_model_folder_is_refused_when_its_config_describes_no_simulator(folder):

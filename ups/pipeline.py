@@ -134,7 +134,7 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
         The seconds that the rollouts took.
     """
     data = make_data(cfg)
-    simulator = load(folder, data)
+    simulator = load(latest_checkpoint(folder), data)
     with_ttc = True in report_paths(cfg, folder)  # enabled, and at its place
     options: Any = OmegaConf.to_container(cfg.ttc, resolve=True)
     options.pop("enabled", None)

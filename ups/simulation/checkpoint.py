@@ -35,7 +35,7 @@ def load(path: str | Path, data: Any = None) -> Simulator:
         data: a datamodule to compare with the simulator's training data; default: no check.
 
     Raises:
-        UpsError: nothing is there, the file is not a checkpoint of UPS, the weights are of another
+        UpsError: nothing is there, a folder holds weights of a run and of an export, the file is not a checkpoint of UPS, the weights are of another
             architecture (the message lists the keys that differ), or the data differ.
     """
     names = model_folder.list_pretrained()
@@ -44,6 +44,8 @@ def load(path: str | Path, data: Any = None) -> Simulator:
         if str(path) in names and not Path(path).exists()
         else Path(path)
     )
+    if next((path / "checkpoints").glob("*.ckpt"), None) is not None:
+        model_folder.check_not_model_folder(path)
     if model_folder.is_folder(path):
         simulator = from_config(*model_folder.read(path), path)
     else:
