@@ -1582,6 +1582,29 @@ def test_leaderboard_that_is_no_text_is_refused_and_written_again(tmp_path):
     assert len(written_table(tmp_path)) == 1
 
 
+def test_leaderboard_saved_by_a_spreadsheet_loses_no_row(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    for k in range(50):
+        write_evaluation(tmp_path / f"{k:02}", ROW)
+    before = written_table(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert leaderboard.read(path) == before
+    write_evaluation(tmp_path / "50", ROW)
+    assert len(written_table(tmp_path)) == 51
+
+
+def test_leaderboard_with_other_columns_is_refused(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    write_evaluation(tmp_path / "one", ROW)
+    written_table(tmp_path)
+    path.write_text(path.read_text().replace(",", ";"))
+    with pytest.raises(UpsError, match="separated by commas"):
+        leaderboard.read(path)
+    assert len(written_table(tmp_path)) == 1
+    path.write_text("")
+    assert leaderboard.read(path) == []
+
+
 def test_leaderboard_of_hundreds_of_runs_takes_seconds(tmp_path):
     rows = [{**ROW, "correct": f"c{k}", "nrmse_over_time": [0.1] * 40} for k in range(8)]
     for place in range(400):
