@@ -1628,7 +1628,7 @@ JOBS = {
 @pytest.fixture
 def swept(tmp_path):
     """The runs of a sweep over two settings; the leaderboard is not needed."""
-    for name, (overrides, nrmse) in JOBS.items():
+    for name, (_, nrmse) in JOBS.items():
         rows = [{**ROW, "nrmse": nrmse}, {**ROW, "mode": "physical", "nrmse": 2 * nrmse}]
         rows.append({**ROW, "model": "persistence", "mode": "physical", "nrmse": 5.0})
         if name == "s-d":

@@ -8,6 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import ups
 from ups.core.errors import UpsError
 from ups.core.stepper import rollout
+from ups.evaluation.baselines import SolverStepper
 from ups.physics import advection, burgers
 from ups.physics.periodic_1d import limited_linear_reconstruction
 from ups.simulation.simulator import Simulator
@@ -291,7 +292,7 @@ def test_checkpoints_are_refused_under_transforms_that_support_none(simulator):
     def function(u):
         return simulator.rollout(u, 2, nu=0.001, checkpoint_every=1).sum()
 
-    with pytest.raises(UpsError, match="`checkpoint_every` must be None under torch.func"):
+    with pytest.raises(UpsError, match=r"`checkpoint_every` must be None under torch\.func"):
         torch.func.grad(function)(fields().float())
 
 
@@ -387,6 +388,16 @@ def test_advection_solution_is_the_same_with_gradients():
     nu = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     plain = advection.solve(u0, [0.01, 0.23], 0.7)
     assert torch.allclose(advection.solve(u0, [0.01, 0.23], nu), plain, atol=1e-13)
+
+
+def test_rollouts_of_the_solver_keep_gradients():
+    spec = make_simulator().spec
+    stepper = SolverStepper(burgers.EQUATION, spec, 16)
+    u0 = fields()[..., None].requires_grad_()
+    parameters = torch.full((2, 1), 0.05, dtype=torch.float64, requires_grad=True)
+    frames = torch.stack(list(rollout(stepper, u0, 3, parameters)))
+    for gradient in torch.autograd.grad(frames.square().sum(), (u0, parameters)):
+        assert gradient.abs().sum() > 0
 
 
 def test_gradients_are_finite_for_flat_and_symmetric_fields():

@@ -10,13 +10,12 @@ import sys
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
 from conftest import SPEC, TINY, damaged, line_spec, make_simulator
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import ups
 from ups.core.errors import UpsError
-from ups.runs.run_dir import run_directory
 from ups.core.stepper import predict
 from ups.evaluation.metrics import pdebench_metrics
 from ups.evaluation.results import Row
@@ -24,6 +23,7 @@ from ups.hub import export
 from ups.hub.model_card import render_model_card
 from ups.models import GridModel
 from ups.physics import burgers
+from ups.runs.run_dir import run_directory
 from ups.simulation import model_folder
 
 NU = 0.001

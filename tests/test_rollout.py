@@ -216,9 +216,7 @@ def test_positions_are_wrapped_into_the_period():
 
 
 def test_values_at_one_position_are_averaged():
-    u, x = merge_coincident(
-        torch.tensor([[[1.0], [5.0], [3.0]]]), torch.tensor([0.5, 0.25, 0.5])
-    )
+    u, x = merge_coincident(torch.tensor([[[1.0], [5.0], [3.0]]]), torch.tensor([0.5, 0.25, 0.5]))
     assert x.tolist() == [0.25, 0.5]
     assert u[0, :, 0].tolist() == [5.0, 2.0]
 

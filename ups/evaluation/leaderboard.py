@@ -120,8 +120,8 @@ def read(path: Path) -> list[dict[str, str]]:
     lacking = [key for key in ROW_KEY if key not in columns]
     if lacking:
         raise UpsError(
-            f"{path} must be a table separated by commas with the columns {', '.join(ROW_KEY)}, got "
-            f"none of {', '.join(lacking)}; the next run writes it again."
+            f"{path} must be a table separated by commas with the columns {', '.join(ROW_KEY)}, "
+            f"got none of {', '.join(lacking)}; the next run writes it again."
         )
     return rows
 

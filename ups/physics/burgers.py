@@ -115,7 +115,10 @@ def _solve_compiled(u: Tensor, times: list[float], mu: np.ndarray, dx: float, cf
 
 
 def _solve_in_torch(u: Tensor, times: list[float], mu: Tensor, dx: float, cfl: float) -> Tensor:
-    """Solve u (B, X) at diffusivities (B,) or (1,), float64 on the CPU, on any device: (B, T, X)."""
+    """Solve u (B, X) on any device: (B, T, X).
+
+    The diffusivities ``mu`` are (B,) or (1,), float64 on the CPU.
+    """
     frames = []
     now = 0.0
     for time in times:

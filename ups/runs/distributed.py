@@ -31,7 +31,7 @@ def ignore_foreign_rank(trainer: Mapping[str, Any]) -> None:
         trainer: arguments of the Trainer.
     """
     if trains_alone(trainer):
-        rank_zero_only.rank = 0
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # set by Lightning in this way
 
 
 def is_first_process() -> bool:

@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from ups.core.renamed_keys import rename_arguments
 from ups.core.io import write_text
+from ups.core.renamed_keys import rename_arguments
 from ups.evaluation.results import read_evaluations
 from ups.runs.launchers import trains_alone
 

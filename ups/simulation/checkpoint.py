@@ -35,8 +35,9 @@ def load(path: str | Path, data: Any = None) -> Simulator:
         data: a datamodule to compare with the simulator's training data; default: no check.
 
     Raises:
-        UpsError: nothing is there, a folder holds weights of a run and of an export, the file is not a checkpoint of UPS, the weights are of another
-            architecture (the message lists the keys that differ), or the data differ.
+        UpsError: nothing is there, a folder holds weights of a run and of an export, the file is
+            not a checkpoint of UPS, the weights are of another architecture (the message lists the
+            keys that differ), or the data differ.
     """
     names = model_folder.list_pretrained()
     path = (

@@ -29,14 +29,14 @@ CORRECTIONS = ("none", "diffusion", "consistency")
 log = logging.getLogger(__name__)
 
 
-def _in_mode(mode: type[torch.enable_grad | torch.no_grad], frames: Iterator[Tensor]) -> Any:
-    """Yield ``frames``, each made in the grad mode ``mode``."""
-
-    @mode()
-    def frames_in_mode() -> Iterator[Tensor]:
-        yield from frames
-
-    return frames_in_mode()
+def _in_grad_mode(frames: Iterator[Tensor], is_enabled: bool) -> Iterator[Tensor]:
+    """Yield ``frames``, each made with gradients or without; the caller's mode stays its own."""
+    while True:
+        with torch.set_grad_enabled(is_enabled):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
 
 
 class Simulator(nn.Module):
@@ -329,8 +329,7 @@ class Simulator(nn.Module):
             checkpoint_every=checkpoint_every,
             fields_per_decode=fields_per_decode,
         )
-        # only while the generator works, not while its caller does
-        return _in_mode(torch.enable_grad if is_recorded else torch.no_grad, frames)
+        return _in_grad_mode(frames, is_recorded)
 
     def _stream(
         self,
@@ -409,8 +408,9 @@ class Simulator(nn.Module):
             raise UpsError(f"`temperature` must be a number >= 0, got {temperature!r}.")
         if grad not in (None, True, False):
             raise UpsError(f"`grad` must be True, False or None, got {grad!r}.")
-        is_count = hasattr(checkpoint_every, "__index__") and checkpoint_every >= 1
-        if checkpoint_every is not None and not is_count:
+        if checkpoint_every is not None and not (
+            hasattr(checkpoint_every, "__index__") and checkpoint_every >= 1
+        ):
             raise UpsError(
                 f"`checkpoint_every` must be an integer >= 1 or None, got {checkpoint_every!r}."
             )
