@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ups.callbacks import EMAWeightAveraging
+from ups.core.errors import UpsError
 
 STEPS = 4  # an epoch
 
@@ -99,3 +100,8 @@ def test_average_of_epochs(train):
     module = train(epochs=3, **options)
     assert module.weight.item() == average([8, 12])
     assert train(epochs=3, update_every_n_steps=0, update_starting_at_epoch=9).weight.item() == 12
+
+
+def test_an_average_that_never_moves_is_refused():
+    with pytest.raises(UpsError, match=r"`decay` must be a number in \[0, 1\), got 1"):
+        EMAWeightAveraging(decay=1.0)

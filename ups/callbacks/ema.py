@@ -6,6 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks
 
+from ups.core.errors import UpsError
+from ups.core.schema import Fraction, NonNegativeInt
+
 log = logging.getLogger(__name__)
 
 
@@ -16,8 +19,38 @@ class EMAWeightAveraging(callbacks.EMAWeightAveraging):
     training ends before ``update_starting_at_step``. Here these are the raw weights. And of every
     ``update_every_n_steps`` steps the last one is averaged, not the first, which is untrained too.
 
-    The arguments are those of ``lightning.pytorch.callbacks.EMAWeightAveraging``.
+    Args:
+        device: where the average is kept; default: with the weights.
+        use_buffers: whether buffers are averaged too.
+        decay: decay rate of the average in an update, below 1.
+        update_every_n_steps: number of steps between two updates; 0: none after steps.
+        update_starting_at_step: the first step, from 0, after which there may be an update.
+        update_starting_at_epoch: the first epoch, from 0, at whose end there is one too; None: no
+            updates at the ends of epochs.
+
+    Raises:
+        UpsError: ``decay`` is 1, with which the average would stay that of the first update.
     """
+
+    def __init__(
+        self,
+        device: str | None = None,
+        use_buffers: bool = True,
+        decay: Fraction = 0.999,
+        update_every_n_steps: NonNegativeInt = 1,
+        update_starting_at_step: NonNegativeInt | None = None,
+        update_starting_at_epoch: NonNegativeInt | None = None,
+    ) -> None:
+        if not decay < 1:
+            raise UpsError(f"`decay` must be a number in [0, 1), got {decay:g}.")
+        super().__init__(
+            device=device,
+            use_buffers=use_buffers,
+            decay=decay,
+            update_every_n_steps=update_every_n_steps,
+            update_starting_at_step=update_starting_at_step,
+            update_starting_at_epoch=update_starting_at_epoch,
+        )
 
     @property
     def has_started(self) -> bool:
