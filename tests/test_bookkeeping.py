@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -25,6 +26,7 @@ import yaml
 from conftest import TINY
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -1580,6 +1582,29 @@ def test_leaderboard_that_is_no_text_is_refused_and_written_again(tmp_path):
     assert len(written_table(tmp_path)) == 1
 
 
+def test_leaderboard_saved_by_a_spreadsheet_loses_no_row(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    for k in range(50):
+        write_evaluation(tmp_path / f"{k:02}", ROW)
+    before = written_table(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert leaderboard.read(path) == before
+    write_evaluation(tmp_path / "50", ROW)
+    assert len(written_table(tmp_path)) == 51
+
+
+def test_leaderboard_with_other_columns_is_refused(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    write_evaluation(tmp_path / "one", ROW)
+    written_table(tmp_path)
+    path.write_text(path.read_text().replace(",", ";"))
+    with pytest.raises(UpsError, match="separated by commas"):
+        leaderboard.read(path)
+    assert len(written_table(tmp_path)) == 1
+    path.write_text("")
+    assert leaderboard.read(path) == []
+
+
 def test_leaderboard_of_hundreds_of_runs_takes_seconds(tmp_path):
     rows = [{**ROW, "correct": f"c{k}", "nrmse_over_time": [0.1] * 40} for k in range(8)]
     for place in range(400):
@@ -1603,7 +1628,7 @@ JOBS = {
 @pytest.fixture
 def swept(tmp_path):
     """The runs of a sweep over two settings; the leaderboard is not needed."""
-    for name, (overrides, nrmse) in JOBS.items():
+    for name, (_, nrmse) in JOBS.items():
         rows = [{**ROW, "nrmse": nrmse}, {**ROW, "mode": "physical", "nrmse": 2 * nrmse}]
         rows.append({**ROW, "model": "persistence", "mode": "physical", "nrmse": 5.0})
         if name == "s-d":
@@ -1613,7 +1638,8 @@ def swept(tmp_path):
                 {**ROW, "ttc": True, "nrmse": 0.4},
             ]
         write_evaluation(tmp_path / name, *rows)
-        (tmp_path / name / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+        # another sweep of these folders, or a later call, may have left others
+        (tmp_path / name / "overrides.yaml").write_text(yaml.safe_dump(["seed=9"]))
     write_evaluation(tmp_path / "s-a", {**ROW, "nrmse": 0.9}, name="baseline", hash="other")
     # tested twice, the newer result counts
     write_evaluation(tmp_path / "s-b", {**ROW, "nrmse": 0.7}, name="diffusion", time="2025-01-01")
@@ -1626,9 +1652,16 @@ def table_of(console):
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
 
 
+def sweep_jobs(folder, unfinished=()):
+    return [
+        hydra_callbacks.SweepJob(folder / name, tuple(overrides), name not in unfinished)
+        for name, (overrides, _) in JOBS.items()
+    ]
+
+
 def test_sweep_table_has_mean_and_spread_over_seeds_of_each_setting(swept):
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
-    hydra_callbacks.print_sweep(swept, "s", console)
+    hydra_callbacks.print_sweep(sweep_jobs(swept), "s", console)
     # of 0.10, 0.16, 0.19: the mean 0.15, and the root of (0.05^2 + 0.01^2 + 0.04^2) / (3 - 1)
     assert table_of(console) == [
         ["lambda_inv=0", "upt, latent", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
@@ -1643,10 +1676,8 @@ def test_sweep_table_has_mean_and_spread_over_seeds_of_each_setting(swept):
 
 
 def test_sweep_table_of_seeds_alone_says_that_settings_are_the_same(swept):
-    for name in ("s-d",):
-        (swept / name / "overrides.yaml").unlink()
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
-    hydra_callbacks.print_sweep(swept, "s", console)
+    hydra_callbacks.print_sweep(sweep_jobs(swept)[:3], "s", console)
     assert table_of(console) == [
         ["(the same)", "upt, latent", "3", "0.1500", "0.0458", "0.1000", "0.1900"],
         ["(the same)", "upt, latent", "1", "0.9000", "-", "0.9000", "0.9000"],
@@ -1654,17 +1685,86 @@ def test_sweep_table_of_seeds_alone_says_that_settings_are_the_same(swept):
     ]
 
 
-def test_sweep_ends_with_code_two_and_names_the_jobs_that_have_not_finished(swept, caplog):
+def test_sweep_table_leaves_out_jobs_that_have_not_finished(swept):
+    """Their folders may hold results of an earlier call."""
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    hydra_callbacks.print_sweep(sweep_jobs(swept, {"s-a", "s-d"}), "s", console)
+    assert table_of(console) == [
+        ["lambda_inv=0", "upt, latent", "2", "0.1750", "0.0212", "0.1600", "0.1900"],
+        ["lambda_inv=0", "upt, physical", "2", "0.3500", "0.0424", "0.3200", "0.3800"],
+    ]
+
+
+def test_sweep_table_tells_runs_of_different_names_apart(swept):
+    jobs = [
+        hydra_callbacks.SweepJob(swept / f"s-{name}", (f"name={name}", "seed=0"), True)
+        for name in "bc"
+    ]
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    hydra_callbacks.print_sweep(jobs, "s", console)
+    assert [row[:4] for row in table_of(console)] == [
+        ["name=b", "upt, latent", "1", "0.1600"],
+        ["name=b", "upt, physical", "1", "0.3200"],
+        ["name=c", "upt, latent", "1", "0.1900"],
+        ["name=c", "upt, physical", "1", "0.3800"],
+    ]
+
+
+def job_config(folder, num, overrides=()):
+    hydra = {
+        "runtime": {"output_dir": str(folder)},
+        "overrides": {"task": list(overrides)},
+        "job": {"num": num},
+    }
+    return OmegaConf.create({"hydra": hydra})
+
+
+def job_return(value):
+    returned = JobReturn()
+    returned.status = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
+    returned.return_value = value
+    return returned
+
+
+def test_sweep_knows_its_jobs_and_their_outcomes_from_their_records(swept, caplog, capsys):
+    """Jobs run on copies of the callback, in other processes; folders of others don't count."""
     config = OmegaConf.create({"output_dir": str(swept), "name": "s"})
-    (swept / "t-b").mkdir()  # another sweep's doesn't count
-    hydra_callbacks.SweepTable().on_multirun_end(config)
-    shutil.rmtree(swept / "s-b/reports")
-    (swept / "s-d/reports/eval_operator.json").write_text("{")  # damaged is not finished
-    with pytest.raises(SystemExit) as end:
-        hydra_callbacks.SweepTable().on_multirun_end(config)
-    assert end.value.code == 2
-    assert "2 of 4 jobs have not finished" in caplog.text
-    assert "s-b, s-d" in caplog.text
+    (swept / "s-old").mkdir()  # of an earlier sweep, failed
+    outcomes = {"s-a": 0.1, "s-b": 0.2, "s-c": 0.3}
+
+    def sweep(outcomes, killed=()):
+        table = hydra_callbacks.SweepTable()
+        table.on_multirun_start(config)
+        for num, (name, value) in enumerate(outcomes.items()):
+            copy = pickle.loads(pickle.dumps(table))
+            cfg = job_config(swept / name, num, JOBS[name][0])
+            copy.on_job_start(config=cfg)
+            if name not in killed:
+                copy.on_job_end(config=cfg, job_return=job_return(value))
+        table.on_multirun_end(config)
+
+    sweep(outcomes)
+    assert " 3 " in capsys.readouterr().out
+    for changes, killed, left in (
+        ({"s-b": math.nan}, (), "1 of 3 jobs have not finished"),
+        ({"s-b": OSError()}, {"s-c"}, "2 of 3 jobs have not finished"),
+    ):
+        caplog.clear()
+        with pytest.raises(SystemExit) as end:
+            sweep({**outcomes, **changes}, killed)
+        assert end.value.code == 2
+        assert left in caplog.text
+        assert "s-b" in caplog.text
+        assert "s-old" not in caplog.text
+    with pytest.raises(SystemExit):
+        sweep({})
+
+
+def test_single_runs_leave_no_records_of_a_sweep(tmp_path):
+    table = hydra_callbacks.SweepTable()
+    table.on_job_start(config=job_config(tmp_path, 0))
+    table.on_job_end(config=job_config(tmp_path, 0), job_return=job_return(0.1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes_in_words_have_one_digit_and_steps_of_a_thousand():

@@ -12,6 +12,7 @@ from conftest import SPEC
 
 from ups.core.errors import UpsError
 from ups.datamodules import BurgersDataModule, TrajectoryDataModule
+from ups.datamodules.readers.pdebench import TrajectoryFile
 from ups.models import build
 from ups.modules import OperatorModule
 from ups.physics import burgers
@@ -447,3 +448,29 @@ def test_data_without_equation_need_a_file_and_parameters_for_all_files_or_none(
     paths = [str(tmp_path / "a.hdf5"), str(tmp_path / "b.hdf5")]
     with pytest.raises(UpsError, match=r"`data\.nu` must be one value for each file, or null"):
         TrajectoryDataModule(equation=None, path=paths, nu=[0.1, None])
+
+
+def test_files_may_differ_by_the_rounding_of_their_coordinates(tmp_path):
+    """float32 in one file, another origin in the next one."""
+    paths = [str(pdebench_file(tmp_path / f"1D_Burgers_Sols_Nu{nu}.hdf5")) for nu in (0.1, 0.2)]
+    with h5py.File(paths[1], "r+") as file:
+        for name, shift in (("t-coordinate", 10.0), ("x-coordinate", -1.0)):
+            values = (np.asarray(file[name], np.float64) + shift).astype(np.float32)
+            del file[name]
+            file[name] = values
+    data = BurgersDataModule(
+        path=paths, nu=[0.1, 0.2 * (1 + 1e-12)], num_train=5, num_validation=1, num_test=2,
+        unroll_steps=2,
+    )  # fmt: skip
+    data.setup()
+    assert data.training_parameters == [[0.1], [0.2 * (1 + 1e-12)]]
+
+
+@pytest.mark.parametrize("length", [1e-7, 3e-4, 0.1, 1.0, 2.0, 6.283185, 2000.0])
+def test_a_files_length_is_without_the_rounding_of_its_coordinates(tmp_path, length):
+    path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.1.hdf5")
+    with h5py.File(path, "r+") as file:
+        points = len(file["x-coordinate"])
+        del file["x-coordinate"]
+        file["x-coordinate"] = ((np.arange(points) + 0.5) * length / points).astype(np.float32)
+    assert TrajectoryFile(path).grid.extent[0] == pytest.approx(length, rel=3e-7)

@@ -143,3 +143,10 @@ def test_rollout_reencodes_the_field_of_every_step():
     # the field is rounded to an even number before each further step
     assert [frame.item() for frame in frames] == [10.0, 22.0, 46.0]
     assert stepper.decoded == [1, 1, 1]
+
+
+def test_edges_of_a_grid_are_those_of_its_outer_cells():
+    assert Grid((4, 2), (2.0, 1.0)).edges == ((0.0, 2.0), (0.0, 1.0))
+    assert Grid((4,), (2.0,), origin=(-0.75,)).edges == ((-1.0, 1.0),)
+    first = torch.linspace(0, 1, 1025)[:2].mean().item()  # float32
+    assert Grid((1024,), (1.0,), origin=(first + 1e-9,)).edges == ((0.0, 1.0),)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import SPEC, TINY, damaged, line_spec, make_simulator
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import ups
@@ -22,6 +23,7 @@ from ups.hub import export
 from ups.hub.model_card import render_model_card
 from ups.models import GridModel
 from ups.physics import burgers
+from ups.runs.run_dir import run_directory
 from ups.simulation import model_folder
 
 NU = 0.001
@@ -99,6 +101,36 @@ def test_model_folder_is_refused_when_its_files_are_of_two_models(folder, tmp_pa
         UpsError, match=r"model is not a model folder of UPS, or is damaged \(FileNotFoundError"
     ):
         ups.load(folder)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "config.yaml"])
+def test_model_is_not_exported_into_a_run_directory(simulator, tmp_path, monkeypatch, capsys, name):
+    run = tmp_path / "run"
+    (run / name).mkdir(parents=True)
+    with pytest.raises(UpsError, match="must not be a run directory"):
+        simulator.save(run)
+    monkeypatch.setattr("sys.argv", ["ups.export", "burgers-small", str(run)])
+    with pytest.raises(SystemExit, match="2"):
+        export.main()
+    assert "must not be a run directory" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == [name]
+
+
+def test_folder_with_the_weights_of_a_run_and_of_an_export_is_refused(folder):
+    ups.load(folder)
+    (folder / "checkpoints").mkdir()
+    ups.load(folder)  # no weights there
+    (folder / "checkpoints/operator.ckpt").touch()
+    with pytest.raises(UpsError, match="must not hold an exported model beside a run"):
+        ups.load(folder)
+
+
+def test_run_does_not_begin_in_the_folder_of_an_exported_model(folder):
+    cfg = OmegaConf.create({"output_dir": str(folder.parent), "name": folder.name})
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(UpsError, match="or choose another name"), run_directory(cfg):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_model_folder_is_refused_when_its_config_describes_no_simulator(folder):

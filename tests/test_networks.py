@@ -13,6 +13,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.models import build
 from ups.models.interpolation import interpolate
+from ups.simulation import model_folder
 
 POINTS, TOKENS, WIDTH = 24, 8, 6
 SPEC = {
@@ -284,7 +285,17 @@ def test_offgrid_rollout_keeps_the_parameter_of_each_field():
     assert not torch.allclose(together[0], other[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("change", ["points", "dt", "equation"])
+def test_load_accepts_data_whose_coordinates_are_rounded():
+    sim = ups.load("burgers-small")
+    t = (np.arange(202) * 0.01).astype(np.float32).astype(float)
+    for dt in (t[5] - t[0], t[200] - t[195], 0.05):
+        grid = replace(sim.spec.grid, extent=(1.000001,), origin=(0.3,))
+        spec = replace(sim.spec, domain=grid, dt=float(dt), std=(9.0,))
+        data = SimpleNamespace(equation_name="burgers", spec=spec, path="data.hdf5")
+        assert ups.load("burgers-small", data).dt == sim.dt
+
+
+@pytest.mark.parametrize("change", ["points", "dt", "equation", "length", "parameters"])
 def test_load_refuses_data_of_another_kind(change):
     sim = ups.load("burgers-small")
     data = SimpleNamespace(equation_name="burgers", spec=sim.spec, path="data.hdf5")
@@ -292,13 +303,20 @@ def test_load_refuses_data_of_another_kind(change):
     grid = sim.spec.grid
     if change == "points":
         data.spec = replace(sim.spec, domain=grid.coarsened(2))
-        other = "burgers at 128 points and dt 0.05"
+        found = "`points` must be 256, got 128"
     elif change == "dt":
         data.spec = replace(sim.spec, dt=0.1)
-        other = "burgers at 256 points and dt 0.1"
+        found = "`dt` must be 0.05, got 0.1"
+    elif change == "length":
+        data.spec = replace(sim.spec, domain=replace(grid, extent=(2.0,)))
+        found = "`length` must be 1, got 2"
+    elif change == "parameters":
+        data.spec = replace(sim.spec, parameters=())
+        found = "`parameters` must be nu, got none"
     else:
         data.equation_name = None
-        other = "no equation at 256 points and dt 0.05"
-    message = f"was trained for burgers at 256 points and dt 0.05; data.hdf5 is {other}"
+        found = "`equation` must be burgers, got none"
+    folder = model_folder.SHIPPED / "burgers-small"
+    message = f"{folder} was trained for other data than data.hdf5: {found}."
     with pytest.raises(UpsError, match=re.escape(message)):
         ups.load("burgers-small", data)

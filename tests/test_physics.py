@@ -192,12 +192,14 @@ def test_compiled_solver_equals_that_in_torch(points, nu):
     u0 = fields_of_all_sizes(points)
     mu = np.full(len(u0), nu / math.pi)
     compiled = burgers._solve_compiled(u0, TIMES, mu, 1 / points, burgers.CFL)
-    expected = burgers._solve_in_torch(u0, TIMES, mu, 1 / points, burgers.CFL)
+    expected = burgers._solve_in_torch(u0, TIMES, torch.from_numpy(mu), 1 / points, burgers.CFL)
     size = u0.abs().amax(-1)[:, None, None]
     assert ((compiled - expected).abs() <= 1e-12 * size).all()
     assert torch.equal(compiled[:, 0], u0)
     assert torch.equal(compiled[:, 2], compiled[:, 3])
-    alone = burgers._solve_in_torch(u0[:1], TIMES, mu[:1], 1 / points, burgers.CFL)
+    alone = burgers._solve_in_torch(
+        u0[:1], TIMES, torch.from_numpy(mu[:1]), 1 / points, burgers.CFL
+    )
     assert ((compiled[:1] - alone).abs() <= 1e-12 * size[:1]).all()
 
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -418,6 +419,22 @@ def test_report_learning_curves_have_a_log_scale_when_values_are_positive(tmp_pa
     ups.evaluation.report.plots.learning_curves({"a": ([1, 2], [0.5, 0.1])})
     ups.evaluation.report.plots.learning_curves({"a": ([1, 2], [-0.5, 0.0])})
     assert [figure.axes[0].get_yscale() for figure in figures] == ["log", "linear"]
+
+
+def test_pictures_have_the_axis_of_the_file(tmp_path, figures):
+    grid = dataclasses.replace(FIELD.grid, origin=(-1.0 + FIELD.grid.cell_size[0] / 2,))
+    spec = FIELD.with_domain(grid)
+    draw_rollout(tmp_path / "picture.png", *make_examples()["median"], spec, "a title")
+    ups.evaluation.report.plots.rollouts(make_examples(), spec)
+    images = [
+        axis.images[0]
+        for figure in figures
+        for axis in figure.axes
+        if axis.get_xlabel() == "x" and axis.images
+    ]
+    assert len(images) > 3
+    for image in images:
+        assert list(image.get_extent()[:2]) == pytest.approx([-1.0, LENGTH - 1])
 
 
 def test_draw_rollout_shows_fields_limits_and_three_frames(tmp_path, figures):

@@ -9,7 +9,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid, PointCloud
 from ups.metrics import pdebench_metrics
 from ups.models import build
-from ups.models.interpolation import interpolate
+from ups.models.interpolation import interpolate, merge_coincident, wrap
 from ups.physics import EQUATIONS
 from ups.simulation.guidance import Guided
 from ups.simulation.simulator import Simulator
@@ -169,6 +169,58 @@ def test_offgrid_output_is_as_accurate_as_on_the_grid():
     assert at_fine < 1.2 * error(sim.rollout(own, 40, nu=NU), on_grid)
 
 
+def on_file_axis():
+    """A simulator on the axis of PDEBench's files, from -1 to 1, and the same one on [0, 2)."""
+    torch.manual_seed(0)
+    weights = make_simulator().state_dict()
+    pair = []
+    for origin in (-1 + 1 / 32, 1 / 32):
+        grid = Grid((32,), (2.0,), origin=(origin,))
+        spec = FieldSpec(grid, parameters=("nu",), dt=0.05, std=(0.6,))
+        simulator = Simulator(build(SPEC, spec), spec, "burgers", SPEC).eval()
+        simulator.load_state_dict(weights)
+        pair.append(simulator)
+    return pair
+
+
+@pytest.mark.parametrize("mode", ["latent", "physical"])
+def test_positions_are_those_of_the_periodic_line_wherever_it_begins(mode):
+    """Moved by whole periods they are the same; the model's own grid is always valid."""
+    centered, from_zero = on_file_axis()
+    u0 = fields()
+    plain = centered.rollout(u0, 2, nu=NU, mode=mode)
+    for moved in (centered.x, centered.x % 2, centered.x + 2, centered.x - 4):
+        found = centered.rollout(u0, 2, nu=NU, mode=mode, x=moved, x_out=moved)
+        assert torch.allclose(found, plain, atol=2e-5)
+    assert torch.equal(centered.rollout(u0, 2, nu=NU, mode=mode, x_out=centered.x), plain)
+    at = torch.tensor([-0.71, 0.0, 0.33, 0.99])
+    off_grid = centered.rollout(u0, 2, nu=NU, mode=mode, x_out=at)
+    assert torch.allclose(
+        off_grid, centered.rollout(u0, 2, nu=NU, mode=mode, x_out=at % 2), atol=1e-5
+    )
+    other = from_zero.rollout(u0, 2, nu=NU, mode=mode, x_out=at + 1)  # begins one further left
+    assert torch.allclose(off_grid, other, atol=2e-5)
+
+
+def test_a_line_may_be_given_with_both_of_its_ends(simulator):
+    """The value at x = 0 is that at x = 1; a grid of both has it twice."""
+    x = torch.linspace(0, 1, 65)
+    u0 = torch.sin(2 * torch.pi * x)[None]
+    found = simulator.rollout(u0, 2, nu=NU, x=x)
+    assert torch.allclose(found, simulator.rollout(u0[:, :-1], 2, nu=NU, x=x[:-1]), atol=1e-5)
+
+
+def test_positions_are_wrapped_into_the_period():
+    x = wrap(torch.tensor([-1e-9, 0.0, 0.25, 1.0, -0.25, 7.5]), 1.0)
+    assert x.tolist() == [0.0, 0.0, 0.25, 0.0, 0.75, 0.5]
+
+
+def test_values_at_one_position_are_averaged():
+    u, x = merge_coincident(torch.tensor([[[1.0], [5.0], [3.0]]]), torch.tensor([0.5, 0.25, 0.5]))
+    assert x.tolist() == [0.25, 0.5]
+    assert u[0, :, 0].tolist() == [5.0, 2.0]
+
+
 def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
     def error(points):  # of a sine at uneven points
         torch.manual_seed(0)
@@ -207,8 +259,9 @@ def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
         ({"mode": "both"}, "latent, physical"),
         ({"correct": "magic"}, "none, diffusion, consistency"),
         ({"nu": 0.0}, "positive"),
-        ({"x": torch.linspace(0, 1, 32)}, r"\[0, 1\)"),
-        ({"x_out": torch.tensor([-0.1])}, r"\[0, 1\)"),
+        ({"x": torch.arange(32.0)}, "`x` must span at most one period of 1, got 0 to 31"),
+        ({"x_out": torch.tensor([0.1, torch.inf])}, "`x_out` must be finite"),
+        ({"x": torch.full((32,), torch.nan)}, "`x` must be finite"),
         (
             {"correct": "diffusion"},
             "must be one of none, got 'diffusion': this simulator has no such corrector, "

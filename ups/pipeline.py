@@ -20,7 +20,7 @@ from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
 from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
-from ups.runs.distributed import shutdown_distributed
+from ups.runs.distributed import ignore_foreign_rank, shutdown_distributed
 from ups.runs.loggers import check_logger_installed, open_loggers
 from ups.runs.preflight import preflight
 from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
@@ -50,6 +50,7 @@ def run(cfg: DictConfig) -> float:
     """
     validate_config(cfg)
     cfg = with_split_sizes(cfg)
+    ignore_foreign_rank(cfg.trainer)
     check_expected_provenance(cfg)
     check_logger_installed(cfg)
     limit = TimeLimit(cfg.trainer.max_time)
@@ -146,7 +147,7 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
         The seconds that the rollouts took.
     """
     data = make_data(cfg)
-    simulator = load(folder, data)
+    simulator = load(latest_checkpoint(folder), data)
     with_ttc = True in report_paths(cfg, folder)  # enabled, and at its place
     options = to_plain(cfg.ttc)
     options.pop("enabled", None)
@@ -181,6 +182,7 @@ def rehearse(cfg: DictConfig, parts: dict[str, int], scratch: Path) -> None:
         parts: the stages, with the number of parts of their batches.
         scratch: the folder of all output.
     """
+    ignore_foreign_rank(cfg.trainer)
     folder = scratch / cfg.name
     logger = CSVLogger(scratch)
     for stage, split in parts.items():

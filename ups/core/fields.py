@@ -91,6 +91,16 @@ class Grid:
         """Whether every axis is periodic."""
         return all(sides == PERIODIC_AXIS for sides in self.boundary)
 
+    @property
+    def edges(self) -> tuple[tuple[float, float], ...]:
+        """Where each axis begins and ends: the outer edges of its first and last cell (D,)."""
+        edges = []
+        for first, cell, length in zip(self.origin, self.cell_size, self.extent, strict=True):
+            # files have float32 positions: without its rounding, so that 0 is 0
+            lower = length * round((first - cell / 2) / length, 6) + 0.0
+            edges.append((lower, lower + length))
+        return tuple(edges)
+
     def axis(self, d: int) -> Tensor:
         """The positions (X,) of the points along axis ``d``, float32."""
         steps = torch.arange(self.shape[d], dtype=torch.float64)
@@ -238,6 +248,18 @@ class FieldSpec:
         units = parameters.new_tensor(self.parameter_units) / PARAMETER_UNIT
         return parameters.new_full(parameters.shape[:1], dt), parameters / units
 
+    def essentials(self) -> dict[str, object]:
+        """What data and a model for them must agree in, as plain values.
+
+        Where a periodic axis begins does not matter, nor do the statistics.
+        """
+        values: dict[str, object] = {
+            "channels": self.channels,
+            "parameters": self.parameters,
+            "dt": self.dt,
+        }
+        return values | domain_essentials(self.domain)
+
     def with_domain(self, domain: Grid | PointCloud) -> "FieldSpec":
         return replace(self, domain=domain)
 
@@ -271,6 +293,14 @@ class FieldSpec:
         if "grid" in values:
             return cls(Grid(**values["grid"]), **rest)
         return cls(PointCloud(**values["points"]), **rest)
+
+
+def domain_essentials(domain: Grid | PointCloud) -> dict[str, object]:
+    """What two domains must agree in so that fields on them can be compared, as plain values."""
+    if isinstance(domain, PointCloud):
+        return {"points": domain.shape, "positions": domain.points}
+    sides = tuple((str(lower), str(upper)) for lower, upper in domain.boundary)
+    return {"points": domain.shape, "length": domain.extent, "boundary": sides}
 
 
 def space_axes(num_dims: int) -> tuple[int, ...]:

@@ -91,6 +91,9 @@ RENAMED_CHOICES: dict[str, dict[str, str]] = {
 }
 # key: {older value: value}, in the recorded settings of the previous release only
 RENAMED_VALUES: dict[str, dict[str, str]] = {
+    "callbacks.ema._target_": {
+        "lightning.pytorch.callbacks.EMAWeightAveraging": "ups.callbacks.EMAWeightAveraging"
+    },
     "callbacks.finite_loss._target_": {"ups.callbacks.FiniteLoss": "ups.callbacks.TerminateOnNaN"},
     "callbacks.last._target_": {"ups.callbacks.LastCheckpoint": "ups.callbacks.ResumeCheckpoint"},
     "model.architecture": {

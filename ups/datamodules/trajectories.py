@@ -1,5 +1,6 @@
 """Trajectories of an equation of ``ups.physics``, generated or read from PDEBench's files."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ups.core.agreement import disagreements
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec
+from ups.core.fields import FieldSpec, domain_essentials
 from ups.core.io import check_disk_space, check_memory
 from ups.core.schema import (
     BOOKKEEPING,
@@ -214,11 +216,11 @@ class TrajectoryDataModule(pl.LightningDataModule):
         files = self.open_files()
         first = files[0]
         for file in files[1:]:
-            if (file.grid, file.frames, file.dt) != (first.grid, first.frames, first.dt):
+            found = disagreements(_essentials(first), _essentials(file))
+            if found:
                 raise UpsError(
-                    f"{file.path} has {file.grid.num_points} points, {file.frames} frames "
-                    f"and dt {file.dt:g}, but {first.path} {first.grid.num_points}, {first.frames} "
-                    f"and {first.dt:g}; files of one data set must agree"
+                    f"files of one data set must agree; in {file.path} {', '.join(found)} "
+                    f"(the first is {first.path})."
                 )
         if h.unroll_steps >= first.frames:
             raise UpsError(
@@ -482,6 +484,11 @@ def _chosen(equation: Equation, initial_conditions: str | None) -> str:
     return chosen
 
 
+def _essentials(file: Reader) -> dict[str, Any]:
+    """What the files of one data set must agree in."""
+    return {"frames": file.frames, "dt": file.dt, **domain_essentials(file.grid)}
+
+
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     # concatenate copies a single part
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -495,7 +502,7 @@ def _nu_of(path: Path, nu: float | None, symbol: str) -> float:
     """
     found = re.search(symbol + r"(\d+(?:\.\d+)?(?:[eE]-?\d+)?)", path.name, re.IGNORECASE)
     if nu is not None:
-        if found is not None and float(found.group(1)) != nu:
+        if found is not None and not math.isclose(float(found.group(1)), nu, rel_tol=1e-6):
             raise UpsError(
                 f"`data.nu` must be null or that of the file: the name of {path} says "
                 f"{symbol} {found.group(1)}, data.nu {nu:g}."

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
+from ups.core.gradients import needs_gradients
 from ups.physics import Equation
 
 
@@ -59,7 +60,8 @@ class SolverStepper:
         return self.equation.restrict(u, self.factor)
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
-        values = parameters[0].tolist()
+        # numbers are faster, but have no gradient
+        values = list(parameters[0]) if needs_gradients(parameters) else parameters[0].tolist()
         frames = self.equation.solve(state, [self.spec.dt], values, self.grid, torch.float32)
         return frames[:, 0]
 

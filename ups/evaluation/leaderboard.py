@@ -102,16 +102,27 @@ def render_html(rows: Sequence[Mapping[str, str]]) -> str:
 def read(path: Path) -> list[dict[str, str]]:
     """Read all rows of the table, as text; an empty list if there is no table.
 
+    A spreadsheet may have put a byte-order mark before it.
+
     Raises:
-        UpsError: the file is damaged.
+        UpsError: the file is damaged, or has other columns.
     """
     if not Path(path).exists():
         return []
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            rows = list(table)
+            columns = table.fieldnames or ROW_KEY  # an empty file has no rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise UpsError(f"{path} is damaged ({error}); the next run writes it again") from None
+    lacking = [key for key in ROW_KEY if key not in columns]
+    if lacking:
+        raise UpsError(
+            f"{path} must be a table separated by commas with the columns {', '.join(ROW_KEY)}, "
+            f"got none of {', '.join(lacking)}; the next run writes it again."
+        )
+    return rows
 
 
 def _stage_of(stem: str) -> str:

@@ -208,11 +208,11 @@ def to_xarray(
     """
     xarray = import_optional("xarray", "a data set", "xarray")
     spec = simulator.spec
-    fields, _ = spec.add_channel_axis(torch.as_tensor(u0, dtype=torch.float32))
-    u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **options)
-    resampling = Resampling(
-        spec.grid, *(None if p is None else torch.as_tensor(p) for p in (x, x_out))
-    )
+    fields, _ = spec.add_channel_axis(torch.as_tensor(u0).detach().to(simulator.mean))
+    arguments = {**options, "grad": False}
+    u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **arguments)
+    positions = (None if p is None else torch.as_tensor(p).detach() for p in (x, x_out))
+    resampling = Resampling(spec.grid, *positions)
     first = resampling.from_grids(resampling.to_grids(fields.to(u.device)))
     values = torch.cat((first[:, None], u), 1).cpu().numpy()
     names = "xyz"[: spec.domain.num_dims]
@@ -226,12 +226,13 @@ def to_xarray(
             {**one, "axis": "T", "long_name": "time"},
         ),
     }
-    for name, axis, length in zip(names, axes, spec.grid.extent, strict=True):
-        about = {**one, "axis": name.upper(), "long_name": f"position, from 0 to {length:g}"}
-        coordinates[name] = (name, torch.as_tensor(axis).cpu().numpy(), about)
+    for name, axis, (low, high) in zip(names, axes, spec.grid.edges, strict=True):
+        where = f"position, from {low:g} to {high:g}"
+        about = {**one, "axis": name.upper(), "long_name": where}
+        coordinates[name] = (name, torch.as_tensor(axis).detach().cpu().numpy(), about)
     given = dict(options.get("parameters") or {}) or dict.fromkeys(spec.parameters, nu)
     for name, value in given.items():
-        column = torch.as_tensor(value).expand(len(u)).cpu().numpy()
+        column = torch.as_tensor(value).detach().expand(len(u)).cpu().numpy()
         coordinates[name] = ("trajectory", column, {**one, "long_name": "parameter of the data"})
     variables = {
         channel: (

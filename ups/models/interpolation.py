@@ -4,6 +4,22 @@ import torch
 from torch import Tensor
 
 
+def wrap(x: Tensor, length: float) -> Tensor:
+    """Positions on a periodic line of ``length``, moved by whole periods into [0, length)."""
+    x = x % length
+    return torch.where(x < length, x, x - x)  # rounding may lead to the end: -1e-9 % 1 is 1
+
+
+def merge_coincident(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Fields (B, P, C) at positions (P,), with the mean of all values at the same position."""
+    places, index = x.detach().unique(return_inverse=True)
+    if len(places) == len(x):
+        return u, x
+    of_place = torch.nn.functional.one_hot(index, len(places)).to(u)  # (P, places)
+    weights = of_place / of_place.sum(0)
+    return torch.einsum("bpc,pq->bqc", u, weights), x @ weights
+
+
 def interpolate(u: Tensor, x: Tensor, query: Tensor, length: float) -> Tensor:
     """Periodic interpolation of ``u`` at other positions.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
+from ups.core.gradients import needs_gradients, to_tensor
 from ups.physics import burgers_compiled
 from ups.physics.equation import Boost, Law
 from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what is here
@@ -56,8 +57,8 @@ def solve(
 
     Each field takes its own steps, so its result does not depend on the other fields of the batch.
     It runs on the device of ``u0``, on a CPU compiled (``ups.physics.burgers_compiled``) unless
-    gradients are needed or numba is not installed. Gradients with respect to ``u0`` are exact, with
-    fixed step sizes.
+    gradients are needed or numba is not installed. Gradients with respect to ``u0`` and ``nu`` are
+    exact, with fixed step sizes.
 
     Args:
         u0: cell averages (B, X).
@@ -78,15 +79,20 @@ def solve(
     mu = validate_parameters(nu, len(u0)) / np.pi
     dx = length / u0.shape[-1]
     u = u0.to(dtype)
+    if needs_gradients(nu):
+        with_gradient = to_tensor(nu, torch.float64, None).cpu().reshape(-1) / np.pi
+        return _solve_in_torch(u, times, with_gradient, dx, cfl).to(u0.dtype)
     if not _can_be_compiled(u):
-        return _solve_in_torch(u, times, mu, dx, cfl).to(u0.dtype)
+        return _solve_in_torch(u, times, torch.from_numpy(mu), dx, cfl).to(u0.dtype)
     longest = max(b - a for a, b in pairwise([0.0, *times]))
     is_diffusive = mu * (longest / dx**2) > LARGEST_COMPILED_DIFFUSION
     if not is_diffusive.any():
         return _solve_compiled(u, times, mu, dx, cfl).to(u0.dtype)
     frames = u.new_empty(len(u), len(times), u.shape[-1])
-    for rows, solve_rows in ((is_diffusive, _solve_in_torch), (~is_diffusive, _solve_compiled)):
-        frames[rows] = solve_rows(u[rows], times, mu[rows], dx, cfl)
+    rows = torch.from_numpy(is_diffusive)
+    slow = torch.from_numpy(mu[is_diffusive])
+    frames[rows] = _solve_in_torch(u[rows], times, slow, dx, cfl)
+    frames[~rows] = _solve_compiled(u[~rows], times, mu[~is_diffusive], dx, cfl)
     return frames.to(u0.dtype)
 
 
@@ -94,7 +100,7 @@ def _can_be_compiled(u: Tensor) -> bool:
     return (
         u.device.type == "cpu"
         and u.dtype in (torch.float32, torch.float64)
-        and not (u.requires_grad and torch.is_grad_enabled())
+        and not needs_gradients(u)
         and burgers_compiled.is_available()
     )
 
@@ -108,8 +114,11 @@ def _solve_compiled(u: Tensor, times: list[float], mu: np.ndarray, dx: float, cf
     return frames
 
 
-def _solve_in_torch(u: Tensor, times: list[float], mu: np.ndarray, dx: float, cfl: float) -> Tensor:
-    """Solve u (B, X) at diffusivities (B,) on any device: (B, T, X)."""
+def _solve_in_torch(u: Tensor, times: list[float], mu: Tensor, dx: float, cfl: float) -> Tensor:
+    """Solve u (B, X) on any device: (B, T, X).
+
+    The diffusivities ``mu`` are (B,) or (1,), float64 on the CPU.
+    """
     frames = []
     now = 0.0
     for time in times:
@@ -120,18 +129,18 @@ def _solve_in_torch(u: Tensor, times: list[float], mu: np.ndarray, dx: float, cf
     return torch.stack(frames, 1)
 
 
-def _advance(u: Tensor, span: float, dx: float, mu: np.ndarray, cfl: float) -> Tensor:
+def _advance(u: Tensor, span: float, dx: float, mu: Tensor, cfl: float) -> Tensor:
     """Advance u (B, X) by the time ``span`` at diffusivities (B, 1), in Strang-split steps.
 
     Half a diffusion step, then advection and diffusion in turn, and half a diffusion step at the
     end. Each row has its own number of steps; one that has taken all of them keeps its value.
     """
     # max |u| never grows, so one step size is safe until the next frame
-    speed = u.detach().abs().amax(-1, keepdim=True).cpu().double().numpy()
+    speed = u.detach().abs().amax(-1, keepdim=True).cpu().double()
     cells = span * speed / (cfl * dx)
-    if not (cells < burgers_compiled.MAX_STEPS).all():
+    if not bool((cells < burgers_compiled.MAX_STEPS).all()):
         raise UpsError(TOO_LARGE)
-    steps = np.maximum(1, np.ceil(cells))
+    steps = cells.ceil().clamp_min(1)
     dt = span / steps
     r = mu * dt / dx**2
     in_fourier_space = bool((1.5 * r > 1).any())  # more than one kernel a step
@@ -139,8 +148,8 @@ def _advance(u: Tensor, span: float, dx: float, mu: np.ndarray, cfl: float) -> T
     diffuse = _diffuse_in_fourier_space if in_fourier_space else _diffuse
     half = kernel(r / 2, u)
     full = kernel(r, u)
-    ratio = torch.from_numpy(dt / dx).to(u)
-    remaining = torch.from_numpy(steps).to(u)
+    ratio = (dt / dx).to(u)
+    remaining = steps.to(u)
     u = diffuse(u, half)
     for _ in range(int(steps.max())):
         advanced = diffuse(_hancock(u, ratio), torch.where(remaining > 1, full, half))
@@ -167,7 +176,7 @@ def _hancock(u: Tensor, ratio: Tensor) -> Tensor:
     return torch.addcmul(u, ratio / 2, flux2[..., 1:] - flux2[..., :-1], value=-1)
 
 
-def _kernel(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _kernel(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A positive kernel that is the map u(t) -> u(t + dt) of u_t = mu u_xx and conserves mass.
 
     A 5-point kernel with a Gaussian's second and (from r = 1/6) fourth moment is positive up to
@@ -179,25 +188,25 @@ def _kernel(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
         m and the kernel's weights of the next and of the second neighbors, (B, 1) each.
     """
-    m = np.maximum(1, np.ceil(1.5 * r))
+    m = (1.5 * r.detach()).ceil().clamp_min(1)
     r = r / m
-    far = np.maximum(0, (6 * r**2 - r) / 12)
+    far = ((6 * r**2 - r) / 12).clamp_min(0)
     return m, r - 4 * far, far
 
 
-def _explicit_kernel(r: np.ndarray, u: Tensor) -> Tensor:
+def _explicit_kernel(r: Tensor, u: Tensor) -> Tensor:
     """The weights (B, 2) of a cell's next and second neighbors for ``_diffuse``, where m = 1."""
     _, near, far = _kernel(r)
-    return torch.from_numpy(np.concatenate((near, far), -1)).to(u)
+    return torch.cat((near, far), -1).to(u)
 
 
-def _fourier_kernel(r: np.ndarray, u: Tensor) -> Tensor:
+def _fourier_kernel(r: Tensor, u: Tensor) -> Tensor:
     """What all m kernels add to each wave (B, X // 2 + 1), for ``_diffuse_in_fourier_space``."""
     m, near, far = _kernel(r)
     points = u.shape[-1]
-    k = 2 * math.pi / points * np.arange(points // 2 + 1)
-    factors = 1 - 2 * near * (1 - np.cos(k)) - 2 * far * (1 - np.cos(2 * k))
-    return torch.from_numpy(factors**m - 1).to(u)
+    k = 2 * math.pi / points * torch.arange(points // 2 + 1, dtype=torch.float64)
+    factors = 1 - 2 * near * (1 - k.cos()) - 2 * far * (1 - (2 * k).cos())
+    return (factors**m - 1).to(u)
 
 
 def _diffuse(u: Tensor, weights: Tensor) -> Tensor:
@@ -267,7 +276,8 @@ def shock_weight(u: Tensor, shock_threshold: float = 0.03, shock_radius: int = 3
         Weights (B, X), from 0 to 1.
     """
     d = (u.roll(-1, -1) - u).abs()
-    size = u.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+    # clamped before the root, whose gradient at 0 is infinite
+    size = u.square().mean(-1, keepdim=True).clamp_min(1e-24).sqrt()
     nearby = [d.roll(k, -1) for k in range(-shock_radius, shock_radius + 2)]
     d = torch.stack(nearby).amax(0) / size
     return (1 + (d / shock_threshold).square()).rsqrt()
@@ -303,7 +313,8 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
     Args:
         u0: point values (B, X).
         t: times (T,), increasing and >= 0.
-        nu: the viscosity.
+        nu: the viscosity, one number. Gradients with respect to it are exact, on fixed points of
+            the trapezoid rule.
         length: the length of the periodic line.
 
     Returns:
@@ -312,12 +323,15 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
     Raises:
         UpsError: see ``ups.physics.periodic_1d.validate_solver_inputs``.
     """
-    u0, times, nu = validate_solver_inputs(u0, t, nu)
-    mu, points = nu / math.pi, u0.shape[-1]
+    u0, times, number, with_gradient = validate_solver_inputs(u0, t, nu)
+    mu = number / math.pi
+    exponent_scale = -2 * (with_gradient / math.pi)
+    points = u0.shape[-1]
     spectrum = torch.fft.rfft(u0.double())
-    speed, mean = float(u0.abs().max()), spectrum[..., :1].real / points
+    speed = float(u0.detach().abs().max())
+    mean = spectrum[..., :1].real / points
     k = 2j * math.pi / length * torch.arange(points // 2 + 1, dtype=torch.float64, device=u0.device)
-    steepest = float(torch.fft.irfft(spectrum * k, n=points).abs().max())
+    steepest = float(torch.fft.irfft(spectrum.detach() * k, n=points).abs().max())
     k[0] = 1.0  # the mean is integrated by hand: Phi = mean * y + a periodic part
     potential = spectrum / k
     potential[..., 0] = 0
@@ -344,7 +358,7 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
                 [
                     torch.cat(
                         [
-                            torch.softmax((kinetic[b] + w) / (-2 * mu), -1) @ z / time
+                            torch.softmax((kinetic[b] + w) / exponent_scale, -1) @ z / time
                             for w in windows[b].split(rows)
                         ]
                     )

@@ -18,7 +18,7 @@ class MovingFrame:
     It moves as nearly as that allows at the velocity at which the field is at rest on average. What
     is left of the mean is at most half a cell a step. A frame of exactly that velocity would need
     values between the points of the grid, where a shock may lie anywhere; moved by whole cells, no
-    value changes (docs/method.md has both measured).
+    value changes (docs/method.md has both measured). To gradients its velocity is a constant.
 
     Args:
         equation: the equation. The frame is at rest if there is none, or if it has no boosts.
@@ -43,9 +43,8 @@ class MovingFrame:
             return
         self.boost = boost
         self.grid = domain
-        unit = u0.new_tensor(domain.cell_size) / torch.as_tensor(dt, device=u0.device).reshape(
-            -1, 1
-        )
+        step = torch.as_tensor(dt, dtype=u0.dtype, device=u0.device).reshape(-1, 1)
+        unit = u0.new_tensor(domain.cell_size) / step
         is_periodic = u0.new_tensor([sides == PERIODIC_AXIS for sides in domain.boundary])
         velocity = boost.velocity(u0.detach()).unflatten(0, (-1, group_size)).mean(1)
         velocity = velocity.repeat_interleave(group_size, 0)

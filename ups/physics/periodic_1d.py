@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.core.gradients import needs_gradients, to_tensor
 from ups.physics.equation import TRANSLATE, Boost, Equation, Functional, Law, Symmetry
 
 Numbers = Sequence[float]
@@ -82,7 +83,7 @@ def initial_conditions(
 
 def validate_solver_inputs(
     u0: object, t: object, nu: float | Tensor
-) -> tuple[Tensor, list[float], float]:
+) -> tuple[Tensor, list[float], float, float | Tensor]:
     """Check the arguments of a solver with one parameter for all fields, and convert them.
 
     Args:
@@ -91,17 +92,21 @@ def validate_solver_inputs(
         nu: the equation's parameter.
 
     Returns:
-        Fields (B, X), times and the parameter.
+        Fields (B, X), times, the parameter, and the parameter once more with its gradient: a tensor
+        () of float64 if it has one, otherwise the same number.
 
     Raises:
         UpsError: ``u0`` has another shape or type, the times do not increase from 0, or the
             parameter is not one number >= 0.
     """
     u0, times = validate_fields_and_times(u0, t)
-    number = float(nu) if torch.as_tensor(nu).numel() == 1 else math.nan
+    value = to_tensor(nu, torch.float64, None)
+    number = value.item() if value.numel() == 1 else math.nan
     if not 0 <= number < math.inf:
         raise UpsError(f"`nu` must be one finite number >= 0, got {nu}.")
-    return u0, times, number
+    if not needs_gradients(nu):
+        return u0, times, number, number
+    return u0, times, number, to_tensor(nu, torch.float64, u0.device).reshape(())
 
 
 def validate_fields_and_times(u0: object, t: object) -> tuple[Tensor, list[float]]:
@@ -113,7 +118,7 @@ def validate_fields_and_times(u0: object, t: object) -> tuple[Tensor, list[float
     Raises:
         UpsError: ``u0`` has another shape or type, or the times do not increase from 0.
     """
-    u0 = torch.as_tensor(u0)
+    u0 = to_tensor(u0, None, None)
     u0 = u0[None] if u0.ndim == 1 else u0
     if u0.ndim != 2 or u0.shape[1] < 1 or not u0.is_floating_point():
         raise UpsError(
@@ -136,7 +141,8 @@ def validate_parameters(nu: float | Tensor, num_fields: int) -> NDArray[np.float
         UpsError: there is another number of them, or one is not a number >= 0.
     """
     # lists: for a single number, as in every step of a rollout, they are faster than tensors
-    numbers = nu.reshape(-1).tolist() if isinstance(nu, Tensor) else [float(nu)]
+    is_number = isinstance(nu, int | float)
+    numbers = [float(nu)] if is_number else to_tensor(nu, torch.float64, None).reshape(-1).tolist()
     if len(numbers) not in (1, num_fields) or not all(0 <= n < math.inf for n in numbers):
         raise UpsError(f"`nu` must be one number >= 0, or one for each of the fields, got {nu}.")
     return np.array(numbers if len(numbers) == num_fields else numbers * num_fields)
@@ -190,7 +196,7 @@ def limited_linear_reconstruction(u: Tensor, factor: int) -> Tensor:
         return u
     left = u - u.roll(1, -1)
     right = u.roll(-1, -1) - u
-    slope = torch.where(left * right > 0, 2 * left * right / (left + right + 1e-30), 0.0)
+    slope = 2 * van_leer_half_slopes(left, right)  # its gradient is finite at extrema, too
     inside = (torch.arange(factor, device=u.device) + 0.5) / factor - 0.5
     return torch.addcmul(u[..., None], slope[..., None], inside).flatten(-2)
 

@@ -40,6 +40,7 @@ def time_factors(
     A factor is 1 where none does, and if the equation is unknown, can't be rescaled or is not
     solved on a grid.
     """
+    parameters = parameters.detach()
     factors = torch.ones(len(parameters), dtype=torch.long, device=parameters.device)
     symmetry = equation.symmetry("rescale_time") if equation else None
     is_open = ~is_trained(parameters, trained).all(1)

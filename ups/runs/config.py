@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ups.callbacks import EMAWeightAveraging
 from ups.core.errors import UpsError, to_user_error
 from ups.core.schema import arguments, locate, refusal, unknown_key, validate
 from ups.core.settings import PlainDict, to_plain
@@ -45,7 +46,10 @@ RESERVED = (
 STAGE_PARTS = ("module", "trainer", "data")
 TESTED_WITH_TTC = ("all", "evaluate")  # stages of a command
 # bounds on the arguments of Lightning's own callbacks
-BOUNDS: dict[Callable[..., object], type] = {EMAWeightAveraging: EMASettings}
+BOUNDS: dict[Callable[..., object], type] = {
+    EMAWeightAveraging: EMASettings,
+    callbacks.EMAWeightAveraging: EMASettings,
+}
 
 
 def validate_config(cfg: DictConfig) -> None:

@@ -1,22 +1,30 @@
 """Hydra callbacks: the table after a multirun, and a command at the end of the process."""
 
 import atexit
+import json
 import logging
+import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
-import yaml
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from ups.core.io import write_text
 from ups.core.renamed_keys import rename_arguments
 from ups.evaluation.results import read_evaluations
+from ups.runs.launchers import trains_alone
 
 TRIES, TIMEOUT = 3, 60.0  # timeout in seconds for each attempt
 log = logging.getLogger("ups")
@@ -32,9 +40,11 @@ class OnFinish(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         command = config.callbacks.get("on_finish")
-        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
+        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
         # a value of another type is refused before the run
-        if isinstance(command, str) and command and int(local_rank) == 0:
+        if not (isinstance(command, str) and command):
+            return
+        if local_rank == "0" or trains_alone(config.trainer):
             atexit.register(finish, command)
 
     on_multirun_start = on_run_start
@@ -67,17 +77,61 @@ def finish(command: str, tries: int = TRIES, timeout: float = TIMEOUT) -> None:
         )
 
 
+@dataclass(frozen=True)
+class SweepJob:
+    """A job of a sweep.
+
+    Args:
+        folder: its run directory.
+        overrides: its overrides of the configuration.
+        is_finished: whether it has ended without an error.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+    is_finished: bool
+
+
 class SweepTable(Callback):
     """A Hydra callback that prints the test error of each setting over its seeds after a multirun.
 
-    If a job has not finished, the process exits with code 2; the same command then runs the
-    remaining jobs.
+    Each job leaves a record when it starts and one when it ends, in whatever process a launcher
+    runs it: launchers pass copies of this object. The table and the exit code come from these
+    records alone, not from what else ``output_dir`` holds. If a job has not finished, the process
+    exits with code 2; the same command then runs the remaining jobs.
     """
 
+    def __init__(self) -> None:
+        self.records: Path | None = None  # of a multirun
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
+        self.records = Path(config.output_dir).absolute() / f".sweep-{uuid4().hex[:12]}"
+        atexit.register(shutil.rmtree, self.records, ignore_errors=True)
+
+    def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
+        self._record(config, is_finished=False)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        is_completed = job_return.status is JobStatus.COMPLETED
+        score = job_return.return_value if is_completed else math.nan
+        # a refused job returns nan, see ups.run
+        self._record(config, is_finished=not math.isnan(score))
+
+    def _record(self, config: DictConfig, is_finished: bool) -> None:
+        if self.records is None:  # a single run
+            return
+        self.records.mkdir(parents=True, exist_ok=True)
+        job = {
+            "folder": config.hydra.runtime.output_dir,
+            "overrides": list(config.hydra.overrides.task),
+            "is_finished": is_finished,
+        }
+        write_text(self.records / f"{config.hydra.job.num}.json", json.dumps(job))
+
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
-        jobs = {path for path in Path(config.output_dir).glob(f"{config.name}-*") if path.is_dir()}
-        left = sorted(job.name for job in jobs if not read_evaluations(job))
-        print_sweep(Path(config.output_dir), config.name)
+        jobs = read_jobs(self.records) if self.records else []
+        print_sweep(jobs, config.name)
+        left = sorted(job.folder.name for job in jobs if not job.is_finished)
         if left:
             log.error(
                 "%d of %d jobs have not finished, the same command goes on with them: %s",
@@ -85,44 +139,50 @@ class SweepTable(Callback):
                 len(jobs),
                 ", ".join(left),
             )
+        if left or not jobs:
             sys.exit(2)
 
 
-def print_sweep(output_dir: Path, name: str, console: Console | None = None) -> None:
-    """Print a table of the runs ``<output_dir>/<name>-*``, grouped by overrides without the seed.
+def read_jobs(records: Path) -> list[SweepJob]:
+    """The jobs that left a record in the folder ``records``."""
+    jobs = []
+    for path in records.glob("*.json"):
+        job = json.loads(path.read_text())
+        jobs.append(SweepJob(Path(job["folder"]), tuple(job["overrides"]), job["is_finished"]))
+    return sorted(jobs, key=lambda job: job.folder.name)
 
-    The errors come from the runs' evaluations.
+
+def print_sweep(jobs: Sequence[SweepJob], name: str, console: Console | None = None) -> None:
+    """Print a table of the jobs of a sweep, grouped by overrides without the seed.
+
+    The errors come from the evaluations of those that have finished.
 
     Args:
-        output_dir: the folder of the runs.
+        jobs: all jobs of the sweep.
         name: the name of the sweep.
         console: where to print; default: the terminal.
     """
-    settings: dict[str, tuple[str, ...]] = {}
-    for path in sorted(output_dir.glob(f"{name}-*/overrides.yaml")):
-        try:
-            overrides = yaml.safe_load(path.read_text()) or []
-        except (yaml.YAMLError, UnicodeDecodeError):
-            overrides = None
-        if not isinstance(overrides, list):
-            log.warning("%s is damaged, and its run left out", path)
-            continue
-        settings[path.parent.name] = tuple(
+    settings: dict[Path, tuple[str, ...]] = {
+        job.folder: tuple(
             o
-            for o in rename_arguments(overrides)[0]
-            if not o.startswith(("seed=", "name=", "stage="))
+            for o in rename_arguments(list(job.overrides))[0]
+            if not o.startswith(("seed=", "stage="))
         )
+        for job in jobs
+    }
     errors: dict[tuple[tuple[str, ...], str, str], list[float]] = defaultdict(list)
-    for job, setting in settings.items():
+    for job in jobs:
+        if not job.is_finished:
+            continue
         # an operator's rows may be in two files, of one test set
         nrmse = {
             (row.label, evaluation.dataset["hash"]): row["nrmse"]
-            for evaluation in read_evaluations(output_dir / job).values()
+            for evaluation in read_evaluations(job.folder).values()
             for row in evaluation.rows
             if not row.is_baseline
         }
         for (label, dataset), error in nrmse.items():
-            errors[setting, label, dataset].append(error)
+            errors[settings[job.folder], label, dataset].append(error)
     common = set.intersection(*map(set, settings.values())) if settings else set()
     table = Table(
         title=f"{name}: rollout nRMSE on the test set", title_justify="left", title_style="bold"

@@ -16,6 +16,7 @@ from ups.core.errors import UpsError
 from ups.core.io import write_text
 from ups.runs import stages
 from ups.runs.distributed import is_first_process
+from ups.simulation import model_folder
 
 OVERRIDES = "overrides.yaml"  # the overrides of the command line
 
@@ -27,8 +28,8 @@ def run_directory(cfg: DictConfig) -> Iterator[Path]:
     In a sweep it sets ``cfg.name`` to the name of the job.
 
     Raises:
-        UpsError: another process uses the folder, or the folder holds a stage to train with other
-            settings and ``overwrite`` is off.
+        UpsError: another process uses the folder, or the folder holds an exported model, or a stage
+            to train with other settings and ``overwrite`` is off.
     """
     job = HydraConfig.get() if HydraConfig.initialized() else None
     if job is not None and job.mode == RunMode.MULTIRUN:
@@ -38,6 +39,7 @@ def run_directory(cfg: DictConfig) -> Iterator[Path]:
         _log_to(None)
         yield folder
         return
+    model_folder.check_not_model_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_call(folder):
         if cfg.overwrite:

@@ -21,6 +21,8 @@ from ups.datamodules import TrajectoryDataModule
 from ups.models import build
 from ups.modules import BaseModule
 from ups.modules.sharding import sharded_strategy
+from ups.runs.distributed import SingleProcess
+from ups.runs.launchers import has_foreign_rank, trains_alone
 from ups.runs.stages import parent_hash, weights_path
 from ups.simulation.checkpoint import mismatched_keys
 from ups.simulation.converter import convert_model_spec
@@ -173,6 +175,8 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimi
         )
     placement = {key: options[key] for key in ("strategy", "accelerator", "devices", "num_nodes")}
     options["strategy"] = sharded_strategy(**placement)
+    is_among_others = trains_alone(options) and has_foreign_rank()
+    environment = [SingleProcess()] if is_among_others else []
     callbacks = make_callbacks(cfg)
     callbacks.append(GracefulStop(folder / "checkpoints" / f"{cfg.stage.name}-last.ckpt", limit))
     if cfg.compile:
@@ -185,7 +189,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimi
             precision=precision,
             callbacks=callbacks,
             logger=logger,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *environment],
             default_root_dir=folder,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the window sampler distributes the batches itself

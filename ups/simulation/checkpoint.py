@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ups.core.agreement import disagreements
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.io import read_tensors, sha256
@@ -43,8 +44,9 @@ def load(path: str | Path, data: TrainingData | None = None) -> Simulator:
         data: a datamodule to compare with the simulator's training data; default: no check.
 
     Raises:
-        UpsError: nothing is there, the file is not a checkpoint of UPS, the weights are of another
-            architecture (the message lists the keys that differ), or the data differ.
+        UpsError: nothing is there, a folder holds weights of a run and of an export, the file is
+            not a checkpoint of UPS, the weights are of another architecture (the message lists the
+            keys that differ), or the data differ.
     """
     names = model_folder.list_pretrained()
     path = (
@@ -52,6 +54,8 @@ def load(path: str | Path, data: TrainingData | None = None) -> Simulator:
         if str(path) in names and not Path(path).exists()
         else Path(path)
     )
+    if next((path / "checkpoints").glob("*.ckpt"), None) is not None:
+        model_folder.check_not_model_folder(path)
     if model_folder.is_folder(path):
         simulator = from_config(*model_folder.read(path), path)
     else:
@@ -64,17 +68,15 @@ def load(path: str | Path, data: TrainingData | None = None) -> Simulator:
         checkpoint = read_checkpoint(path)
         simulator = from_config(checkpoint["simulator"], checkpoint["state_dict"], path)
     if data is not None:
-        own = _summary(simulator.equation_name, simulator.spec)
-        other = _summary(data.equation_name, data.spec)
-        if own != other:
-            raise UpsError(f"{path} was trained for {own}; {data.path} is {other}.")
+        found = disagreements(
+            {"equation": simulator.equation_name or "none", **simulator.spec.essentials()},
+            {"equation": data.equation_name or "none", **data.spec.essentials()},
+        )
+        if found:
+            raise UpsError(
+                f"{path} was trained for other data than {data.path}: {', '.join(found)}."
+            )
     return simulator
-
-
-def _summary(equation: str | None, spec: FieldSpec) -> str:
-    """What the data of a simulator must agree in, as text."""
-    points = " x ".join(map(str, spec.domain.shape))
-    return f"{equation or 'no equation'} at {points} points and dt {spec.dt:g}"
 
 
 def latest_checkpoint(folder: Path) -> Path:

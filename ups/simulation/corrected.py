@@ -59,6 +59,7 @@ class Corrected:
             num_samples,
             z.shape[1],
             self.num_dynamic_channels,
+            dtype=z.dtype,
             device=z.device,
         ).repeat_interleave(self.noise_group_size, 0)
         dt, scaled = self.spec.condition(parameters)

@@ -20,6 +20,7 @@ from ups.core.io import write_bytes, write_text
 from ups.core.settings import PlainDict
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+RUN_FILES = ("checkpoints", "config.yaml")  # by these a run directory is known
 SHIPPED = Path(__file__).parents[1] / "hub/shipped"
 
 
@@ -31,6 +32,32 @@ def list_pretrained() -> list[str]:
 def is_folder(path: Path) -> bool:
     """Whether ``path`` is such a folder, complete or not."""
     return (path / CONFIG).is_file() or (path / WEIGHTS).is_file()
+
+
+def check_not_run(folder: Path) -> None:
+    """Check that ``folder`` is no run directory, whose weights are its checkpoints.
+
+    Raises:
+        UpsError: it is one.
+    """
+    if any((folder / name).exists() for name in RUN_FILES):
+        raise UpsError(
+            f"the folder of an exported model must not be a run directory, got {folder}; "
+            "choose another folder."
+        )
+
+
+def check_not_model_folder(folder: Path) -> None:
+    """Check that ``folder``, of a run, holds no exported model beside its checkpoints.
+
+    Raises:
+        UpsError: it does, so that there are two sources of weights.
+    """
+    if is_folder(folder):
+        raise UpsError(
+            f"{folder} must not hold an exported model beside a run. "
+            f"Move its {CONFIG} and {WEIGHTS} to another folder, or choose another name."
+        )
 
 
 def to_safetensors(state: Mapping[str, Tensor]) -> bytes:
@@ -53,11 +80,15 @@ def write(
     files of different models.
 
     Args:
-        folder: where to write.
+        folder: where to write; not a run directory.
         config: what ``Simulator.config`` returned.
         state: the weights.
         card: text of the model card; empty for none.
+
+    Raises:
+        UpsError: ``folder`` is a run directory.
     """
+    check_not_run(folder)
     weights = to_safetensors(state)
     content = {
         "library_name": "ups",

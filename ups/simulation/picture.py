@@ -67,8 +67,6 @@ def draw_fields(
     if about_zero:
         high = max(abs(low), abs(high))
         low = -high
-    length = spec.grid.extent[0]
-    start = spec.grid.origin[0] - spec.grid.cell_size[0] / 2
     for axis, (title, field) in zip(axes, fields.items(), strict=True):
         worst = float(field.abs().max())
         limits = (-worst, worst) if title == "error" else (low, high)
@@ -76,7 +74,7 @@ def draw_fields(
             field.numpy(force=True),
             origin="lower",
             aspect="auto",
-            extent=(start, start + length, spec.dt, spec.dt * len(field)),
+            extent=(*spec.grid.edges[0], spec.dt, spec.dt * len(field)),
             cmap="RdBu_r" if about_zero or title == "error" else "viridis",
             vmin=limits[0],
             vmax=limits[1],

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid, PointCloud
-from ups.models.interpolation import interpolate
+from ups.models.interpolation import interpolate, merge_coincident, wrap
 
 ON_GRID = 1e-3  # positions that are closer to a point of the grid than this, in cells, are on it
 
@@ -19,8 +19,10 @@ class Resampling:
 
     Args:
         domain: where the training data lie.
-        x: positions (P,) of the initial fields; default: those of the domain.
-        x_out: positions (Q,) of the predicted fields; default: those of the domain.
+        x: positions (P,) of the initial fields; default: those of the domain. A whole number of
+            periods makes no difference. Values at the same position are averaged, for example those
+            at both ends of the line.
+        x_out: positions (Q,) of the predicted fields, likewise; default: those of the domain.
 
     Raises:
         UpsError: positions are given, and the domain is not a periodic line.
@@ -30,8 +32,8 @@ class Resampling:
     """
 
     def __init__(self, domain: Grid | PointCloud, x: Tensor | None, x_out: Tensor | None) -> None:
-        self.x = x
-        self.x_out = x_out
+        self.x = None
+        self.x_out = None
         self.num_grids = 1
         if x is None and x_out is None:
             return
@@ -39,21 +41,24 @@ class Resampling:
             raise UpsError("`x` and `x_out` must be None: the domain is not a periodic line.")
         grid = domain
         self.length = grid.extent[0]
+        self.x = None if x is None else wrap(x, self.length)
+        self.x_out = None if x_out is None else wrap(x_out, self.length)
         cell = grid.cell_size[0]
         if x_out is not None:
-            cells = (x_out.double() - grid.origin[0]) / cell
+            cells = (x_out.detach().double() - grid.origin[0]) / cell
             is_on_grid = (cells - cells.round()).abs() < ON_GRID
             self.num_grids = 1 if bool(is_on_grid.all()) else 2
         offsets = [k * cell / self.num_grids for k in range(self.num_grids)]
         given = [positions for positions in (x, x_out) if positions is not None]
-        points = grid.axis(0).to(given[0].device)
-        self.points = torch.stack([(points + offset) % self.length for offset in offsets], -1)
+        points = grid.axis(0).to(given[0])
+        self.points = torch.stack([wrap(points + offset, self.length) for offset in offsets], -1)
 
     def to_grids(self, u0: Tensor) -> Tensor:
         """Initial fields (B, P, C) on the grids: (B * num_grids, X, C)."""
         if self.x is None and self.num_grids == 1:
             return u0
-        u = self._interpolate(u0, self.points[:, 0] if self.x is None else self.x, self.points)
+        x = self.points[:, 0] if self.x is None else self.x
+        u = self._interpolate(*merge_coincident(u0, x), self.points)
         return u.unflatten(1, (-1, self.num_grids)).transpose(1, 2).flatten(0, 1)
 
     def from_grids(self, u: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
+from ups.core.gradients import needs_gradients, to_tensor
 from ups.core.settings import PlainDict
 from ups.core.stepper import FIELDS_PER_DECODE, Stepper
 from ups.physics import Equation, get_equation
@@ -29,6 +30,16 @@ from ups.simulation.symmetric_rollout import symmetric_rollout
 MODES = ("latent", "physical")
 CORRECTIONS = ("none", "diffusion", "consistency")
 log = logging.getLogger(__name__)
+
+
+def _in_grad_mode(frames: Iterator[Tensor], is_enabled: bool) -> Iterator[Tensor]:
+    """Yield ``frames``, each made with gradients or without; the caller's mode stays its own."""
+    while True:
+        with torch.set_grad_enabled(is_enabled):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
 
 
 class Simulator(nn.Module):
@@ -214,8 +225,13 @@ class Simulator(nn.Module):
         x: Tensor | None = None,
         x_out: Tensor | None = None,
         temperature: float | None = None,
+        grad: bool | None = None,
+        checkpoint_every: int | None = None,
     ) -> Tensor:
         """Roll out ``u0`` for ``steps`` steps of ``dt``; the arguments are those of ``stream``.
+
+        Gradients with respect to ``u0``, the parameters and positions flow if one of these requires
+        gradients, or with ``grad=True``; see ``stream``.
 
         Returns:
             Fields (B, steps, *space, C), without the initial frame.
@@ -231,11 +247,13 @@ class Simulator(nn.Module):
             x=x,
             x_out=x_out,
             temperature=temperature,
+            grad=grad,
+            checkpoint_every=checkpoint_every,
             fields_per_decode=FIELDS_PER_DECODE,
         )
-        return torch.stack(list(frames), 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or grad is True):
+            return torch.stack(list(frames), 1)
 
-    @torch.no_grad()
     def stream(
         self,
         u0: Tensor,
@@ -249,6 +267,8 @@ class Simulator(nn.Module):
         x: Tensor | None = None,
         x_out: Tensor | None = None,
         temperature: float | None = None,
+        grad: bool | None = None,
+        checkpoint_every: int | None = None,
         fields_per_decode: int = 1,
     ) -> Iterator[Tensor]:
         """Yield the frames (B, *space, C) of a rollout one at a time.
@@ -266,27 +286,77 @@ class Simulator(nn.Module):
             parameters: the parameters by name, each one number or (B,), instead of ``nu``.
             ttc: whether to choose among corrected candidates and guide them by the equation at
                 every step.
-            x: positions (P,) of ``u0`` in the domain, any number in any order; default: the
-                training grid.
-            x_out: positions (Q,) of the result in the domain, any number in any order; default: the
-                training grid. See ``ups.simulation.resampling``.
+            x: positions (P,) of ``u0``, any number in any order, within one period of the line;
+                default: the training grid.
+            x_out: positions (Q,) of the result, any number in any order; default: the training
+                grid. See ``ups.simulation.resampling``.
             temperature: factor on the draws of a corrector. 1 samples the learned distribution, as
                 ensembles need; 0 takes its mean, the best single prediction; default: the
                 corrector's own. Draws use torch's global random numbers.
+            grad: whether the frames have gradients: True, also with respect to the weights; False;
+                or None, only if ``u0``, a parameter, ``x`` or ``x_out`` requires gradients or
+                belongs to a transform of ``torch.func``. Time factors, whole-cell moves of the
+                frame and the noise of correctors are constants. ``ttc`` has no gradients.
+            checkpoint_every: number of steps whose activations are computed again for the gradient
+                instead of kept; about the square root of ``steps`` needs the least memory. Frames
+                come in groups of as many.
             fields_per_decode: about how many fields are decoded in one call. Has no effect if every
                 step must be decoded before the next.
 
         Raises:
             UpsError: an argument is out of its range, or this simulator has no such corrector.
         """
+        self._validate_options(steps, mode, temperature, grad, checkpoint_every)
+        has_gradients = grad
+        if grad is None:
+            has_gradients = needs_gradients(u0, nu, x, x_out, *(parameters or {}).values())
+        if has_gradients and ttc:
+            raise UpsError(
+                "`ttc` must be False where gradients are needed, got True: guidance has none. "
+                "Use grad=False for frames without gradients."
+            )
+        # without an explicit request, the caller's torch.no_grad() counts
+        is_recorded = bool(has_gradients) and (grad is not None or torch.is_grad_enabled())
+        frames = self._stream(
+            u0,
+            steps,
+            nu=nu,
+            parameters=parameters,
+            mode=mode,
+            correct=correct,
+            ttc=ttc,
+            x=x,
+            x_out=x_out,
+            temperature=temperature,
+            checkpoint_every=checkpoint_every,
+            fields_per_decode=fields_per_decode,
+        )
+        return _in_grad_mode(frames, is_recorded)
+
+    def _stream(
+        self,
+        u0: Tensor,
+        steps: int,
+        *,
+        nu: float | Tensor | None,
+        parameters: Mapping[str, float | Tensor] | None,
+        mode: str,
+        correct: str,
+        ttc: bool,
+        x: Tensor | None,
+        x_out: Tensor | None,
+        temperature: float | None,
+        checkpoint_every: int | None,
+        fields_per_decode: int,
+    ) -> Iterator[Tensor]:
+        """The frames of ``stream`` in the grad mode of its caller."""
         places = [self._validate_positions(p, name) for p, name in ((x, "x"), (x_out, "x_out"))]
         fields, has_channels = self._validate_fields(u0, places[0])
         values = self._validate_parameters(nu, parameters, len(fields))
-        self._validate_options(steps, mode, temperature)
         resampling = Resampling(self.spec.domain, *places)
         stepper = self.stepper(correct, ttc, temperature, resampling.num_grids)
         u = resampling.to_grids(fields)
-        self._warn(u, values, resampling.num_grids)
+        self._warn(u.detach(), values.detach(), resampling.num_grids)
         frames = symmetric_rollout(
             stepper,
             u,
@@ -298,6 +368,7 @@ class Simulator(nn.Module):
             reencode=mode == "physical",
             group_size=resampling.num_grids,
             frames_per_decode=max(1, fields_per_decode // len(u)),
+            checkpoint_every=checkpoint_every,
         )
         for u in frames:
             out = resampling.from_grids(u)
@@ -322,9 +393,10 @@ class Simulator(nn.Module):
 
     def _validate_fields(self, u0: object, x: Tensor | None) -> tuple[Tensor, bool]:
         """Check ``u0``: fields (B, *space, C), and whether it had a channel axis."""
-        if torch.as_tensor(u0).is_complex():
+        u0 = to_tensor(u0, None, None)
+        if u0.is_complex():
             raise UpsError("`u0` must be real, got a complex field.")
-        u0 = torch.as_tensor(u0, dtype=torch.float32, device=self.mean.device)
+        u0 = u0.to(self.mean)
         space = self.spec.domain.shape if x is None else (len(x),)
         u, has_channels = self.spec.add_channel_axis(u0)
         if len(u) == 0 or tuple(u.shape[1:]) != (*space, self.spec.num_channels):
@@ -338,7 +410,14 @@ class Simulator(nn.Module):
             raise UpsError("`u0` must be finite, got values that are not.")
         return u, has_channels
 
-    def _validate_options(self, steps: int, mode: str, temperature: float | None) -> None:
+    def _validate_options(
+        self,
+        steps: int,
+        mode: str,
+        temperature: float | None,
+        grad: bool | None,
+        checkpoint_every: int | None,
+    ) -> None:
         if not (hasattr(steps, "__index__") and steps >= 1):
             raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
         if mode not in MODES:
@@ -346,6 +425,14 @@ class Simulator(nn.Module):
         is_number = isinstance(temperature, int | float)
         if temperature is not None and not (is_number and temperature >= 0):
             raise UpsError(f"`temperature` must be a number >= 0, got {temperature!r}.")
+        if grad not in (None, True, False):
+            raise UpsError(f"`grad` must be True, False or None, got {grad!r}.")
+        if checkpoint_every is not None and not (
+            hasattr(checkpoint_every, "__index__") and checkpoint_every >= 1
+        ):
+            raise UpsError(
+                f"`checkpoint_every` must be an integer >= 1 or None, got {checkpoint_every!r}."
+            )
 
     def _validate_corrector(self, correct: str) -> str:
         if correct not in CORRECTIONS:
@@ -373,21 +460,19 @@ class Simulator(nn.Module):
         if sorted(given) != sorted(names):
             wanted = ", ".join(names) or "none"
             raise UpsError(f"the parameters must be {wanted}, got {', '.join(given) or 'none'}.")
-        values = torch.empty(batch, len(names), device=self.mean.device)
-        for column, name in enumerate(names):
+        columns = []
+        for name in names:
             try:
-                values[:, column] = torch.as_tensor(
-                    given[name], dtype=torch.float32, device=self.mean.device
-                ).expand(batch)
+                value = to_tensor(given[name], self.mean.dtype, self.mean.device).expand(batch)
             except (TypeError, ValueError, RuntimeError):
                 raise UpsError(
                     f"`{name}` must be one number or ({batch},), one for each field, "
                     f"got {given[name]!r}."
                 ) from None
-            if not bool(((values[:, column] > 0) & values[:, column].isfinite()).all()):
-                got = values[:, column].tolist()
-                raise UpsError(f"`{name}` must be positive and finite, got {got}.")
-        return values
+            if not bool(((value > 0) & value.isfinite()).all()):
+                raise UpsError(f"`{name}` must be positive and finite, got {value.tolist()}.")
+            columns.append(value)
+        return torch.stack(columns, 1) if columns else self.mean.new_empty(batch, 0)
 
     def _warn(self, u: Tensor, parameters: Tensor, group_size: int) -> None:
         """Warn of parameters (B, P) and, once, of fields (B * group_size, *space, C) beyond the
@@ -425,18 +510,22 @@ class Simulator(nn.Module):
             )
 
     def _validate_positions(self, x: object, name: str) -> Tensor | None:
-        """Check that positions lie in the domain of a line and return them as a tensor (P,)."""
+        """Check positions on a line and return them as a tensor (P,)."""
         if x is None:
             return None
         length = self.spec.grid.extent[0]
-        x = torch.as_tensor(x, dtype=torch.float32, device=self.mean.device)
+        x = to_tensor(x, self.mean.dtype, self.mean.device)
         x = x.squeeze(-1) if x.ndim == 2 else x
         if x.ndim != 1 or len(x) == 0:
             raise UpsError(f"`{name}` must have shape (P,) with P >= 1, got {tuple(x.shape)}.")
-        if not bool(((x >= 0) & (x < length)).all()):
+        if not bool(x.isfinite().all()):
+            raise UpsError(f"`{name}` must be finite, got values that are not.")
+        low = x.min().item()
+        high = x.max().item()
+        # an output may span several periods; an input that does is in other units
+        if name == "x" and high - low > length * (1 + 1e-6):
             raise UpsError(
-                f"`{name}` must lie in [0, {length:g}), the end left out; "
-                f"got {x.min().item():g} to {x.max().item():g}."
+                f"`x` must span at most one period of {length:g}, got {low:g} to {high:g}."
             )
         return x
 

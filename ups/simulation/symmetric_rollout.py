@@ -25,16 +25,17 @@ def symmetric_rollout(
     reencode: bool = False,
     group_size: int = 1,
     frames_per_decode: int = 1,
+    checkpoint_every: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield the fields (B, *space, C) of a rollout, without the initial one; see ``rollout``.
 
     A field that moves as a whole is seen from a frame that moves along. A parameter above the
     trained ones is that of a solution which is slower by a whole factor, if the equation can be
-    rescaled; that many steps are taken instead of each.
+    rescaled; that many steps are taken instead of each. Both choices are constants to gradients.
 
     Args:
-        stepper: see ``rollout``, and likewise ``u0``, ``steps``, ``parameters``, ``reencode`` and
-            ``frames_per_decode``.
+        stepper: see ``rollout``, and likewise ``u0``, ``steps``, ``parameters``, ``reencode``,
+            ``frames_per_decode`` and ``checkpoint_every``.
         spec: describes the field.
         equation: the equation, for its symmetries; without one this is ``rollout``.
         trained: parameters (N, P) of the training data; empty: all parameters count as trained.
@@ -51,6 +52,7 @@ def symmetric_rollout(
         reencode=reencode,
         group_size=group_size,
         frames_per_decode=frames_per_decode,
+        checkpoint_every=checkpoint_every,
     )
     rollouts = [at_one_factor(u0[i], parameters[i], factors[i]) for i in rows]
     order = torch.cat(rows).argsort()
@@ -70,12 +72,22 @@ def _at_one_factor(
     reencode: bool,
     group_size: int,
     frames_per_decode: int,
+    checkpoint_every: int | None,
 ) -> Iterator[Tensor]:
     factor = int(factors[0])  # they are all the same
-    slow, slow_parameters = rescale(equation, spec.domain, u0, parameters, 1 / factors)
+    slowness = 1 / factors.to(u0.dtype)
+    slow, slow_parameters = rescale(equation, spec.domain, u0, parameters, slowness)
     frame = MovingFrame(equation, slow, spec.domain, spec.dt, group_size)
     seen = frame.enter(slow[:, None])[:, 0]
-    frames = rollout(stepper, seen, factor * steps, slow_parameters, reencode, frames_per_decode)
+    frames = rollout(
+        stepper,
+        seen,
+        factor * steps,
+        slow_parameters,
+        reencode,
+        frames_per_decode,
+        checkpoint_every,
+    )
     for k, u in enumerate(frames, 1):
         if k % factor == 0:
             left = frame.leave(u[:, None], k)[:, 0]

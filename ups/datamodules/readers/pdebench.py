@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ class TrajectoryFile:
         self.t = t[:frames:temporal_downsampling]
         self.frames = len(self.t)
         # periodic: one cell more than the distance of the first and the last center
-        length = round(float(x[-1] - x[0]) * points / (points - 1), 6)
+        length = _without_rounding(float(x[-1] - x[0]) * points / (points - 1))
         self.grid = Grid((len(self.x),), (length,), origin=(float(self.x[0]),))
         self.dt = float(self.t[1] - self.t[0])
 
@@ -178,6 +179,12 @@ class TrajectoryFile:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None}
+
+
+def _without_rounding(length: float) -> float:
+    """A length without the rounding of float32 coordinates: to six places, of short lines more."""
+    zeros = max(0, -math.floor(math.log10(length)) - 1)
+    return round(length, 6 + zeros)
 
 
 def digest(parts: Sequence[np.ndarray]) -> str:

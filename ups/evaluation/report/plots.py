@@ -63,7 +63,7 @@ def rollouts(
         ):
             figure = Figure(figsize=(3.6, 2.6))
             axis = figure.add_axes((0.15, 0.18, 0.6, 0.78))
-            extent = (0.0, spec.grid.extent[0], spec.dt, spec.dt * len(truth))
+            extent = (*spec.grid.edges[0], spec.dt, spec.dt * len(truth))
             image = axis.imshow(
                 field.numpy(),
                 origin="lower",

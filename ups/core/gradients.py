@@ -1,0 +1,32 @@
+"""Whether gradients are needed, and conversions that keep them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+
+def needs_gradients(*values: Any) -> bool:
+    """Whether a tensor in ``values``, or in a list there, takes part in a differentiation.
+
+    It requires gradients, as under ``torch.func.grad``, or has a tangent, as under
+    ``torch.func.jvp``.
+    """
+    for value in values:
+        if isinstance(value, list | tuple) and needs_gradients(*value):
+            return True
+        if not isinstance(value, Tensor):
+            continue
+        if value.requires_grad and torch.is_grad_enabled():
+            return True
+        if value.is_floating_point() and unpack_dual(value).tangent is not None:
+            return True
+    return False
+
+
+def to_tensor(value: Any, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+    """``torch.as_tensor`` that keeps the gradients of tensors in a list."""
+    if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
+        value = torch.stack([to_tensor(each, dtype, device) for each in value])
+    return torch.as_tensor(value, dtype=dtype, device=device)
