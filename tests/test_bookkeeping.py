@@ -723,7 +723,7 @@ VALUES = [
     ("trainer.accumulate_grad_batches", [1], [0]),
     ("trainer.gradient_clip_val", [None, 0, 0.5], [-1]),
     ("trainer.precision", ["auto", "32-true"], ["64-true", 32]),
-    ("callbacks.ema.decay", [0, 1, 0.5], [-0.1, 1.1]),
+    ("callbacks.ema.decay", [0, 0.9999, 0.5], [-0.1, 1, 1.1]),
     ("model.hidden_dim", [2], [1]),
     ("model.encoder_depth", [0, 1000], [-1, 1001]),
     ("model.dilations", [[0, 1]], [[], [-1], 3]),

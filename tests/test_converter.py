@@ -266,7 +266,7 @@ def test_old_field_is_a_scalar_on_a_periodic_line():
         "std": (0.5,),
         "conserves_mean": True,
         "time_unit": 0.05,
-        "parameter_units": (0.001,),
+        "parameter_units": (),
     }
     assert converted["training_parameters"] == [[0.4], [2.0]]
     del config["nus"]

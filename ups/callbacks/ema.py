@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch import callbacks
 
 from ups.core.errors import UpsError
-from ups.core.schema import Fraction, NonNegativeInt
+from ups.core.schema import Decay, NonNegativeInt
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class EMAWeightAveraging(callbacks.EMAWeightAveraging):
         self,
         device: str | None = None,
         use_buffers: bool = True,
-        decay: Fraction = 0.999,
+        decay: Decay = 0.999,
         update_every_n_steps: NonNegativeInt = 1,
         update_starting_at_step: NonNegativeInt | None = None,
         update_starting_at_epoch: NonNegativeInt | None = None,

@@ -197,9 +197,9 @@ class FieldSpec:
         std = self.std or (1.0,) * len(self.channels)
         object.__setattr__(self, "mean", tuple(float(value) for value in mean))
         object.__setattr__(self, "std", tuple(float(value) for value in std))
-        units = self.parameter_units or (PARAMETER_UNIT,) * len(self.parameters)
-        object.__setattr__(self, "parameter_units", tuple(float(value) for value in units))
-        if len(self.parameter_units) != len(self.parameters):
+        units = tuple(float(value) for value in self.parameter_units)
+        object.__setattr__(self, "parameter_units", units)
+        if units and len(units) != len(self.parameters):
             raise UpsError("a field must have one unit for each parameter.")
         if not all(0 < value < math.inf for value in (self.time_unit, *self.parameter_units)):
             raise UpsError(
@@ -245,8 +245,9 @@ class FieldSpec:
         scaled so that one unit is ``TIME_UNIT`` and ``PARAMETER_UNIT``.
         """
         dt = self.dt / self.time_unit * TIME_UNIT
-        units = parameters.new_tensor(self.parameter_units) / PARAMETER_UNIT
-        return parameters.new_full(parameters.shape[:1], dt), parameters / units
+        own = parameters.new_tensor(self.parameter_units) / PARAMETER_UNIT
+        scaled = parameters / own if self.parameter_units else parameters
+        return parameters.new_full(parameters.shape[:1], dt), scaled
 
     def essentials(self) -> dict[str, object]:
         """What data and a model for them must agree in, as plain values.

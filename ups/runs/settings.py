@@ -20,7 +20,7 @@ from ups.core.schema import (
     BOOKKEEPING_EVERYWHERE,
     Argument,
     Bookkeeping,
-    Fraction,
+    Decay,
     NonNegativeFloat,
     OneOrMore,
     PathStr,
@@ -180,7 +180,7 @@ class EMASettings:
         use_buffers: whether buffers are averaged too.
     """
 
-    decay: Fraction = 0.99
+    decay: Decay = 0.99
     use_buffers: bool = False
 
 
