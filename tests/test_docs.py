@@ -67,7 +67,7 @@ def small(words):
         *SIZES,
         *(
             []
-            if any("pdebench" in word or word == "experiment=burgers_upt" for word in words)
+            if any("pdebench" in w or w in ("experiment=burgers_upt", "data=own") for w in words)
             else GENERATED
         ),
     ]
@@ -95,9 +95,13 @@ def prepare(folder, words, trained):
         shutil.copytree(trained, folder / "outputs" / name)
     if "--config-dir" in words or any("sobolev" in word for word in words):
         write_files((ROOT / "docs/extending.md").read_text(), folder)
-        np.save(folder / "waves.npy", np.random.default_rng(0).normal(size=(24, 11, 32)))
+    write_waves(folder)
     if "stage=evaluate" in words:
         run(folder, ["stage=operator" if word == "stage=evaluate" else word for word in words])
+
+
+def write_waves(folder):
+    np.save(folder / "waves.npy", np.random.default_rng(0).normal(size=(24, 31, 32)))
 
 
 def run(folder, words):
@@ -120,6 +124,7 @@ def test_a_command(command, tmp_path, run_of_all_stages):
 def test_a_piece_of_python(text, tmp_path, run_of_all_stages, monkeypatch):
     shutil.copytree(run_of_all_stages, tmp_path / "outputs/burgers")
     monkeypatch.chdir(tmp_path)
+    write_waves(tmp_path)
     torch.manual_seed(0)
     sim = ups.load("outputs/burgers")
     exec(text, {"sim": sim, "u0": torch.randn(2, 32), "x": torch.rand(32), "x_out": torch.rand(50)})

@@ -301,7 +301,7 @@ def test_a_rollout_is_drawn_in_one_call(tmp_path):
     simulator = Simulator(make_simulator().model, spec)
     u = torch.randn(3, 4, 32)
     truth = u + 0.1
-    figure = simulator.plot(u, truth, sample=2)
+    figure = simulator.plot(u, truth.numpy(), sample=2)
     pictures = {axis.get_title(): axis.images[0] for axis in figure.axes if axis.images}
     assert np.array_equal(pictures["rollout"].get_array(), u[2].numpy())
     assert np.allclose(pictures["error"].get_array(), -0.1, atol=1e-6)
@@ -314,5 +314,7 @@ def test_a_rollout_is_drawn_in_one_call(tmp_path):
     assert picture.get_clim() == pytest.approx((float((u[0] ** 2).min()), float((u[0] ** 2).max())))
     with pytest.raises(UpsError, match="must have one shape"):
         simulator.plot(u, truth[:, :2])
+    with pytest.raises(UpsError, match=r"\(B, T, 32\)"):
+        simulator.plot(u[0])
     with pytest.raises(UpsError, match=r"\(B, T, 32\)"):
         simulator.plot(u[..., :5])

@@ -5,6 +5,7 @@ from io import BytesIO
 from typing import Any
 
 from matplotlib.figure import Figure
+import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
@@ -22,10 +23,11 @@ class Picture(Figure):
 
 def rollout_figure(u: Tensor, truth: Tensor | None, sample: int, spec: FieldSpec) -> Picture:
     """See ``Simulator.plot``."""
-    given = {"rollout": u} if truth is None else {"truth": truth, "rollout": u}
+    both = {"rollout": u} if truth is None else {"truth": truth, "rollout": u}
+    given = {name: torch.as_tensor(field) for name, field in both.items()}
     shapes = {tuple(field.shape) for field in given.values()}
     points = spec.domain.shape
-    if len(points) != 1 or len(shapes) > 1 or u.ndim < 3 or tuple(u.shape[2:3]) != points:
+    if len(points) != 1 or len(shapes) > 1 or tuple(given["rollout"].shape[2:3]) != points:
         raise UpsError(
             f"`u` and `truth` must have one shape (B, T, {points[0]}), the points of the "
             f"training grid; got {', '.join(map(str, shapes))}."
