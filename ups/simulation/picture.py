@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-from matplotlib.figure import Figure
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ups.core.errors import UpsError
