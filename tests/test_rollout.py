@@ -481,3 +481,20 @@ def test_rollout_takes_no_positions_when_the_domain_is_no_periodic_line(domain, 
     for option in ("x", "x_out"):
         with pytest.raises(UpsError, match=words):
             simulator.rollout(u0, 1, **{option: torch.full((32,), 0.5)})
+
+
+def test_calling_a_simulator_gives_the_next_frame(simulator):
+    u0 = fields()
+    assert torch.equal(simulator(u0, nu=NU), simulator.rollout(u0, 3, nu=NU)[:, 0])
+    u = simulator(u0[..., None], nu=NU, mode="physical")
+    assert u.shape == (3, 32, 1)
+
+
+def test_a_simulator_says_in_one_line_what_it_is():
+    sim = ups.load("burgers-small")
+    words = "burgers; upt-small; 256 points; dt=0.05; nu=0.001; correctors: diffusion, consistency"
+    assert repr(sim) == f"Simulator({words})"
+    plain = Simulator(make_simulator().model, make_simulator().spec, training_parameters=[[0.2]])
+    assert repr(plain) == "Simulator(no equation; MixerUPT; 32 points; dt=0.05; nu=0.2)"
+    plain.training_parameters = [[0.2], [0.1], [0.2]]
+    assert "nu=0.1, 0.2" in repr(plain)

@@ -228,13 +228,41 @@ class Simulator(nn.Module):
         grad: bool | None = None,
         checkpoint_every: int | None = None,
     ) -> Tensor:
-        """Roll out ``u0`` for ``steps`` steps of ``dt``; the arguments are those of ``stream``.
+        """Roll out ``u0`` for ``steps`` steps of ``dt``.
 
-        Gradients with respect to ``u0``, the parameters and positions flow if one of these requires
-        gradients, or with ``grad=True``; see ``stream``.
+        Main arguments:
+            u0: initial fields (B, *space, C), or (*space, C) for a single sample. The channel axis
+                may be left out if there is one channel; the frames then have none either.
+            steps: number of frames, at least 1.
+            nu: the parameter of data that have one parameter, one number or (B,). It has PDEBench's
+                meaning (for Burgers the viscosity).
+            mode: "latent" encodes once; "physical" decodes and encodes again at every step.
+            correct: a corrector trained by a later stage ("diffusion" or "consistency"), or "none".
+
+        Other arguments:
+            parameters: the parameters by name, each one number or (B,), instead of ``nu``.
+            ttc: whether to choose among corrected candidates and guide them by the equation at
+                every step.
+            x: positions (P,) of ``u0``, any number in any order, within one period of the line;
+                default: the training grid.
+            x_out: positions (Q,) of the result, any number in any order; default: the training
+                grid. See ``ups.simulation.resampling``.
+            temperature: factor on the draws of a corrector. 1 samples the learned distribution, as
+                ensembles need; 0 takes its mean, the best single prediction; default: the
+                corrector's own. Draws use torch's global random numbers.
+            grad: whether the frames have gradients: True, also with respect to the weights; False;
+                or None, only if ``u0``, a parameter, ``x`` or ``x_out`` requires gradients or
+                belongs to a transform of ``torch.func``. Time factors, whole-cell moves of the
+                frame and the noise of correctors are constants. ``ttc`` has no gradients.
+            checkpoint_every: number of steps whose activations are computed again for the gradient
+                instead of kept; about the square root of ``steps`` needs the least memory. Frames
+                come in groups of as many.
 
         Returns:
             Fields (B, steps, *space, C), without the initial frame.
+
+        Raises:
+            UpsError: an argument is out of its range, or this simulator has no such corrector.
         """
         frames = self.stream(
             u0,
@@ -273,33 +301,8 @@ class Simulator(nn.Module):
     ) -> Iterator[Tensor]:
         """Yield the frames (B, *space, C) of a rollout one at a time.
 
-        Main arguments:
-            u0: initial fields (B, *space, C), or (*space, C) for a single sample. The channel axis
-                may be left out if there is one channel; the frames then have none either.
-            steps: number of frames, at least 1.
-            nu: the parameter of data that have one parameter, one number or (B,). It has PDEBench's
-                meaning (for Burgers the viscosity).
-            mode: "latent" encodes once; "physical" decodes and encodes again at every step.
-            correct: a corrector trained by a later stage ("diffusion" or "consistency"), or "none".
-
-        Other arguments:
-            parameters: the parameters by name, each one number or (B,), instead of ``nu``.
-            ttc: whether to choose among corrected candidates and guide them by the equation at
-                every step.
-            x: positions (P,) of ``u0``, any number in any order, within one period of the line;
-                default: the training grid.
-            x_out: positions (Q,) of the result, any number in any order; default: the training
-                grid. See ``ups.simulation.resampling``.
-            temperature: factor on the draws of a corrector. 1 samples the learned distribution, as
-                ensembles need; 0 takes its mean, the best single prediction; default: the
-                corrector's own. Draws use torch's global random numbers.
-            grad: whether the frames have gradients: True, also with respect to the weights; False;
-                or None, only if ``u0``, a parameter, ``x`` or ``x_out`` requires gradients or
-                belongs to a transform of ``torch.func``. Time factors, whole-cell moves of the
-                frame and the noise of correctors are constants. ``ttc`` has no gradients.
-            checkpoint_every: number of steps whose activations are computed again for the gradient
-                instead of kept; about the square root of ``steps`` needs the least memory. Frames
-                come in groups of as many.
+        Args:
+            u0: see ``rollout``, and likewise the arguments that follow.
             fields_per_decode: about how many fields are decoded in one call. Has no effect if every
                 step must be decoded before the next.
 
@@ -373,6 +376,26 @@ class Simulator(nn.Module):
         for u in frames:
             out = resampling.from_grids(u)
             yield out if has_channels else out.squeeze(-1)
+
+    def forward(self, u0: Tensor, **options: Any) -> Tensor:
+        """The next frame (B, *space, C) after ``u0``; the options are those of ``rollout``."""
+        return self.rollout(u0, 1, **options)[:, 0]
+
+    def __repr__(self) -> str:
+        points = " x ".join(map(str, self.spec.domain.shape))
+        parts = [
+            self.equation_name or "no equation",
+            str(self.model_config.get("name", type(self.model).__name__)),
+            f"{points} points",
+            f"dt={self.spec.dt:g}",
+        ]
+        for name, values in zip(
+            self.spec.parameters, zip(*self.training_parameters, strict=True), strict=False
+        ):
+            parts.append(f"{name}={', '.join(f'{value:g}' for value in sorted(set(values)))}")
+        if len(self.correctors):
+            parts.append(f"correctors: {', '.join(self.correctors)}")
+        return f"Simulator({'; '.join(parts)})"
 
     def plot(self, u: Tensor, truth: Tensor | None = None, sample: int = 0) -> Figure:
         """Draw a rollout over space and time, beside the truth and the error if it is known.
