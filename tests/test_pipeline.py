@@ -214,7 +214,7 @@ def test_stage_is_refused_when_the_one_before_has_not_finished(tmp_path):
 
 def test_evaluation_is_refused_when_the_data_are_not_those_of_the_training(copied):
     printed = call(copied, "name=one", "stage=evaluate", "data.num_points=16", code=2)
-    assert "for burgers at 32 points" in printed
+    assert "`points` must be 32, got 16." in printed
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ WILD = [
     "stage.operator.module.lr=0.1",
     "stage.operator.module.min_lr_ratio=1",
     "callbacks.ema.decay=0",
+    "loss.squared=true",  # wilder than the roots
     "trainer.max_epochs=8",
 ]
 
