@@ -15,6 +15,7 @@ from ups.callbacks import LeaderboardWriter
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.callbacks.resource_probe import result_path
 from ups.core.io import write_text
+from ups.core.precision import float32_by_default
 from ups.core.settings import to_plain
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
@@ -42,6 +43,7 @@ from ups.simulation.guidance import TTC
 log = logging.getLogger("ups")
 
 
+@float32_by_default()
 def run(cfg: DictConfig) -> float:
     """Train the stages that are not finished, test, and report.
 

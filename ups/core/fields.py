@@ -156,7 +156,7 @@ class PointCloud:
 
     def positions(self) -> Tensor:
         """The positions (P, D) of the points, float32."""
-        return torch.tensor(self.points)
+        return torch.tensor(self.points, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
@@ -26,7 +27,11 @@ def needs_gradients(*values: Any) -> bool:
 
 
 def to_tensor(value: Any, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
-    """``torch.as_tensor`` that keeps the gradients of tensors in a list."""
+    """``torch.as_tensor`` that keeps the gradients of tensors in a list, and takes arrays whose
+    bytes are in another order than this machine's.
+    """
     if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
         value = torch.stack([to_tensor(each, dtype, device) for each in value])
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
     return torch.as_tensor(value, dtype=dtype, device=device)

@@ -81,10 +81,10 @@ class OwnDataModule(TrajectoryDataModule):
         return {"train": train, "validation": validation, "test": test}
 
     def read_parameters(self, files: Sequence[Reader], rows: Sequence[int]) -> Tensor:
+        if not self.file.parameters:
+            return torch.empty(len(rows), 0, dtype=torch.float32)
         columns = [values[rows] for values in self.file.parameters.values()]
-        return (
-            torch.from_numpy(np.stack(columns, 1)).float() if columns else torch.empty(len(rows), 0)
-        )
+        return torch.from_numpy(np.stack(columns, 1)).float()
 
     def parameter_names(self) -> tuple[str, ...]:
         return tuple(self.file.parameters)

@@ -277,7 +277,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
 
     def read_parameters(self, files: Sequence[Reader], rows: Sequence[int]) -> Tensor:
         """The parameters (N, P) of ``rows`` of each file."""
-        return torch.tensor(self.training_parameters).repeat_interleave(len(rows), 0)
+        known = torch.tensor(self.training_parameters, dtype=torch.float32)
+        return known.repeat_interleave(len(rows), 0)
 
     def _describe(self, file: Reader, values: np.ndarray) -> FieldSpec:
         """Describe the field, with the statistics of training data (N, T, *space, C).

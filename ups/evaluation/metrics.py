@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
+from ups.core.gradients import to_tensor
 from ups.core.norms import RELATIVE_ERROR_FLOOR
 from ups.physics import Equation, Law
 
@@ -127,8 +128,8 @@ def pdebench_metrics(
     Raises:
         UpsError: the shapes are others, or they differ.
     """
-    pred = torch.as_tensor(pred)
-    target = torch.as_tensor(target)
+    pred = to_tensor(pred, None, None)
+    target = to_tensor(target, None, None)
     if pred.shape != target.shape or pred.ndim not in (3, 4, 5):
         raise UpsError(
             "`pred` and `target` must have one shape, (B, T, X), (B, T, X, Y) or (B, T, X, Y, C), "

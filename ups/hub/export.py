@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -30,6 +31,7 @@ from torch.onnx import ONNXProgram
 
 import ups
 from ups.core.errors import UpsError
+from ups.core.gradients import to_tensor
 from ups.core.io import write_bytes
 from ups.core.optional_packages import import_optional
 from ups.hub.model_card import render_model_card
@@ -167,7 +169,7 @@ def examples(simulator: Simulator, batch: int) -> dict[str, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     u = simulator.mean + simulator.std * torch.randn(batch, *spec.shape, generator=generator)
     row = simulator.training_parameters[0] if simulator.training_parameters else [1e-3]
-    parameters = torch.tensor([row] * batch)
+    parameters = torch.tensor([row] * batch, dtype=simulator.mean.dtype)
     z = simulator.encode(u)
     return {
         "encode": {"u": u.squeeze(-1) if spec.num_channels == 1 else u},
@@ -208,10 +210,10 @@ def to_xarray(
     """
     xarray = import_optional("xarray", "a data set", "xarray")
     spec = simulator.spec
-    fields, _ = spec.add_channel_axis(torch.as_tensor(u0).detach().to(simulator.mean))
+    fields, _ = spec.add_channel_axis(to_tensor(u0, None, None).detach().to(simulator.mean))
     arguments = {**options, "grad": False}
     u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **arguments)
-    positions = (None if p is None else torch.as_tensor(p).detach() for p in (x, x_out))
+    positions = (None if p is None else to_tensor(p, None, None).detach() for p in (x, x_out))
     resampling = Resampling(spec.grid, *positions)
     first = resampling.from_grids(resampling.to_grids(fields.to(u.device)))
     values = torch.cat((first[:, None], u), 1).cpu().numpy()
@@ -222,7 +224,7 @@ def to_xarray(
         "trajectory": range(len(u)),
         "time": (
             "time",
-            [simulator.dt * i for i in range(steps + 1)],
+            decimal_times(simulator.dt, steps + 1),
             {**one, "axis": "T", "long_name": "time"},
         ),
     }
@@ -232,7 +234,7 @@ def to_xarray(
         coordinates[name] = (name, torch.as_tensor(axis).detach().cpu().numpy(), about)
     given = dict(options.get("parameters") or {}) or dict.fromkeys(spec.parameters, nu)
     for name, value in given.items():
-        column = torch.as_tensor(value).detach().expand(len(u)).cpu().numpy()
+        column = to_tensor(value, None, None).detach().expand(len(u)).cpu().numpy()
         coordinates[name] = ("trajectory", column, {**one, "long_name": "parameter of the data"})
     variables = {
         channel: (
@@ -243,6 +245,15 @@ def to_xarray(
         for c, channel in enumerate(spec.channels)
     }
     return xarray.Dataset(variables, coordinates, _origin(simulator, options))
+
+
+def decimal_times(dt: float, count: int) -> list[float]:
+    """The times 0, dt, 2 dt, ... as somebody would write them.
+
+    A dt read from a file is that of float32, 0.0500000007; a time is looked up as 1.0.
+    """
+    written = float(str(np.float32(dt)))
+    return [float(f"{written * i:.7g}") for i in range(count)]
 
 
 def _origin(simulator: Simulator, options: Mapping[str, object]) -> dict[str, object]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
+from ups.core.precision import float32_by_default
 from ups.models.base import GridModel
 from ups.models.fno import FNO
 from ups.models.memory import MemoryUPT
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 
+@float32_by_default()
 def build(config: Mapping[str, object], spec: FieldSpec) -> nn.Module:
     """Build the model that ``spec`` describes.
 

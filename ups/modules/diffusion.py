@@ -62,7 +62,9 @@ class DiffusionModule(CorrectorModule):
         simulator.requires_grad_(False)
         self.corrector = simulator.add_corrector("diffusion", corrector)
         self.simulator = simulator
-        self.register_buffer("operator_errors", torch.zeros(2))  # 0: not measured yet
+        self.register_buffer(
+            "operator_errors", torch.zeros(2, dtype=torch.float32)
+        )  # 0: not measured yet
         self.operator_errors: Tensor
 
     def trainable_module(self) -> ResidualCorrector:

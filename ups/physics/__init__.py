@@ -3,6 +3,8 @@
 They are independent of models. A module here that has an ``EQUATION`` provides it under its name.
 """
 
+import copyreg
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -37,4 +39,17 @@ def get_equation(name: str) -> Equation:
             f"`data.equation` must be {allowed}, got {name!r}: the module's EQUATION is no "
             "ups.physics.Equation."
         )
+    _MODULE_OF[equation.name] = name
     return equation
+
+
+_MODULE_OF: dict[str, str] = {}  # of equations that are not among ``EQUATIONS``
+
+
+def _reduced(equation: Equation) -> tuple[Callable[[str], Equation], tuple[str]]:
+    return get_equation, (_MODULE_OF.get(equation.name, equation.name),)
+
+
+# by name, because its functions can't be pickled; worker processes are started anew where forking
+# is not the default
+copyreg.pickle(Equation, _reduced)

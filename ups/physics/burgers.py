@@ -313,8 +313,8 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
     Args:
         u0: point values (B, X).
         t: times (T,), increasing and >= 0.
-        nu: the viscosity, one number. Gradients with respect to it are exact, on fixed points of
-            the trapezoid rule.
+        nu: the viscosity, one number > 0. Gradients with respect to it are exact, on fixed points
+            of the trapezoid rule.
         length: the length of the periodic line.
 
     Returns:
@@ -324,6 +324,8 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
         UpsError: see ``ups.physics.periodic_1d.validate_solver_inputs``.
     """
     u0, times, number, with_gradient = validate_solver_inputs(u0, t, nu)
+    if number == 0:
+        raise UpsError("`nu` must be > 0 for the Cole-Hopf transform, got 0.")
     mu = number / math.pi
     exponent_scale = -2 * (with_gradient / math.pi)
     points = u0.shape[-1]

@@ -58,7 +58,7 @@ def initial_conditions(
         Fields (n, X), float32.
     """
     rng = np.random.default_rng(seed)
-    position = torch.as_tensor(x, dtype=torch.float64).cpu().numpy() / length
+    position = to_tensor(x, torch.float64, None).cpu().numpy() / length
     k = np.arange(1, 5)
     count = (rng.integers(1, 5, size=(n, 2))[:, :, None] == k).sum(1)  # (n, 4)
     amplitude = rng.uniform(0, 1, (n, 4))
@@ -125,7 +125,7 @@ def validate_fields_and_times(u0: object, t: object) -> tuple[Tensor, list[float
             f"`u0` must be real fields of shape (B, X) or (X,), got {u0.dtype} of shape "
             f"{tuple(u0.shape)}."
         )
-    times = torch.as_tensor(t, dtype=torch.float64).reshape(-1).tolist()
+    times = to_tensor(t, torch.float64, None).reshape(-1).tolist()
     if not times or times[0] < 0 or any(not a <= b < math.inf for a, b in pairwise([0.0, *times])):
         raise UpsError(f"`t` must be finite times >= 0 in increasing order, got {times}.")
     return u0, times

@@ -1,6 +1,7 @@
 """Load simulators from run directories, checkpoints, model folders and the models of UPS itself."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +50,11 @@ def load(path: str | Path, data: TrainingData | None = None) -> Simulator:
             keys that differ), or the data differ.
     """
     names = model_folder.list_pretrained()
+    if not isinstance(path, str | os.PathLike):
+        raise UpsError(
+            f"`path` must be a run directory, a checkpoint, a folder or one of {', '.join(names)}; "
+            f"got {path!r}."
+        )
     path = (
         model_folder.SHIPPED / path
         if str(path) in names and not Path(path).exists()

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
+from ups.core.gradients import to_tensor
 
 
 class Picture(Figure):
@@ -24,7 +24,7 @@ class Picture(Figure):
 def rollout_figure(u: Tensor, truth: Tensor | None, sample: int, spec: FieldSpec) -> Picture:
     """See ``Simulator.plot``."""
     both = {"rollout": u} if truth is None else {"truth": truth, "rollout": u}
-    given = {name: torch.as_tensor(field) for name, field in both.items()}
+    given = {name: to_tensor(field, None, None) for name, field in both.items()}
     shapes = {tuple(field.shape) for field in given.values()}
     points = spec.domain.shape
     if len(points) != 1 or len(shapes) > 1 or tuple(given["rollout"].shape[2:3]) != points:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.gradients import needs_gradients, to_tensor
+from ups.core.precision import float32_by_default
 from ups.core.settings import PlainDict
 from ups.core.stepper import FIELDS_PER_DECODE, Stepper
 from ups.physics import Equation, get_equation
@@ -90,8 +91,8 @@ class Simulator(nn.Module):
         self.has_warned_of_input = False
         self.correctors: MutableMapping[str, ResidualCorrector] = nn.ModuleDict()  # type: ignore[assignment]
         self.ttc = TTC()
-        self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std), persistent=False)
+        for name, values in (("mean", spec.mean), ("std", spec.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     @property
     def x(self) -> Tensor:
@@ -127,6 +128,7 @@ class Simulator(nn.Module):
         """The one candidate for the next tokens (B, 1, N, W)."""
         return self.step(state, parameters)[:, None]
 
+    @float32_by_default()
     def add_corrector(self, name: str, settings: PlainDict) -> ResidualCorrector:
         """Add an untrained corrector.
 
