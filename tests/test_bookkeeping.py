@@ -43,7 +43,7 @@ from ups.evaluation.results import Evaluation, Row
 from ups.pipeline import run
 from ups.run import CONF, folder_name
 from ups.runs import hydra_callbacks, preflight, provenance, run_dir, stages
-from ups.runs.config import validate_config
+from ups.runs.config import UNSUPPORTED, validate_config
 from ups.runs.settings import BOOKKEEPING_KEYS, is_bookkeeping_key
 from ups.simulation.residual_targets import LatentCache
 
@@ -809,6 +809,15 @@ def test_configuration_check_allows_up_to_the_edge_and_refuses_beyond(
 def test_configuration_check_refuses_what_can_not_work_together(composed, key, value, words):
     with pytest.raises(UpsError, match=re.escape(words)):
         validate_config(changed(composed["all"], key, value))
+
+
+@pytest.mark.parametrize("where", ["trainer", "stage.operator.trainer"])
+@pytest.mark.parametrize("name", list(UNSUPPORTED))
+def test_configuration_check_refuses_what_ends_a_run_without_weights(composed, where, name):
+    cfg = OmegaConf.merge(composed["all"])
+    OmegaConf.update(cfg, f"{where}.{name}", 5, force_add=True)
+    with pytest.raises(UpsError, match=f"`{where}.{name}` is not supported: .*[a-z]"):
+        validate_config(cfg)
 
 
 def test_configuration_check_refuses_ttc_only_when_it_is_used_without_an_equation(composed):

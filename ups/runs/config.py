@@ -43,6 +43,14 @@ RESERVED = (
     "enable_model_summary",
     "enable_progress_bar",
 )
+# arguments with which a run would end without weights, or fail, and what does it instead
+UNSUPPORTED = {
+    "max_steps": "a training ends with an epoch, use max_epochs and data.samples_per_trajectory",
+    "overfit_batches": "use data.num_train and data.fixed_windows=true",
+    "fast_dev_run": "stage=preflight rehearses the command",
+    "barebones": "it leaves out the checkpoints from which a run goes on",
+    "limit_val_batches": "validation chooses the weights, use data.num_validation",
+}
 STAGE_PARTS = ("module", "trainer", "data")
 TESTED_WITH_TTC = ("all", "evaluate")  # stages of a command
 # bounds on the arguments of Lightning's own callbacks
@@ -94,6 +102,9 @@ def known_keys() -> list[str]:
 
 
 def _check_trainer(values: PlainDict, key: str, *, is_partial: bool = False) -> None:
+    for name, instead in UNSUPPORTED.items():
+        if name in values:
+            raise UpsError(f"`{key}.{name}` is not supported: {instead}.")
     if not is_partial:
         for name in arguments(TrainerSettings).named:
             if name not in values:
