@@ -1,7 +1,11 @@
 """Small things that many tests need."""
 
+import os
 import subprocess
 import sys
+
+# workers side by side, each with a thread for every core, wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -101,7 +101,7 @@ def prepare(folder, words, trained):
 
 
 def write_waves(folder):
-    np.save(folder / "waves.npy", np.random.default_rng(0).normal(size=(24, 31, 32)))
+    np.save(folder / "waves.npy", np.random.default_rng(0).normal(size=(24, 31, 128)))
 
 
 def run(folder, words):
