@@ -265,3 +265,28 @@ def test_custom_model_joins_by_one_file_and_one_yaml(ups_run, tmp_path):
         ]
         == "shallow"
     )
+
+
+@pytest.mark.parametrize("architecture", ["memory_upt", "mixer"])
+@pytest.mark.parametrize("options", [{"correct": "diffusion"}, {"ttc": True}])
+def test_correctors_and_guidance_keep_the_mean_that_tokens_carry(architecture, options):
+    spec = line_spec(POINTS)
+    sizes = SPECS.get(architecture, {"num_tokens": 8})
+    simulator = ups.Simulator(
+        make(architecture, spec)
+        if architecture in SPECS
+        else build({"architecture": architecture, **sizes}, spec),
+        spec,
+        "burgers",
+    )
+    nets = {
+        "mean_network": {"hidden_dim": 8, "depth": 1},
+        "denoiser": {"hidden_dim": 8, "depth": 1},
+    }
+    corrector = simulator.eval().add_corrector("diffusion", {**nets, "num_steps": 2})
+    torch.nn.init.normal_(corrector.mean_network.tokens_out)  # it is zero at first
+    u0 = torch.randn(3, POINTS) * 0.3
+    u = simulator.rollout(u0, 4, nu=0.01, **options)
+    plain = simulator.rollout(u0, 4, nu=0.01)
+    assert not torch.allclose(u, plain, atol=1e-3)
+    assert torch.allclose(u.mean(-1), u0.mean(-1, keepdim=True), atol=1e-5)

@@ -200,13 +200,14 @@ def test_memory_upt_equals_written_out_loops(channels, parameters):
         points = numbers(fields[b]).reshape(TOKENS, -1)
         kept = gathered(points) @ numbers(first.weight).T + numbers(first.bias)
         kept = clipped(kept, 0.7)
-        assert np.allclose(numbers(z[b]), np.concatenate([points, kept], 1), atol=1e-12)
+        mean = np.tile(numbers(fields[b]).mean(0), (TOKENS, 1))
+        assert np.allclose(numbers(z[b]), np.concatenate([points, kept, mean], 1), atol=1e-12)
         for _ in range(2):
             tokens = np.concatenate([points, kept], 1)
             h = mixed_patches(model, tokens, dt[b].item(), numbers(values[b]))
             points = added(model, points, h, True)
             kept = clipped(h @ numbers(then.weight).T + numbers(then.bias), 0.7)
-        assert np.allclose(numbers(after[b]), np.concatenate([points, kept], 1), atol=1e-12)
+        assert np.allclose(numbers(after[b]), np.concatenate([points, kept, mean], 1), atol=1e-12)
         read = added(model, points, kept, True, model.memory_out)
         assert np.allclose(numbers(u[b]), read.reshape(POINTS, channels), atol=1e-12)
 

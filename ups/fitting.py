@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from numpy.typing import ArrayLike
 
 from ups import pipeline
 from ups.core.errors import UpsError
@@ -20,11 +21,11 @@ RESERVED = ("u", *TIMES, *POSITIONS)
 
 
 def fit(
-    array: Any,
+    array: ArrayLike,
     *,
     dt: float,
     length: float,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, ArrayLike] | None = None,
     name: str = "fit",
     output_dir: str | Path = "outputs",
     overrides: Sequence[str] = (),

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 RELATIVE_TOLERANCE = 1e-4  # of numbers: coordinates of files are often float32
 
 
-def disagreements(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def disagreements(expected: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
     """List where ``found`` differs from ``expected``, "`dt` must be 0.05, got 0.1" for each name.
 
     Args:
@@ -21,7 +20,7 @@ def disagreements(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list
     ]
 
 
-def _agree(a: Any, b: Any) -> bool:
+def _agree(a: object, b: object) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_agree, a, b))
     if isinstance(a, float) and isinstance(b, float):
@@ -29,7 +28,7 @@ def _agree(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _text(value: Any, other: Any) -> str:
+def _text(value: object, other: object) -> str:
     """``value`` with as many digits as tell it from ``other``."""
     if isinstance(value, tuple):
         others = other if isinstance(other, tuple) else ()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.settings import PlainDict
 
-# units in which networks are told dt and the parameters, unless the spec has others
+# units of dt and the parameters at the input of networks, unless the spec has others
 TIME_UNIT = 0.05
 PARAMETER_UNIT = 1e-3
 
@@ -171,8 +171,8 @@ class FieldSpec:
         mean: mean of each channel (C,), subtracted before a model gets the field; default: 0.
         std: standard deviation of each channel (C,), by which the rest is divided; default: 1.
         conserves_mean: whether the mean of each channel stays the same. If not, no model keeps it.
-        time_unit: a usual time between frames, in which networks are told dt.
-        parameter_units: usual values (P,) of the parameters, in which networks are told them;
+        time_unit: a usual time between frames, the unit of dt at the input of networks.
+        parameter_units: usual values (P,) of the parameters, their units at the input of networks;
             default: ``PARAMETER_UNIT``.
 
     Raises:
@@ -241,7 +241,7 @@ class FieldSpec:
         return space_axes(self.domain.num_dims)
 
     def condition(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """What networks are told of a step at ``parameters`` (B, P): dt (B,) and parameters (B, P),
+        """The inputs of networks at ``parameters`` (B, P): dt (B,) and parameters (B, P),
         scaled so that one unit is ``TIME_UNIT`` and ``PARAMETER_UNIT``.
         """
         dt = self.dt / self.time_unit * TIME_UNIT

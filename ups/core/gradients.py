@@ -1,14 +1,12 @@
 """Whether gradients are needed, and conversions that keep them."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 
-def needs_gradients(*values: Any) -> bool:
+def needs_gradients(*values: object) -> bool:
     """Whether a tensor in ``values``, or in a list there, takes part in a differentiation.
 
     It requires gradients, as under ``torch.func.grad``, or has a tangent, as under
@@ -26,7 +24,7 @@ def needs_gradients(*values: Any) -> bool:
     return False
 
 
-def to_tensor(value: Any, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+def to_tensor(value: object, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
     """``torch.as_tensor`` that keeps the gradients of tensors in a list, and takes arrays whose
     bytes are in another order than this machine's.
     """

@@ -485,7 +485,7 @@ def _chosen(equation: Equation, initial_conditions: str | None) -> str:
     return chosen
 
 
-def _essentials(file: Reader) -> dict[str, Any]:
+def _essentials(file: Reader) -> dict[str, object]:
     """What the files of one data set must agree in."""
     return {"frames": file.frames, "dt": file.dt, **domain_essentials(file.grid)}
 

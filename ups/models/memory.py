@@ -16,6 +16,8 @@ class MemoryUPT(PatchStepper):
     - Approximator: as in ``PatchStepper``, on points and memory. It adds to the points and rewrites
       the memory. Both rewriting and the bound keep errors of the memory from adding up.
     - Decoder: the points, and a linear map of the memories around them.
+    - If the field conserves its mean, the last channels of every token hold it. Nothing may change
+      them, no corrector either, and the points are moved to it.
 
     The memory is what a step knows beyond the field. A physical rollout encodes it again at every
     step and loses that, unless L_inv_dec has brought the encoded memory and the carried one
@@ -28,8 +30,8 @@ class MemoryUPT(PatchStepper):
             ``ups.models.mixer.soft_rms_clip``.
 
     Attributes:
-        hidden_dim: channels W of a token: its values, point by point, and its memory.
-        num_dynamic_channels: all of them.
+        hidden_dim: channels W of a token: its values, point by point, its memory and the mean.
+        num_dynamic_channels: all but the mean's.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class MemoryUPT(PatchStepper):
             patch_overlap,
             conserve_mean,
         )
-        self.hidden_dim = self.patches.size + memory_channels
-        self.num_dynamic_channels = self.hidden_dim
+        self.num_dynamic_channels = self.patches.size + memory_channels
+        num_carried = spec.num_channels if self.conserve_mean else 0
+        self.hidden_dim = self.num_dynamic_channels + num_carried
+        self.sizes = [self.patches.size, memory_channels, num_carried]
         self.memory_rms_limit = memory_rms_limit
-        token_dim = patch_overlap * self.hidden_dim
+        token_dim = patch_overlap * self.num_dynamic_channels
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, token_dim) * token_dim**-0.5)
         self.first_memory = nn.Linear(patch_overlap * self.patches.size, memory_channels)
         self.next_memory = nn.Linear(hidden_channels, memory_channels)
@@ -71,20 +75,29 @@ class MemoryUPT(PatchStepper):
     def encode(self, u: Tensor) -> Tensor:
         """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
         points = super().encode(u)
-        return self._join(points, self.first_memory(self.patches.gather(points)))
+        mean = u.mean(1, keepdim=True)[..., : self.sizes[2]].expand(-1, self.num_tokens, -1)
+        return self._join(points, self.first_memory(self.patches.gather(points)), mean)
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
-        h = self.mix(z, dt, parameters)
-        points = z[..., : self.patches.size] + self.write(h, self.patches_out).to(z.dtype)
-        return self._join(points, self.next_memory(h))
+        points, _, mean = z.split(self.sizes, -1)
+        h = self.mix(z[..., : self.num_dynamic_channels], dt, parameters)
+        points = points + self.write(h, self.patches_out).to(z.dtype)
+        return self._join(self._moved(points, mean), self.next_memory(h), mean)
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode tokens (B, N, W) into fields (B, X, C)."""
-        points, memory = z.split([self.patches.size, z.shape[-1] - self.patches.size], -1)
-        return super().decode(points + self.write(memory, self.memory_out).to(z.dtype))
+        points, memory, mean = z.split(self.sizes, -1)
+        points = points + self.write(memory, self.memory_out).to(z.dtype)
+        return super().decode(self._moved(points, mean))
 
-    def _join(self, points: Tensor, memory: Tensor) -> Tensor:
-        return torch.cat(
-            (points, soft_rms_clip(memory, self.memory_rms_limit).to(points.dtype)), -1
-        )
+    def _moved(self, points: Tensor, mean: Tensor) -> Tensor:
+        """The points with the mean that the tokens carry, which a corrector may have changed."""
+        if not self.conserve_mean:
+            return points
+        field = self.patches.join(points)
+        return self.patches.cut(field + (mean.mean(1, keepdim=True) - field.mean(1, keepdim=True)))
+
+    def _join(self, points: Tensor, memory: Tensor, mean: Tensor) -> Tensor:
+        bounded = soft_rms_clip(memory, self.memory_rms_limit)
+        return torch.cat((points, bounded.to(points.dtype), mean), -1)

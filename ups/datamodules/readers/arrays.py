@@ -7,15 +7,16 @@ number a trajectory (N,), each an array of its own name.
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.core.optional_packages import import_optional
 
 log = logging.getLogger(__name__)
 TIMES = ("t", "time", "times", "t-coordinate")
@@ -24,7 +25,19 @@ POSITIONS = ("x", "x-coordinate")
 MAX_CHANNELS = 16
 # of positions and times: the largest difference of two steps, relative to their mean
 UNEVEN = 1e-3
-Arrays = Mapping[str, Any]
+
+
+class Array(Protocol):
+    """An array in a file, read in slices."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, index: Any) -> ArrayLike: ...
+
+
+Arrays = Mapping[str, Array]
 
 
 def _npy(path: Path) -> Arrays:
@@ -41,12 +54,16 @@ def _hdf5(path: Path) -> Arrays:
 
 
 def _zarr(path: Path) -> Arrays:
-    node = _package("zarr", path).open(str(path), mode="r")
+    node = import_optional("zarr", str(path), "xarray").open(str(path), mode="r")
     return {"u": node} if hasattr(node, "shape") else dict(node.arrays())
 
 
 def _netcdf(path: Path) -> Arrays:
-    return dict(_package("xarray", path).open_dataset(path, decode_times=False).variables)
+    return dict(
+        import_optional("xarray", str(path), "xarray")
+        .open_dataset(path, decode_times=False)
+        .variables
+    )
 
 
 FORMATS: dict[str, Callable[[Path], Arrays]] = {
@@ -57,13 +74,6 @@ FORMATS: dict[str, Callable[[Path], Arrays]] = {
     ".zarr": _zarr,
     ".nc": _netcdf,
 }
-
-
-def _package(name: str, path: Path) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise UpsError(f"{path}: this format needs a package: pip install {name}") from None
 
 
 class ArrayFile:
@@ -201,7 +211,7 @@ class ArrayFile:
             )
         return field
 
-    def _field_shape(self, array: Any) -> tuple[int, int, int, int]:
+    def _field_shape(self, array: Array) -> tuple[int, int, int, int]:
         shape = tuple(array.shape)
         sizes = (*shape, 1) if len(shape) == 3 else shape
         if len(sizes) != 4 or 0 in sizes or array.dtype.kind not in "fiu":
@@ -219,7 +229,7 @@ class ArrayFile:
         trajectories, frames, points, channels = sizes
         return trajectories, frames, points, channels
 
-    def _has_both_ends(self, array: Any) -> bool:
+    def _has_both_ends(self, array: Array) -> bool:
         """Whether the line's last point is its first again, as in linspace(0, 1, N)."""
         some = np.asarray(array[: min(8, self.trajectories)], np.float64)
         gap = np.abs(some[:, :, -1] - some[:, :, 0]).max()
@@ -258,7 +268,7 @@ class ArrayFile:
                 )
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_arrays": None}
 
 
