@@ -11,8 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.serialization import MAP_LOCATION
 
-from ups.core.errors import UpsError
-from ups.core.io import read_tensors, write_bytes
+from ups.core.io import read_tensors, unreadable, write_bytes
 from ups.core.schema import PositiveInt
 from ups.core.settings import PlainDict
 from ups.simulation.converter import convert_state
@@ -40,9 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             checkpoint = read_tensors(Path(path), map_location)
         except Exception as error:  # torch raises many kinds
-            raise UpsError(
-                f"{path} is not a checkpoint, or is damaged ({type(error).__name__})"
-            ) from None
+            raise unreadable(Path(path), error, "a checkpoint") from None
         if isinstance(checkpoint, dict):
             for key in ("state_dict", "current_model_state"):
                 if isinstance(checkpoint.get(key), dict):

@@ -7,6 +7,7 @@ disk, then renamed.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes writable files only
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
@@ -63,17 +64,72 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def unreadable(path: Path, error: Exception, kind: str) -> UpsError:
+    """Say why ``path`` could not be read: the system's reason, or else its content.
+
+    Args:
+        path: the file.
+        error: what the attempt to read it raised.
+        kind: what it must be, for example "an HDF5 file".
+    """
+    found = _system_error(path, error)
+    text = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+    if isinstance(found, FileNotFoundError):
+        return UpsError(f"there is no file {path}")
+    if isinstance(found, IsADirectoryError):
+        return UpsError(f"{path} must be {kind}, got a folder.")
+    if isinstance(found, PermissionError):
+        return UpsError(f"{path} can't be read: no permission.")
+    if isinstance(found, BlockingIOError) or "already open for write" in text:
+        return UpsError(
+            f"{path} is locked: another process has it open for writing, or ended while it did. "
+            "Wait until it is closed, or write it again."
+        )
+    if found is not None:
+        return UpsError(f"{path} can't be read: {found.strerror}.")
+    if "signature not found" in text:
+        return UpsError(
+            f"{path} is not {kind} and can't be read: it is of another kind, or damaged at its "
+            "start."
+        )
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return UpsError(
+        f"{path} is not {kind}, or is damaged or truncated, and can't be read ({reason})"
+    )
+
+
+def _system_error(path: Path, error: Exception) -> OSError | None:
+    """The system's error in opening ``path``: ``error``, or what opening it again raises.
+
+    Libraries report a missing permission as damage, or a folder as a wrong file.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if Path(path).is_dir():  # as some formats are
+        return None
+    try:
+        with Path(path).open("rb"):
+            return None
+    except OSError as found:
+        return found
+
+
 def read_json(path: Path) -> PlainDict:
     """Read the mapping in the file ``path``.
 
     Raises:
-        UpsError: the file is damaged.
+        UpsError: the file is damaged, or can't be read.
+        FileNotFoundError: there is none.
     """
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError(f"a mapping is expected, not {type(content).__name__}")
         return content
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error, "a JSON file") from None
     except ValueError as error:
         raise UpsError(
             f"{path} is damaged ({error}); without it the run doesn't know what it has done"
@@ -105,8 +161,7 @@ def check_disk_space(path: Path, planned: int, what: str) -> None:
     Raises:
         UpsError: the disk has less space. The message has both numbers.
     """
-    stat = os.statvfs(_existing(path))
-    free = stat.f_bavail * stat.f_frsize
+    free = shutil.disk_usage(_existing(path)).free
     if planned > free:
         raise UpsError(
             f"{what} needs {format_bytes(planned)} at {path}, "

@@ -12,7 +12,7 @@ from torch import Tensor
 from ups.core.agreement import disagreements
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
-from ups.core.io import read_tensors, sha256
+from ups.core.io import read_tensors, sha256, unreadable
 from ups.core.settings import PlainDict
 from ups.models import build
 from ups.simulation import converter, model_folder
@@ -137,10 +137,7 @@ def read_checkpoint(path: Path) -> PlainDict:
             "state_dict": state,
         }
     except Exception as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UpsError(
-            f"{path} is not a checkpoint of UPS, or is damaged ({type(error).__name__}: {reason})"
-        ) from None
+        raise unreadable(path, error, "a checkpoint of UPS") from None
 
 
 def mismatched_keys(own: Mapping[str, Tensor], loaded: Mapping[str, object]) -> list[str]:

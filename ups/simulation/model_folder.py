@@ -16,7 +16,7 @@ from torch import Tensor
 
 import ups
 from ups.core.errors import UpsError
-from ups.core.io import write_bytes, write_text
+from ups.core.io import unreadable, write_bytes, write_text
 from ups.core.settings import PlainDict
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -117,6 +117,8 @@ def read(folder: Path) -> tuple[PlainDict, dict[str, Tensor]]:
         if "x" in state:  # earlier versions kept the grid with the weights
             config["x"] = state["x"].tolist()
         return config, state
+    except PermissionError as error:
+        raise unreadable(Path(error.filename), error, "a file of a model") from None
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else ""
         raise UpsError(

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.core.io import unreadable
 from ups.core.optional_packages import import_optional
+from ups.datamodules.readers.hdf5 import open_hdf5
 
 log = logging.getLogger(__name__)
 TIMES = ("t", "time", "times", "t-coordinate")
@@ -50,7 +51,7 @@ def _npz(path: Path) -> Arrays:
 
 
 def _hdf5(path: Path) -> Arrays:
-    return {name: node for name, node in h5py.File(path, "r").items() if hasattr(node, "shape")}
+    return {name: node for name, node in open_hdf5(path).items() if hasattr(node, "shape")}
 
 
 def _zarr(path: Path) -> Arrays:
@@ -114,7 +115,7 @@ class ArrayFile:
         self.trajectories, frames, points, self.channels = shape
         t = self._coordinate(arrays, TIMES, frames)
         x = self._coordinate(arrays, POSITIONS, points)
-        if self._has_both_ends(arrays[self.field]):
+        if self._has_both_ends(arrays):
             log.info("%s: the last point repeats the first and is left out", self.path)
             points -= 1
             x = None if x is None else x[:-1]
@@ -137,14 +138,14 @@ class ArrayFile:
         Raises:
             UpsError: a value is not finite.
         """
-        array = self._open()[self.field]
+        arrays = self._open()
         stop = self.frames if frames is None else start + frames
         every = self.temporal_downsampling
         first, last = start * every, (stop - 1) * every
         shape = (len(trajectories), stop - start, *self.grid.shape, self.channels)
         out = np.empty(shape, np.float32)
         for row, i in enumerate(trajectories):
-            frames_read = np.asarray(array[i, first : last + 1 : every])
+            frames_read = self._values(arrays, self.field, (i, slice(first, last + 1, every)))
             kept = frames_read[:, : self._points : self.spatial_downsampling]
             out[row] = kept.reshape(shape[1:])
             if not np.isfinite(out[row]).all():
@@ -162,8 +163,10 @@ class ArrayFile:
                 raise UpsError(f"there is no data file {self.path}")
             try:
                 self._arrays = FORMATS[suffix](self.path)
-            except (OSError, ValueError) as error:
-                raise UpsError(f"{self.path} can't be read as {suffix[1:]} ({error})") from None
+            except UpsError:
+                raise
+            except Exception as error:  # each library has its own
+                raise unreadable(self.path, error, f"a {suffix} file") from None
             self._process = os.getpid()
         return self._arrays
 
@@ -229,17 +232,30 @@ class ArrayFile:
         trajectories, frames, points, channels = sizes
         return trajectories, frames, points, channels
 
-    def _has_both_ends(self, array: Array) -> bool:
+    def _values(self, arrays: Arrays, name: str, index: Any = slice(None)) -> np.ndarray:
+        """Read a part of an array.
+
+        Raises:
+            UpsError: it is damaged.
+        """
+        try:
+            return np.asarray(arrays[name][index])
+        except Exception as error:  # of the file, a chunk or a codec
+            text = " ".join(str(error).split())[:200]
+            raise UpsError(f"{self.path}: '{name}' can't be read, it is damaged ({text})") from None
+
+    def _has_both_ends(self, arrays: Arrays) -> bool:
         """Whether the line's last point is its first again, as in linspace(0, 1, N)."""
-        some = np.asarray(array[: min(8, self.trajectories)], np.float64)
+        some = self._values(arrays, self.field, slice(min(8, self.trajectories)))
+        some = some.astype(np.float64)
         gap = np.abs(some[:, :, -1] - some[:, :, 0]).max()
-        return bool(array.shape[2] > 2 and gap <= 1e-6 * np.ptp(some))
+        return bool(some.shape[2] > 2 and gap <= 1e-6 * np.ptp(some))
 
     def _coordinate(self, arrays: Arrays, names: Sequence[str], size: int) -> np.ndarray | None:
         name = next((name for name in names if name in arrays), None)
         if name is None:
             return None
-        values = np.asarray(arrays[name][:], np.float64)
+        values = self._values(arrays, name).astype(np.float64)
         steps = np.diff(values)
         if len(values) != size or not np.isfinite(values).all() or (steps <= 0).any():
             raise UpsError(
@@ -256,7 +272,7 @@ class ArrayFile:
     def _parameters(self, arrays: Arrays) -> dict[str, np.ndarray]:
         known = {self.field, *TIMES, *POSITIONS}
         found = {
-            name: np.asarray(array[:], np.float64)
+            name: self._values(arrays, name).astype(np.float64)
             for name, array in arrays.items()
             if name not in known and tuple(array.shape) == (self.trajectories,)
         }

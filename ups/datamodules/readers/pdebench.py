@@ -14,6 +14,7 @@ import numpy as np
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.datamodules.readers.hdf5 import open_hdf5
 
 
 class TrajectoryFile:
@@ -39,7 +40,7 @@ class TrajectoryFile:
         self.spatial_downsampling = spatial_downsampling
         self._file: h5py.File | None = None
         self._process = -1
-        if not self.path.is_file():
+        if not self.path.exists():
             raise UpsError(f"there is no data file {self.path}")
         x, t = self._coordinate("x-coordinate"), self._coordinate("t-coordinate")
         tensor = self._dataset("tensor", 3)
@@ -167,13 +168,7 @@ class TrajectoryFile:
 
     def _open(self) -> h5py.File:
         if self._file is None or self._process != os.getpid():  # HDF5 handles don't survive a fork
-            try:
-                self._file = h5py.File(self.path, "r")
-            except OSError as error:
-                raise UpsError(
-                    f"{self.path} can't be read as HDF5, it is truncated or of another kind "
-                    f"({error})"
-                ) from None
+            self._file = open_hdf5(self.path)
             self._process = os.getpid()
         return self._file
 
