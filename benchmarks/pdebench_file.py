@@ -10,7 +10,6 @@ viscosity is that of the file's name; the default is 228 trajectories, 128 of th
         data.num_validation=20 data.num_test=128
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 from ups.core.fields import Grid
 from ups.core.io import atomic_write
 from ups.datamodules.generate import solve_all
+from ups.datamodules.readers.parameters import parameter_in_name
 from ups.physics import burgers
 
 POINTS, FRAMES, DT = 1024, 201, 0.01
@@ -27,19 +27,18 @@ SEED = 2022  # of none of this project's own data sets
 
 
 def main(path: Path, trajectories: int) -> None:
-    found = re.search(r"Nu(\d+(?:\.\d+)?)", path.name)
-    if found is None:
+    nu = parameter_in_name(path.name, "nu")
+    if nu is None:
         raise SystemExit(f"the name of {path} must hold the viscosity, as '..._Nu0.001.hdf5' does")
     grid = Grid((POINTS,), (1.0,))
     u0 = burgers.EQUATION.initial_conditions["published"](trajectories, grid, SEED)
     times = np.arange(FRAMES + 1) * DT
-    u = solve_all(
-        burgers.EQUATION, [u0], times[:FRAMES].tolist(), [float(found.group(1))], grid, keep=1
-    )
+    u = solve_all(burgers.EQUATION, [u0], times[:FRAMES].tolist(), [nu], grid, keep=1)
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         file["tensor"] = u[..., 0].numpy()
         file["x-coordinate"] = grid.axis(0).numpy()
         file["t-coordinate"] = times.astype(np.float32)
+        file.attrs["Nu"] = nu
     print("written:", path)
 
 

@@ -37,11 +37,12 @@ from ups import pipeline
 from ups.callbacks import AtomicCheckpointIO, resource_probe
 from ups.core.errors import UpsError
 from ups.core.io import format_bytes
+from ups.core.resolvers import folder_name
 from ups.core.settings import diff_configs, flatten_config
 from ups.evaluation import leaderboard
 from ups.evaluation.results import Evaluation, Row
 from ups.pipeline import run
-from ups.run import CONF, folder_name
+from ups.run import CONF
 from ups.runs import hydra_callbacks, preflight, provenance, run_dir, stages
 from ups.runs.config import UNSUPPORTED, validate_config
 from ups.runs.settings import BOOKKEEPING_KEYS, is_bookkeeping_key
@@ -789,7 +790,6 @@ def test_configuration_check_allows_up_to_the_edge_and_refuses_beyond(
             "did you mean `batch_size`?",
         ),
         ("data.equation", "advection", "`data.equation` is not a key of ups.datamodules."),
-        ("data.nu", None, "`data.path` must be a PDEBench file"),
         ("data.num_points", 100, "`data.num_points` must be a divisor of"),
         ("data.unroll_steps", 41, "`data.unroll_steps` must be less than data.num_frames=41"),
         ("data._target_", "no.such.Class", "`data._target_` must be the path of a Lightning"),

@@ -274,7 +274,7 @@ def test_pdebench_file_is_refused_when_truncated_not_finite_or_missing(tmp_path)
         BurgersDataModule(path=str(cut), **arguments).setup()
     with pytest.raises(UpsError, match="no data file"):
         BurgersDataModule(path=str(tmp_path / "Nu0.1"), **arguments).setup()
-    with pytest.raises(UpsError, match="doesn't say nu"):
+    with pytest.raises(UpsError, match=r"neither an attribute nor the name of .* says nu"):
         BurgersDataModule(path=str(tmp_path / "x.hdf5"), **arguments)
 
 
@@ -288,8 +288,6 @@ def test_settings_that_the_file_can_not_satisfy_are_refused(tmp_path):
         BurgersDataModule(
             path=str(path), nu=None, num_train=5, num_validation=1, num_test=2, unroll_steps=21
         ).setup()
-    with pytest.raises(UpsError, match=r"says nu 0\.1, data\.nu 0\.001"):
-        BurgersDataModule(path=str(path), num_train=5, num_validation=1, num_test=2, unroll_steps=2)
     with pytest.raises(UpsError, match="spatial_downsampling=3 must divide its 64 points"):
         BurgersDataModule(
             path=str(path),

@@ -34,9 +34,8 @@ VALUES = (
 CONFLICTS = (
     ("data.num_points=48",),
     ("data.unroll_steps=11",),
-    ("data.nu=null",),
     ("data=pdebench",),
-    ("data=pdebench", "data.path=Nu0.1.hdf5", "data.nu=0.2"),
+    ("data=pdebench", "data.path=menu2.hdf5"),
     ("data=pdebench", "data.path=[a.hdf5,b.hdf5]", "data.nu=[0.1]"),
     ("data=pdebench", "data.path=a_Nu0.1.hdf5", "data.equation=null", "stage=all"),
     ("data=pdebench", "data.path=a_Nu0.1.hdf5", "data.equation=no.such"),

@@ -178,11 +178,12 @@ def test_defaults_of_conf_equal_those_of_constructors(config):
 
 
 def test_burgers_defaults_equal_those_of_conf(config):
-    from ups.datamodules import BurgersDataModule
+    from ups.datamodules.burgers import DEFAULT_NU, BurgersDataModule
 
     named = arguments(BurgersDataModule).named
-    for name in ("nu", "start_time_bias", "path"):
+    for name in ("start_time_bias", "path"):
         assert named[name].default == config.data[name]
+    assert config.data.nu == DEFAULT_NU
 
 
 def test_settings_page_and_help_are_up_to_date():

@@ -20,6 +20,7 @@ from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.datamodules import BurgersDataModule, TrajectoryDataModule
+from ups.datamodules.burgers import DEFAULT_NU
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowIndices, WindowSampler
 from ups.physics import advection, burgers, periodic_1d
@@ -805,8 +806,7 @@ def test_data_hash_is_that_of_the_downsampled_test_set_alone(tmp_path):
 def test_parameter_is_read_from_the_name_of_the_file(name, nu):
     assert BurgersDataModule(path=name, nu=None).training_parameters == [[nu]]
     assert BurgersDataModule(path=name, nu=nu).training_parameters == [[nu]]
-    with pytest.raises(UpsError, match=r"data\.nu"):
-        BurgersDataModule(path=name, nu=2 * nu)
+    assert BurgersDataModule(path=name, nu=2 * nu).training_parameters == [[2 * nu]]
 
 
 def test_parameter_of_advection_is_its_beta():
@@ -989,7 +989,7 @@ def test_generated_file_is_named_by_what_decides_its_values():
 def test_burgers_data_module_differs_from_the_common_one_by_its_defaults_alone():
     common = inspect.signature(TrajectoryDataModule).parameters
     defaults = {name: value.default for name, value in common.items() if name != "equation"}
-    own = {"equation": "burgers", "nu": 0.001, "start_time_bias": 2.0}
+    own = {"equation": "burgers", "nu": DEFAULT_NU, "start_time_bias": 2.0}
     assert dict(BurgersDataModule().hparams) == {**defaults, **own}
     changed = {"path": "Nu0.1.hdf5", "nu": 0.1, "augmentation": {"translate": False}}
     for key, default in defaults.items():
@@ -1011,7 +1011,7 @@ def test_generated_points_must_divide_those_of_the_solver():
     with pytest.raises(UpsError, match=words):
         BurgersDataModule(num_points=48, reference_num_points=64)
     with pytest.raises(UpsError, match=r"`data\.path` must be a PDEBench file, .*; got null"):
-        BurgersDataModule(nu=None)
+        TrajectoryDataModule(equation="burgers", nu=None)
 
 
 # ---------------------------------------------------------------- the equations' common line
@@ -1151,11 +1151,10 @@ def test_configured_files_downsample_pdebench_to_the_grid_of_generated_data(comp
     assert (read.num_train, read.num_validation, read.num_test) == (8900, 100, 1000)
     assert (made.num_train, made.num_validation, made.num_test) == (1000, 100, 128)
     assert (made.temporal_downsampling, made.spatial_downsampling) == (1, 1)
-    assert (made.nu, read.nu) == (0.001, None)
+    # of data in a file the file says it
+    assert {config.nu for config in composed.values()} == {None}
     assert (made.in_memory, read.in_memory) == (True, False)
     assert composed["pdebench_advection"].temporal_downsampling == read.temporal_downsampling
-    assert composed["pdebench_advection"].nu is None
-    assert composed["advection"].nu == 0.4
     assert composed["pdebench"].equation == "burgers"
     for name in ("advection", "pdebench_advection"):
         assert composed[name].equation == "advection"

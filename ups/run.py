@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from difflib import get_close_matches
-from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -20,9 +19,10 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ups.core import resolvers
 from ups.core.errors import Interrupted, RunIncomplete, to_user_error
 from ups.core.renamed_keys import rename_arguments, rename_config
 
@@ -34,22 +34,7 @@ CONF = next(
 log = logging.getLogger("ups")
 
 
-def folder_name(overrides: str) -> str:
-    """The name of a sweep job's folder, from its overrides.
-
-    File names have no slashes and at most 255 bytes.
-    """
-    name = overrides.replace("/", "_")
-    return name if len(name) <= 120 else f"{name[:100]}-{sha256(name.encode()).hexdigest()[:8]}"
-
-
-def stem(path: str | None) -> str:
-    """The name of a run on one's own data: that of their file."""
-    return Path(path).stem if path else "own"
-
-
-OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-OmegaConf.register_new_resolver("stem", stem, replace=True)
+resolvers.register()
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from ups.core.schema import OneOrMore, PathStr, PositiveFloat, Without
 from ups.datamodules.trajectories import TrajectoryDataModule
 
+DEFAULT_NU = 0.001
+
 
 class BurgersDataModule(TrajectoryDataModule):
     """Trajectories of Burgers' equation.
@@ -14,7 +16,8 @@ class BurgersDataModule(TrajectoryDataModule):
 
     Args:
         path: PDEBench files to read; None to generate the data.
-        nu: the viscosity in PDEBench's meaning, or a list of viscosities.
+        nu: the viscosity in PDEBench's meaning, or a list of viscosities; None for that of the
+            files, or for ``DEFAULT_NU`` if data are generated.
         start_time_bias: see ``TrajectoryDataModule``.
         options: all other arguments of ``TrajectoryDataModule`` but ``equation``.
     """
@@ -22,10 +25,12 @@ class BurgersDataModule(TrajectoryDataModule):
     def __init__(
         self,
         path: OneOrMore[PathStr] | None = None,
-        nu: OneOrMore[PositiveFloat] | None = 0.001,
+        nu: OneOrMore[PositiveFloat] | None = None,
         start_time_bias: PositiveFloat = 2.0,
         **options: Annotated[Any, Without(("equation",))],
     ) -> None:
+        if nu is None and path is None:
+            nu = DEFAULT_NU
         super().__init__(
             equation="burgers", path=path, nu=nu, start_time_bias=start_time_bias, **options
         )

@@ -61,10 +61,15 @@ def generate(equation: Equation, recipe: Recipe, path: Path) -> None:
     u0 = [draw(recipe[split], grid, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
     times = np.arange(recipe["frames"]) * recipe["dt"]
     values = solve_all(equation, u0, times.tolist(), [recipe["nu"]], grid, keep)
-    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
+    with (
+        atomic_write(path) as temporary,
+        h5py.File(temporary, "w", locking="best-effort") as file,
+    ):
         file["tensor"] = values[..., 0].numpy()
         file["x-coordinate"] = grid.axis(0)[::keep].numpy()
         file["t-coordinate"] = (np.arange(recipe["frames"] + 1) * recipe["dt"]).astype(np.float32)
+        for name in equation.parameters:
+            file.attrs[name] = recipe["nu"]
         file.attrs["recipe"] = json.dumps(recipe)
         file.attrs["hash"] = digest([values.numpy()])
 

@@ -1,7 +1,7 @@
 """Trajectories of an equation of ``ups.physics``, generated or read from PDEBench's files."""
 
+import logging
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from ups.core.schema import (
 from ups.core.settings import PlainDict
 from ups.datamodules.generate import SPLITS, Recipe, Split, generate, short_hash
 from ups.datamodules.readers import Reader, get_reader
+from ups.datamodules.readers.parameters import file_parameter
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowSampler
 from ups.evaluation.results import DatasetInfo
@@ -49,6 +50,7 @@ from ups.simulation.input_range import input_size
 STD_LIMITS = (1e-12, 1e12)
 # of a mean that counts as conserved, in standard deviations of the data
 LARGEST_MEAN_DRIFT = 1e-3
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
             ``path`` have none. Such data are not augmented.
         path: files to read; None to generate the data.
         cache_dir: folder of generated files. A file of the same recipe is reused.
-        nu: the equation's parameter; None, with ``path``, for the value in the file's name.
+        nu: the equation's parameter; None, with ``path``, for that of the file, which its attribute
+            says or else its name.
         initial_conditions: the recipe of generated data's initial conditions, one of the equation's
             ``initial_conditions``; None for its default.
         num_points: number of points X of generated data, a divisor of ``reference_num_points``.
@@ -176,6 +179,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 f"`data.num_points` must be a divisor of "
                 f"data.reference_num_points={reference_num_points}, got {num_points}."
             )
+        self.doubts: list[str] = []  # about what was given, for warnings
         self.parts = self._parts(path, Path(cache_dir), nu)  # pairs of nu, or None, and a file
         self.training_parameters = [[] if value is None else [value] for value, _ in self.parts]
         self.path = self.parts[0][1]
@@ -212,6 +216,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.ready:
             return
+        for doubt in self.doubts:
+            log.warning("%s", doubt)
         h: Any = self.hparams
         files = self.open_files()
         first = files[0]
@@ -437,7 +443,29 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 raise UpsError(f"`data.nu` must be one value for each file, or null, got {nus}.")
             return [(n, p) for p, n in pairs]
         (symbol,) = self.equation.parameters
-        return [(_nu_of(p, n, symbol), p) for p, n in pairs]
+        return [(self._parameter_of(p, n, symbol), p) for p, n in pairs]
+
+    def _parameter_of(self, path: Path, given: float | None, symbol: str) -> float:
+        """The parameter of a file: what is given, or else what the file says.
+
+        Raises:
+            UpsError: neither is there.
+        """
+        # the files of other readers may be of any kind
+        known = file_parameter(path, symbol, has_attributes=self.hparams["reader"] == "pdebench")
+        if given is None and known is not None:
+            return known.value
+        if given is None:
+            raise UpsError(
+                f"`data.nu` must be a number, got null: neither an attribute nor the name of "
+                f"{path} says {symbol}, as '..._{symbol}0.1.hdf5' would."
+            )
+        if known is not None and not math.isclose(known.value, given, rel_tol=1e-6):
+            self.doubts.append(
+                f"`data.nu` is {given:g}, but {known.source} says that {path} has {symbol} "
+                f"{known.value:g}; {given:g} is used."
+            )
+        return given
 
     def _name(self, *nus: float | None) -> str:
         """The name of the data set."""
@@ -493,25 +521,3 @@ def _essentials(file: Reader) -> dict[str, object]:
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     # concatenate copies a single part
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _nu_of(path: Path, nu: float | None, symbol: str) -> float:
-    """The parameter of a PDEBench file, which only its name holds, after ``symbol``.
-
-    Raises:
-        UpsError: the name has no parameter and ``nu`` is None, or both differ.
-    """
-    found = re.search(symbol + r"(\d+(?:\.\d+)?(?:[eE]-?\d+)?)", path.name, re.IGNORECASE)
-    if nu is not None:
-        if found is not None and not math.isclose(float(found.group(1)), nu, rel_tol=1e-6):
-            raise UpsError(
-                f"`data.nu` must be null or that of the file: the name of {path} says "
-                f"{symbol} {found.group(1)}, data.nu {nu:g}."
-            )
-        return nu
-    if found is None:
-        raise UpsError(
-            f"`data.nu` must be a number, got null: the name of {path} doesn't say {symbol}, "
-            f"as '..._{symbol}0.1.hdf5' would."
-        )
-    return float(found.group(1))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ups.core import resolvers
 from ups.core.errors import is_out_of_memory, to_user_error
 
 REFUSED, OUT_OF_MEMORY = 2, 4  # exit codes
@@ -42,6 +43,7 @@ def _rehearse_quietly(
     for descriptor, path in ((1, os.devnull), (2, stderr)):
         with open(path, "w") as file:
             os.dup2(file.fileno(), descriptor)
+    resolvers.register()  # this process may not have imported ups.run
     try:
         rehearse(cfg, parts, scratch)
     except Exception as error:
