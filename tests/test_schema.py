@@ -152,6 +152,7 @@ EXCEPTIONS = {
     "stage.diffusion.module.corrector.denoiser.hidden_dim",  # smaller than mean_network
     "stage.diffusion.module.corrector.denoiser.depth",
     "callbacks.epoch_log",
+    *("callbacks.finite_loss", "callbacks.learning_rate", "callbacks.last"),
     *("callbacks.last.save_on_train_epoch_end", "callbacks.last.enable_version_counter"),
     "callbacks.leaderboard",
     "expect",

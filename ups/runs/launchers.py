@@ -1,7 +1,7 @@
 """What launchers say of this process in the environment, and when that does not count."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,15 +27,39 @@ def trains_alone(trainer: Mapping[str, Any]) -> bool:
     Variables of a launcher then say nothing about training. They may come from a shell, a notebook
     or a container that was started by one.
     """
-    if trainer["num_nodes"] != 1:
-        return False
-    devices = trainer["devices"]
+    devices = num_devices(trainer["devices"], trainer["accelerator"])
+    return trainer["num_nodes"] == 1 and devices == 1
+
+
+def num_devices(devices: object, accelerator: object) -> int:
+    """The number of devices that the Trainer's argument means; 0 if it means none.
+
+    Args:
+        devices: a number, indices, or "auto".
+        accelerator: the Trainer's argument.
+    """
     if str(devices) in ("auto", "-1"):
-        on_cpu = trainer["accelerator"] == "cpu" or not torch.accelerator.is_available()
-        return on_cpu or torch.accelerator.device_count() == 1
+        on_cpu = accelerator == "cpu" or not torch.accelerator.is_available()
+        return 1 if on_cpu else torch.accelerator.device_count()
     if isinstance(devices, str) and "," in devices:  # indices: "0," is one device
-        return len([index for index in devices.split(",") if index.strip()]) == 1
-    return str(devices) == "1" or (not isinstance(devices, int | str) and len(devices) == 1)
+        return len([index for index in devices.split(",") if index.strip()])
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return len(devices)
+    text = str(devices)
+    return int(text) if text.isdigit() else 0
+
+
+def auto_accelerators() -> tuple[str, ...]:
+    """The words for the accelerator that "auto" means on this machine."""
+    if torch.backends.mps.is_available():
+        return "auto", "gpu", "mps"
+    return ("auto", "gpu", "cuda") if torch.cuda.is_available() else ("auto", "cpu")
+
+
+def auto_precision(accelerator: object) -> str:
+    """What trainer.precision=auto means: bf16-mixed on GPUs that have it."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def has_foreign_rank() -> bool:

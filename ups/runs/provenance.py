@@ -16,10 +16,9 @@ from omegaconf import DictConfig
 
 from ups.core.errors import UpsError
 from ups.core.io import sha256, write_text
-from ups.core.settings import flatten_config
 from ups.evaluation.results import Provenance
 from ups.runs.distributed import is_first_process
-from ups.runs.settings import is_bookkeeping_key
+from ups.runs.meaning import deciding_settings
 from ups.runs.stages import weights_path
 from ups.simulation.checkpoint import STAGES
 
@@ -100,11 +99,8 @@ def evaluation_fingerprint(cfg: DictConfig, folder: Path) -> dict[str, str]:
         folder: the run's folder.
     """
     groups = ("data.", "ttc.", "stage.evaluate", "model.name")
-    deciding = {
-        key: value
-        for key, value in flatten_config(cfg).items()
-        if key.startswith(groups) and not is_bookkeeping_key(key)
-    }
+    settings = deciding_settings(cfg)
+    deciding = {key: value for key, value in settings.items() if key.startswith(groups)}
     files = {stage: weights_path(folder, stage) for stage in STAGES}
     hashes = {path.name: sha256(path)[:12] for path in files.values() if path.exists()}
     return {**hashes, "settings": _hash(deciding)}
@@ -112,10 +108,7 @@ def evaluation_fingerprint(cfg: DictConfig, folder: Path) -> dict[str, str]:
 
 def config_hash(cfg: DictConfig) -> str:
     """A hash of all keys that decide a result."""
-    deciding = {
-        key: value for key, value in flatten_config(cfg).items() if not is_bookkeeping_key(key)
-    }
-    return _hash(deciding)
+    return _hash(deciding_settings(cfg))
 
 
 def _hash(values: Mapping[str, object]) -> str:

@@ -191,11 +191,17 @@ class CallbackSettings:
     Args:
         on_finish: a shell command, run once when all is over, however it ended.
         epoch_log: see ``ups.callbacks.EpochSummary``.
+        finite_loss: see ``ups.callbacks.TerminateOnNaN``.
+        learning_rate: Lightning's LearningRateMonitor.
+        last: see ``ups.callbacks.ResumeCheckpoint``.
         leaderboard: see ``ups.callbacks.LeaderboardWriter``.
     """
 
     on_finish: Annotated[Text | None, BOOKKEEPING] = None
     epoch_log: Annotated[Mapping[str, object] | None, BOOKKEEPING] = None
+    finite_loss: Annotated[Mapping[str, object] | None, BOOKKEEPING] = None
+    learning_rate: Annotated[Mapping[str, object] | None, BOOKKEEPING] = None
+    last: Annotated[Mapping[str, object] | None, BOOKKEEPING] = None
     leaderboard: Annotated[Mapping[str, object] | None, BOOKKEEPING] = None
 
 
@@ -308,7 +314,11 @@ def _bookkeeping(*, everywhere: bool) -> set[str]:
     }
 
 
-BOOKKEEPING_KEYS = frozenset(_bookkeeping(everywhere=False))
+# those of the Trainer's other arguments that watch a training and don't change it
+WATCHING = ("profiler", "detect_anomaly")
+BOOKKEEPING_KEYS = frozenset(
+    _bookkeeping(everywhere=False) | {f"trainer.{name}" for name in WATCHING}
+)
 _BOOKKEEPING_NAMES = tuple(f".{name}" for name in sorted(_bookkeeping(everywhere=True)))
 
 

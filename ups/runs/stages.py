@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from ups.core.errors import UpsError
 from ups.core.io import read_json, sha256, write_text
 from ups.core.renamed_keys import rename_flat
-from ups.core.settings import PlainDict, diff_configs, flatten_config
-from ups.runs.settings import is_bookkeeping_key
+from ups.core.settings import PlainDict, diff_configs
+from ups.runs.meaning import CONTENT, by_meaning, deciding_settings
 from ups.simulation.checkpoint import STAGES, latest_checkpoint, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _merge(cfg: DictConfig, changes: dict[str, object]) -> DictConfig:
 
 
 def stage_fingerprint(cfg: DictConfig, stage: str) -> dict[str, object]:
-    """The keys of a stage's own configuration that decide its result, flat.
+    """The keys of a stage's own configuration that decide its result, flat and by their meaning.
 
     The keys of earlier stages have an effect through their weights only.
     """
@@ -64,11 +64,8 @@ def stage_fingerprint(cfg: DictConfig, stage: str) -> dict[str, object]:
     )
     if stage == "operator":
         groups = (*groups, "model.", "loss.", "lambda_inv")
-    return {
-        key: value
-        for key, value in flatten_config(cfg).items()
-        if key.startswith(groups) and not is_bookkeeping_key(key)
-    }
+    settings = deciding_settings(cfg)
+    return {key: value for key, value in settings.items() if key.startswith(groups)}
 
 
 def check_settings_unchanged(cfg: DictConfig, folder: Path) -> None:
@@ -84,10 +81,8 @@ def check_settings_unchanged(cfg: DictConfig, folder: Path) -> None:
         if _stale(folder, stage) or previous_stage(stage) in retrained:
             retrained.append(stage)  # its settings may differ, as it is trained again anyway
             continue
-        changed = diff_configs(
-            _record(folder, stage).get("settings"),
-            stage_fingerprint(stage_config(cfg, stage), stage),
-        )
+        now = stage_fingerprint(stage_config(cfg, stage), stage)
+        changed = diff_configs(_recorded_settings(folder, stage, now), now)
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UpsError(
@@ -180,6 +175,27 @@ def remove_stage(folder: Path, stage: str) -> None:
         weights_path(folder, stage),
     ):
         path.unlink(missing_ok=True)
+
+
+def _recorded_settings(
+    folder: Path, stage: str, now: dict[str, object]
+) -> dict[str, object] | None:
+    """The settings by which ``stage`` was started, by their meaning; None if they are unknown.
+
+    Args:
+        folder: the run's folder.
+        stage: the name of the stage.
+        now: the settings of this call.
+    """
+    settings = _record(folder, stage).get("settings")
+    if settings is None:
+        return None
+    meant = by_meaning(settings)
+    # version 0.1 recorded paths, and no parameter that it read from a file
+    has_path = settings.get("data.path") is not None and CONTENT not in str(settings["data.path"])
+    if has_path and settings.get("data.nu") is None:
+        meant["data.nu"] = now.get("data.nu")
+    return meant
 
 
 def _stale(folder: Path, stage: str) -> bool:

@@ -22,7 +22,7 @@ from ups.models import build
 from ups.modules import BaseModule
 from ups.modules.sharding import sharded_strategy
 from ups.runs.distributed import SingleProcess
-from ups.runs.launchers import has_foreign_rank, trains_alone
+from ups.runs.launchers import auto_precision, has_foreign_rank, trains_alone
 from ups.runs.stages import parent_hash, weights_path
 from ups.simulation.checkpoint import mismatched_keys
 from ups.simulation.converter import convert_model_spec
@@ -168,11 +168,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimi
     # Lightning's max_time limits one stage; ``limit`` limits the whole call
     del options["max_time"]
     if precision == "auto":
-        precision = (
-            "bf16-mixed"
-            if torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            else "32-true"
-        )
+        precision = auto_precision(options["accelerator"])
     placement = {key: options[key] for key in ("strategy", "accelerator", "devices", "num_nodes")}
     options["strategy"] = sharded_strategy(**placement)
     is_among_others = trains_alone(options) and has_foreign_rank()
