@@ -14,6 +14,7 @@ from ups.datamodules.generate import short_hash
 from ups.datamodules.readers.arrays import POSITIONS, TIMES
 from ups.datamodules.readers.pdebench import digest
 from ups.run import CONF
+from ups.runs.session import restored_session
 from ups.simulation.checkpoint import load
 from ups.simulation.simulator import Simulator
 
@@ -77,5 +78,6 @@ def fit(
     ]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", [*own, *overrides])
-    pipeline.run(cfg)
-    return load(Path(output_dir) / name)
+    with restored_session():
+        pipeline.run(cfg)
+        return load(Path(output_dir) / name)

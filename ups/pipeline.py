@@ -27,6 +27,7 @@ from ups.runs.preflight import preflight
 from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
 from ups.runs.reports import ReportWriter, finished_results, log_next_steps, report_paths
 from ups.runs.run_dir import run_directory
+from ups.runs.session import restored_session
 from ups.runs.stages import (
     pending_stages,
     previous_stage,
@@ -43,13 +44,21 @@ from ups.simulation.guidance import TTC
 log = logging.getLogger("ups")
 
 
-@float32_by_default()
 def run(cfg: DictConfig) -> float:
     """Train the stages that are not finished, test, and report.
+
+    The process is then as it was before: its logging, signals, random numbers and so on.
 
     Returns:
         The validation nRMSE of the last stage, for sweepers; 0 after a preflight.
     """
+    with restored_session():
+        return run_command(cfg)
+
+
+@float32_by_default()
+def run_command(cfg: DictConfig) -> float:
+    """``run`` in a process of its own, whose last messages go to the run's log too."""
     validate_config(cfg)
     cfg = with_split_sizes(cfg)
     ignore_foreign_rank(cfg.trainer)

@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> float:
 
         for warning in rename_config(cfg, HydraConfig.get().overrides.task):
             log.warning("%s", warning)
-        return pipeline.run(cfg)
+        return pipeline.run_command(cfg)
     except BaseException as error:
         stop = to_user_error(error)
         if stop is None:

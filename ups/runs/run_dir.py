@@ -81,6 +81,10 @@ class _Terminal(logging.StreamHandler):
         super().emit(record)
 
 
+class _RunLog(logging.FileHandler):
+    """The run's log file."""
+
+
 def _log_to(path: Path | None) -> None:
     """Log plain lines to the terminal and append them to the run's log file.
 
@@ -89,10 +93,11 @@ def _log_to(path: Path | None) -> None:
     root = logging.getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
-        handler.close()
+        if isinstance(handler, _RunLog):  # of a sweep's previous job
+            handler.close()
     handlers: list[tuple[logging.Handler, str]] = [(_Terminal(sys.stdout), "%(message)s")]
     if path is not None:
-        handlers.append((logging.FileHandler(path), "%(asctime)s %(message)s"))
+        handlers.append((_RunLog(path), "%(asctime)s %(message)s"))
     for handler, form in handlers:
         handler.setFormatter(logging.Formatter(form, "%Y-%m-%d %H:%M:%S"))
         root.addHandler(handler)
