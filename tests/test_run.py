@@ -149,7 +149,7 @@ def test_the_same_command_again_trains_nothing(finished):
         ("trainer.max_time=soon", "DD:HH:MM:SS"),
         ("model.num_tokens=7", "multiple of num_tokens"),
         ("data=pdebench", "`data.path` must be a PDEBench file"),
-        ("lambda_invv=1", "Key 'lambda_invv' is not in struct"),
+        ("lambda_invv=1", "`lambda_invv` is not a key of this configuration"),
         ("lamda_inv=1", "Close to it: lambda_inv"),
         ("stage=operetta", "Could not find 'stage/operetta'"),
     ],

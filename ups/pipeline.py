@@ -22,6 +22,7 @@ from ups.evaluation.report.table import print_table
 from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
 from ups.runs.distributed import ignore_foreign_rank, shutdown_distributed
+from ups.runs.launchers import usable_accelerator
 from ups.runs.loggers import check_logger_installed, open_loggers
 from ups.runs.preflight import preflight
 from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
@@ -167,7 +168,7 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     reports = ReportWriter(cfg, folder)
     trainer = pl.Trainer(
         callbacks=[reports, *make_test_callbacks(cfg)],
-        accelerator=cfg.trainer.accelerator,
+        accelerator=usable_accelerator(cfg.trainer.accelerator),
         devices=1,
         logger=logger,
         enable_progress_bar=False,

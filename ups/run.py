@@ -17,7 +17,7 @@ from typing import NoReturn
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -95,31 +95,60 @@ def is_raised_by_hydra(error: BaseException) -> bool:
 
 def refuse(error: BaseException) -> NoReturn:
     """Print an error of Hydra as a sentence and exit."""
+    if isinstance(error, OverrideParseException) and "Ambiguous" not in str(error):
+        # the parser's own words don't help
+        print(
+            f"`{error.override}` must be KEY=VALUE, with quotes around a value of special "
+            "characters or spaces: 'key=0, 0.5'.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    if (sentence := unknown_key_or_choice(str(error))) is not None:
+        print(sentence, file=sys.stderr)
+        sys.exit(2)
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
     lines = [
         line.strip()
         for line in text.splitlines()
-        if line.strip() and not re.search("object_type|To append to your config", line)
+        if line.strip() and not re.search("object_type|To append to your config|hydra.cc", line)
     ]
     print("\n".join([*dict.fromkeys(lines), *suggest_fixes(text)]), file=sys.stderr)
     sys.exit(2)
 
 
-def suggest_fixes(refusal: str) -> list[str]:
-    """Suggest how to correct a command that Hydra rejects.
-
-    The suggestions are keys of similar spelling, and the package of a launcher.
+def unknown_key_or_choice(refusal: str) -> str | None:
+    """A sentence for a key that doesn't exist, or for a group without a choice; else None.
 
     Args:
         refusal: Hydra's message.
     """
     unknown = re.search(r"Could not override '(.+?)'", refusal)
-    near: list[str] = []
     if unknown:
         from ups.runs.config import known_keys  # here, because it imports torch
 
-        near = get_close_matches(unknown[1], known_keys())
-    found = [f"Close to it: {', '.join(near)}"] if near else []
+        key = unknown[1]
+        near = [name for name in get_close_matches(key, known_keys(), 4) if name != key][:3]
+        hint = f"Close to it: {', '.join(near)}" if near else "See python -m ups.run --cfg job"
+        if key in known_keys():
+            hint = f"Other choices of `{key.partition('.')[0]}` have it"
+        return f"`{key}` is not a key of this configuration. {hint}."
+    for group in (word.removesuffix("=null") for word in sys.argv[1:] if word.endswith("=null")):
+        folder = Path(CONF) / group
+        if "NoneType" in refusal and folder.is_dir():
+            choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            return f"`{group}` must be one of {choices}, got null."
+    return None
+
+
+def suggest_fixes(refusal: str) -> list[str]:
+    """Suggest how to correct a command that Hydra rejects.
+
+    It is the package of a launcher.
+
+    Args:
+        refusal: Hydra's message.
+    """
+    found: list[str] = []
     if "hydra/launcher" in refusal:
         found.append(
             "A launcher's package may be missing: pip install 'ups[joblib]', "

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,11 @@ from torch.optim import Optimizer
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.io import write_text
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 class ResourceProbe(pl.Callback):
@@ -79,7 +84,7 @@ class ResourceProbe(pl.Callback):
         seen = {
             "batch_seconds": min(self.seconds[1:]),
             "validation_seconds": seconds / len(data.values["validation"]),
-            "memory": _peak_memory_bytes() - self.reserve,
+            "memory": max(0, _peak_memory_bytes() - self.reserve),
             "checkpoint": (self.folder / "one.ckpt").stat().st_size,
             "cache_of_a_window": 0
             if cache is None
@@ -104,13 +109,17 @@ def _forget_peak() -> None:
 
 
 def _peak_memory_bytes() -> int:
-    """The peak memory in bytes: of the GPU if there is one, otherwise of the process."""
+    """The peak memory in bytes: of the GPU if there is one, otherwise of the process.
+
+    It is 0 on a system that doesn't report it.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    try:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(
-            next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
-        )
-    except OSError:
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return 1024 * int(line.split()[1])
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, kilobytes elsewhere

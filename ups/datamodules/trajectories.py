@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,6 +19,7 @@ from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, domain_essentials
 from ups.core.io import check_disk_space, check_memory
+from ups.core.locks import file_lock
 from ups.core.schema import (
     BOOKKEEPING,
     LARGEST,
@@ -191,7 +191,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.exists():
                     continue
-                with FileLock(f"{path}.lock"):  # of parallel sweep jobs only one generates it
+                with file_lock(f"{path}.lock"):  # of parallel sweep jobs only one generates it
                     if not path.exists():
                         check_disk_space(path, self.to_be_made(), "the generated data set")
                         assert self.equation is not None and nu is not None

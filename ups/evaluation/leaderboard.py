@@ -10,10 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from ups.core.errors import UpsError
 from ups.core.io import write_text
+from ups.core.locks import file_lock
 from ups.evaluation.results import EVALUATIONS, Evaluation, Row, read_evaluations
 
 PAGE = Path(__file__).with_name("leaderboard.html")
@@ -31,7 +30,7 @@ def write(output_dir: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Reading is within the lock, too: whoever is last to write has then seen the evaluations of
     # all who wrote before. Without that an older view could replace a newer one.
-    with FileLock(f"{path}.lock"):
+    with file_lock(f"{path}.lock"):
         rows = [
             {key: _text(value) for key, value in row.items()} for row in collect_rows(path.parent)
         ]

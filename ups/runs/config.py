@@ -19,6 +19,7 @@ from ups.core.errors import UpsError, to_user_error
 from ups.core.schema import arguments, locate, refusal, unknown_key, validate
 from ups.core.settings import PlainDict, to_plain
 from ups.models import get_architecture
+from ups.runs.launchers import usable_accelerator
 from ups.runs.settings import (
     SECTIONS,
     CallbackSettings,
@@ -49,6 +50,8 @@ UNSUPPORTED = {
     "overfit_batches": "use data.num_train and data.fixed_windows=true",
     "fast_dev_run": "stage=preflight rehearses the command",
     "barebones": "it leaves out the checkpoints from which a run goes on",
+    "enable_checkpointing": "checkpoints hold the weights, see callbacks.last",
+    "limit_test_batches": "use data.num_test",
     "limit_val_batches": "validation chooses the weights, use data.num_validation",
 }
 STAGE_PARTS = ("module", "trainer", "data")
@@ -109,6 +112,8 @@ def _check_trainer(values: PlainDict, key: str, *, is_partial: bool = False) -> 
         for name in arguments(TrainerSettings).named:
             if name not in values:
                 raise UpsError(f"`{key}.{name}` must be given.")
+    if isinstance(values.get("accelerator"), str):
+        usable_accelerator(values["accelerator"])
     validate(
         pl.Trainer,
         values,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -116,6 +117,9 @@ class SweepTable(Callback):
         score = job_return.return_value if is_completed else math.nan
         # a refused job returns nan, see ups.run
         self._record(config, is_finished=not math.isnan(score))
+        if math.isnan(score):
+            with suppress(OSError):  # Hydra makes the folder before the job's settings are checked
+                Path(config.hydra.runtime.output_dir).rmdir()
 
     def _record(self, config: DictConfig, is_finished: bool) -> None:
         if self.records is None:  # a single run

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ups.core.errors import UpsError
+
 # of torchrun, Lightning, SLURM, LSF, Open MPI and MPICH
 RANK_VARIABLES = (
     "RANK",
@@ -50,10 +52,27 @@ def num_devices(devices: object, accelerator: object) -> int:
 
 
 def auto_accelerators() -> tuple[str, ...]:
-    """The words for the accelerator that "auto" means on this machine."""
-    if torch.backends.mps.is_available():
-        return "auto", "gpu", "mps"
+    """The words for the accelerator that "auto" means on this machine.
+
+    Apple's GPU is none of them: it has no float64, in which metrics are summed and data are solved.
+    """
     return ("auto", "gpu", "cuda") if torch.cuda.is_available() else ("auto", "cpu")
+
+
+def usable_accelerator(accelerator: str) -> str:
+    """The Trainer's argument for ``accelerator``: on a Mac "auto" means the CPU.
+
+    Raises:
+        UpsError: it is Apple's GPU.
+    """
+    if not torch.backends.mps.is_available():
+        return accelerator
+    if accelerator in ("mps", "gpu"):
+        raise UpsError(
+            f"`trainer.accelerator` must be cpu on this machine, got {accelerator!r}: Apple's GPU "
+            "has no float64."
+        )
+    return "cpu" if accelerator == "auto" else accelerator
 
 
 def auto_precision(accelerator: object) -> str:

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
-from filelock import FileLock
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import (
     CSVLogger,
@@ -23,6 +22,7 @@ from omegaconf import DictConfig
 
 from ups.core.errors import UpsError
 from ups.core.io import read_json, write_text
+from ups.core.locks import file_lock
 from ups.core.optional_packages import import_optional, missing_package
 from ups.core.settings import to_plain
 from ups.runs.distributed import is_first_process
@@ -69,11 +69,9 @@ def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[list[Logger]]:
         else {}
     )
     # without a lock two jobs of a sweep would both create MLflow's tables and experiment
-    lock = (
-        FileLock(Path(cfg.output_dir) / ".mlflow.lock") if kind == "MLFlowLogger" else nullcontext()
-    )
+    needs_lock = kind == "MLFlowLogger"
     try:
-        with lock:
+        with file_lock(Path(cfg.output_dir) / ".mlflow.lock") if needs_lock else nullcontext():
             logger = instantiate(cfg.logger, **again)
             if is_first_process() and kind in RUN_ID_ARGUMENT:
                 _ = logger.experiment

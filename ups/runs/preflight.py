@@ -40,6 +40,7 @@ MIN_STEPS = 3
 NUM_TRAIN, NUM_TEST = 32, 8  # number of trajectories
 # bytes that the rehearsal keeps free, in addition to the training data, for a long run
 RESERVE = 2**28
+KILLED = -int(getattr(signal, "SIGKILL", 9))  # by the system, which is out of memory
 log = logging.getLogger(__name__)
 
 
@@ -119,7 +120,7 @@ def profile_stages(
             raise UpsError(f"preflight: {words.strip().splitlines()[-1]}")
         if exit_code != 0:
             failed = next((s for s in left if not result_path(scratch, s).exists()), "evaluate")
-            if exit_code not in (OUT_OF_MEMORY, -signal.SIGKILL):
+            if exit_code not in (OUT_OF_MEMORY, KILLED):
                 raise UpsError(f"preflight: stage {failed} fails:\n{words}")
             _halve_batches(cfg, failed, parts)
     measured = {stage: read_json(result_path(scratch, stage)) for stage in (*todo, "test")}

@@ -1,6 +1,9 @@
 """At the end of the test: the plot, the page and the evaluation files; and hints for next steps."""
 
+import json
 import logging
+import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -81,15 +84,19 @@ def log_next_steps(cfg: DictConfig, folder: Path) -> None:
     log.info(
         "report: %s; all runs: %s", *(path if path.exists() else path.parent for path in pages)
     )
+    # Hydra parses what the shell leaves: special characters need its quotes too
+    is_plain = re.fullmatch(r"[\w./:+-]+", cfg.name, re.ASCII) is not None
+    value = cfg.name if is_plain else "'" + cfg.name.replace("'", r"\'") + "'"
+    name = shlex.quote(f"name={value}")
     more = (
         ""
         if cfg.stage.name in ("all", "evaluate")
-        else f"; python -m ups.run stage=all name={cfg.name} ... trains the later stages"
+        else f"; python -m ups.run stage=all {name} ... trains the later stages"
     )
     log.info(
-        'next: ups.load("%s") in Python; python -m ups.report %s RUN compares%s',
-        folder,
-        folder,
+        "next: ups.load(%s) in Python; python -m ups.report %s RUN compares%s",
+        json.dumps(str(folder), ensure_ascii=False),
+        shlex.quote(str(folder)),
         more,
     )
 

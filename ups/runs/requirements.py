@@ -69,7 +69,7 @@ def print_requirements(
         table.add_row(
             stage,
             f"{parts} x {windows}" if parts > 1 else str(windows),
-            format_bytes(need["memory"]),
+            format_bytes(need["memory"]) if need["memory"] else "unknown",
             format_bytes(need["checkpoints"] + need["cache"]),
             f"{1e3 * need['step_seconds']:.0f} ms",
             format_duration(need["seconds"]),

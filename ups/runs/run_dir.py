@@ -4,16 +4,17 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
 from ups.core.io import write_text
+from ups.core.locks import file_lock
 from ups.runs import stages
 from ups.runs.distributed import is_first_process
 from ups.simulation import model_folder
@@ -57,17 +58,14 @@ def run_directory(cfg: DictConfig) -> Iterator[Path]:
 @contextmanager
 def _only_call(folder: Path) -> Iterator[None]:
     """Lock the folder against other processes."""
-    lock = FileLock(folder / ".lock")  # the system releases it when a process dies
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UpsError(
-            f"another call is at work in {folder}; give another name=..., or wait for its end"
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(folder / ".lock", waits=False))
+        except Timeout:
+            raise UpsError(
+                f"another call is at work in {folder}; give another name=..., or wait for its end"
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 class _Terminal(logging.StreamHandler):

@@ -22,7 +22,12 @@ from ups.models import build
 from ups.modules import BaseModule
 from ups.modules.sharding import sharded_strategy
 from ups.runs.distributed import SingleProcess
-from ups.runs.launchers import auto_precision, has_foreign_rank, trains_alone
+from ups.runs.launchers import (
+    auto_precision,
+    has_foreign_rank,
+    trains_alone,
+    usable_accelerator,
+)
 from ups.runs.stages import parent_hash, weights_path
 from ups.simulation.checkpoint import mismatched_keys
 from ups.simulation.converter import convert_model_spec
@@ -165,6 +170,7 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimi
     """
     options = to_plain(cfg.trainer)
     precision = options.pop("precision")
+    options["accelerator"] = usable_accelerator(options["accelerator"])
     # Lightning's max_time limits one stage; ``limit`` limits the whole call
     del options["max_time"]
     if precision == "auto":
