@@ -290,3 +290,11 @@ def test_correctors_and_guidance_keep_the_mean_that_tokens_carry(architecture, o
     plain = simulator.rollout(u0, 4, nu=0.01)
     assert not torch.allclose(u, plain, atol=1e-3)
     assert torch.allclose(u.mean(-1), u0.mean(-1, keepdim=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["mixer", "memory_upt", "patch_stepper"])
+def test_smallest_mlp_ratio_leaves_one_channel(architecture):
+    config = {"architecture": architecture, "num_tokens": 8, "mlp_ratio": 1e-3}
+    model = build(config, line_spec())
+    assert all(p.numel() > 0 for p in model.parameters())
+    assert model.encode(torch.randn(2, 32, 1)).isfinite().all()

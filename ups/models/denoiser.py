@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
         num_parameters: int = 1,
     ) -> None:
         super().__init__()
-        mlp_dim = round(mlp_ratio * hidden_dim)
+        mlp_dim = max(1, round(mlp_ratio * hidden_dim))
         self.tokens_in = nn.Parameter(torch.randn(hidden_dim, in_channels) * in_channels**-0.5)
         self.constant = nn.Parameter(torch.randn(hidden_dim, 1, 1))
         self.condition = nn.Linear(1 + num_parameters + 2 * NUM_FREQUENCIES, hidden_dim)

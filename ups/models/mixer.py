@@ -124,7 +124,7 @@ class MixerUPT(nn.Module):
         num_carried = num_channels if self.conserve_mean else 0
         self.num_dynamic_channels = hidden_dim - num_carried
         self.latent_rms_limit = latent_rms_limit
-        mlp_dim = round(mlp_ratio * hidden_dim)
+        mlp_dim = max(1, round(mlp_ratio * hidden_dim))
         patch_dim = patch_overlap * self.patches.size
 
         def stack(depth: int) -> nn.Sequential:

@@ -56,7 +56,7 @@ class PatchStepper(nn.Module):
         self.hidden_dim = self.patches.size
         self.num_dynamic_channels = self.patches.size
         self.conserve_mean = conserve_mean and spec.conserves_mean
-        mlp_dim = round(mlp_ratio * hidden_channels)
+        mlp_dim = max(1, round(mlp_ratio * hidden_channels))
         patch_dim = patch_overlap * self.patches.size
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, patch_dim) * patch_dim**-0.5)
         self.condition = nn.Linear(1 + len(spec.parameters), hidden_channels)

@@ -74,6 +74,8 @@ def validate_config(cfg: DictConfig) -> None:
     validate(RunSettings, settings, "", name="the configuration", required="all")
     validate(LossSettings, settings["loss"], "loss", required="all")
     validate(TTCSettings, settings["ttc"], "ttc", name="ups.simulation.guidance.TTC")
+    if "enabled" not in settings["ttc"]:
+        raise UpsError("`ttc.enabled` must be given.")
     _check_trainer(settings["trainer"], "trainer")
     _check_data(settings["data"])
     _check_model(settings["model"])
