@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 from annotated_types import Gt, Le
+from conftest import line_spec, make_simulator
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from ups.callbacks import InverseLossFrequency, ResumeCheckpoint
 from ups.core.errors import UpsError
 from ups.core.schema import (
     Fraction,
@@ -27,7 +30,11 @@ from ups.core.schema import (
     validate,
     words,
 )
+from ups.datamodules import BurgersDataModule
+from ups.models import build
+from ups.modules import OperatorModule
 from ups.run import CONF
+from ups.runs.config import validate_config
 from ups.runs.settings import SECTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -191,3 +198,56 @@ def test_settings_page_and_help_are_up_to_date():
     command = [sys.executable, "docs/settings_tables.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def simulator():
+    return make_simulator()
+
+
+# a class called from Python, the override of the command line, and the sentence of both
+CALLS = [
+    (lambda: OperatorModule(simulator(), lr=-1.0), "stage.operator.module.lr=-1.0"),
+    (lambda: OperatorModule(simulator(), optimizer="sgd"), "stage.operator.module.optimizer=sgd"),
+    (lambda: OperatorModule(simulator(), lambda_inv_enc=-1), "lambda_inv=-1"),
+    (
+        lambda: OperatorModule(simulator(), betas=(0.9, 2.0)),
+        "stage.operator.module.betas=[0.9,2.0]",
+    ),
+    (lambda: BurgersDataModule(batch_size=0), "data.batch_size=0"),
+    (lambda: BurgersDataModule(nu=-1.0), "data.nu=-1.0"),
+    (lambda: BurgersDataModule(num_workers=-1), "data.num_workers=-1"),
+    (
+        lambda: BurgersDataModule(augmentation={"max_time_rescale": 0}),
+        "data.augmentation.max_time_rescale=0",
+    ),
+    (lambda: InverseLossFrequency(every=0), "loss.inverse_loss_frequency=0"),
+    (lambda: ResumeCheckpoint(every_n_train_steps=0), "callbacks.last.every_n_train_steps=0"),
+    (lambda: build({"architecture": "no"}, line_spec()), "model.architecture=no"),
+    (
+        lambda: build({"architecture": "memory_upt", "num_tokens": 0}, line_spec()),
+        "model.num_tokens=0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "override"), CALLS, ids=[override for _, override in CALLS])
+def test_classes_refuse_what_the_command_line_refuses(call, override):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", [override])
+    with pytest.raises(UpsError) as from_command_line:
+        validate_config(cfg)
+    with pytest.raises(UpsError) as from_python:
+        call()
+    # the same but for the key, which is the argument's name in Python
+    rules = [str(error.value).partition("` ")[2] for error in (from_command_line, from_python)]
+    assert rules[0] == rules[1]
+    assert rules[0].startswith("must be ")
+
+
+def test_classes_take_the_values_of_numpy_and_paths(tmp_path):
+    data = BurgersDataModule(
+        nu=np.array([0.001, 0.01]).tolist(), batch_size=np.int64(4), cache_dir=tmp_path
+    )
+    assert data.training_parameters == [[0.001], [0.01]]
+    module = OperatorModule(simulator(), lr=np.float32(1e-3), betas=[0.9, 0.95])
+    assert module.hparams.lr == np.float32(1e-3)

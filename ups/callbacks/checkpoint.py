@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.serialization import MAP_LOCATION
 
 from ups.core.io import read_tensors, unreadable, write_bytes
-from ups.core.schema import PositiveInt
+from ups.core.schema import PositiveInt, validate_arguments
 from ups.core.settings import PlainDict
 from ups.simulation.converter import convert_state
 
@@ -58,6 +58,8 @@ class ResumeCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, every_n_train_steps: PositiveInt = 500, **options: Any) -> None:
+        given = {"every_n_train_steps": every_n_train_steps}
+        validate_arguments(ResumeCheckpoint, given, "callbacks.last")
         super().__init__(every_n_train_steps=every_n_train_steps, **options)
 
     def on_train_batch_end(

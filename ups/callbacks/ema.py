@@ -41,7 +41,7 @@ class EMAWeightAveraging(callbacks.EMAWeightAveraging):
         update_starting_at_step: NonNegativeInt | None = None,
         update_starting_at_epoch: NonNegativeInt | None = None,
     ) -> None:
-        if not decay < 1:
+        if not 0 <= decay < 1:
             raise UpsError(f"`decay` must be a number in [0, 1), got {decay:g}.")
         super().__init__(
             device=device,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
-from ups.core.schema import PositiveInt
+from ups.core.schema import PositiveInt, validate_arguments
 from ups.modules.operator import OperatorModule
 from ups.simulation.simulator import Simulator
 
@@ -28,6 +28,8 @@ class InverseLossFrequency(pl.Callback):
     """
 
     def __init__(self, every: PositiveInt = 1, parts: PositiveInt = 1) -> None:
+        given = {"every": every, "parts": parts}
+        validate_arguments(InverseLossFrequency, given, "callbacks.inverse_loss_frequency")
         self.every = every
         self.parts = parts
         self.checked = False

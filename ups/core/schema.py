@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import ConfigDict, Strict, StringConstraints, TypeAdapter, ValidationError
 
@@ -235,6 +237,41 @@ def validate(
         is_required = required == "all" or (required == "arguments" and argument.is_required)
         if is_required and word not in values:
             raise UpsError(f"`{prefix}{word}` must be given.")
+
+
+def validate_arguments(
+    target: Callable[..., object], values: Mapping[str, object], key: str, *, skip: int = 0
+) -> None:
+    """Check what a constructor was called with, from Python, as ``validate`` checks settings.
+
+    Paths, tuples and numbers of numpy count as the plain values that they stand for, and numbers
+    as truth values. What is no argument is left to Python.
+
+    Args:
+        target: the class.
+        values: the arguments by name.
+        key: the dotted key of the settings.
+        skip: number of leading arguments that are not settings.
+
+    Raises:
+        UpsError: a value is not allowed.
+    """
+    named = arguments(target, skip).named
+    plain = {name: _plain(value) for name, value in values.items() if name in named}
+    for name, value in plain.items():
+        if words(named[name].annotation) == "true or false" and isinstance(value, int):
+            plain[name] = bool(value)
+    validate(target, plain, key, skip=skip, required="none")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
 def unknown_key(word: object, names: Iterable[str], prefix: str, owner: str) -> UpsError:

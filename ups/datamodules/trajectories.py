@@ -32,7 +32,7 @@ from ups.core.schema import (
     Seed,
     SettingsOf,
     Words,
-    validate,
+    validate_arguments,
 )
 from ups.core.settings import PlainDict
 from ups.datamodules.generate import SPLITS, Recipe, Split, generate, short_hash
@@ -163,9 +163,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        given: dict[str, Any] = dict(self.hparams)
+        if isinstance(nu, list | tuple):  # None leaves the parameter of one file to it
+            given["nu"] = [value for value in nu if value is not None] or None
+        validate_arguments(type(self), given, "data")
         self.equation_name = equation
         self.equation = None if equation is None else get_equation(equation)
-        validate(Augmentation, augmentation or {}, "data.augmentation")
         self.augmentation = Augmentation(**(augmentation or {}))
         if path is None and (nu is None or equation is None):
             raise UpsError(

@@ -21,6 +21,7 @@ from torch import nn
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.precision import float32_by_default
+from ups.core.schema import validate_arguments
 from ups.models.base import GridModel
 from ups.models.fno import FNO
 from ups.models.memory import MemoryUPT
@@ -78,6 +79,7 @@ def build(config: Mapping[str, object], spec: FieldSpec) -> nn.Module:
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     if unknown and not takes_any:
         raise UpsError(f"model.{unknown[0]}: {config['architecture']} takes {', '.join(known)}")
+    validate_arguments(architecture, arguments, "model", skip=1)
     return architecture(spec, **arguments)
 
 

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ups.core.batch import Batch
-from ups.core.errors import UpsError
 from ups.core.norms import RELATIVE_ERROR_FLOOR
 from ups.core.schema import (
     BOOKKEEPING_EVERYWHERE,
@@ -21,6 +20,7 @@ from ups.core.schema import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    validate_arguments,
 )
 from ups.evaluation.metrics import RolloutMetrics
 from ups.modules.optim import Muon
@@ -74,6 +74,7 @@ class BaseModule(pl.LightningModule):
         super().__init__()
         # also saves the arguments of the subclass that calls this
         self.save_hyperparameters(ignore=["simulator"], logger=False)
+        validate_arguments(type(self), self.hparams, "", skip=1)
 
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
         """Compute the loss terms of a batch.
@@ -155,8 +156,6 @@ class BaseModule(pl.LightningModule):
         """The optimizer of the trainable parameters, by the hyperparameters."""
         h: Any = self.hparams
         parameters = [p for p in self.parameters() if p.requires_grad]
-        if h.optimizer not in ("muon", "adamw"):
-            raise UpsError(f"`optimizer` must be one of muon, adamw, got {h.optimizer!r}.")
         if h.optimizer == "adamw":
             return torch.optim.AdamW(parameters, h.lr, tuple(h.betas), weight_decay=h.weight_decay)
         matrices = list(self.trainable_module().muon_parameters())  # type: ignore[operator]
