@@ -26,7 +26,7 @@ def fit(
     dt: float,
     length: float,
     parameters: Mapping[str, ArrayLike] | None = None,
-    name: str = "fit",
+    name: str | None = None,
     output_dir: str | Path = "outputs",
     overrides: Sequence[str] = (),
 ) -> Simulator:
@@ -42,7 +42,7 @@ def fit(
         dt: the time between frames.
         length: the length of the line, one cell more than from its first to its last point.
         parameters: positive numbers (N,) by name, one for each trajectory.
-        name: the run's folder.
+        name: the run's folder; None for one that the array names, fit-1a2b3c4d.
         output_dir: the folder of all runs.
         overrides: further settings, as on the command line: ``["trainer.max_epochs=5"]``.
 
@@ -63,7 +63,9 @@ def fit(
     folder = Path(output_dir) / "data"
     folder.mkdir(parents=True, exist_ok=True)
     content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
-    path = folder / f"{name}-{short_hash({'arrays': content, 'names': list(columns)})}.npz"
+    identity = short_hash({"arrays": content, "names": list(columns)})
+    path = folder / f"{name or 'fit'}-{identity}.npz"
+    name = name or path.stem
     if not path.exists():
         arrays: dict[str, Any] = {"u": u, **columns}
         np.savez(path, **arrays)
@@ -77,5 +79,5 @@ def fit(
     ]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", [*own, *overrides])
-    pipeline.run(cfg)
+    pipeline.run(cfg, overrides)
     return load(Path(output_dir) / name)

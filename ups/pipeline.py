@@ -1,9 +1,9 @@
 """The pipeline of a run: train the pending stages, test, report."""
 
-import copy
 import json
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -21,6 +21,7 @@ from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
 from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
+from ups.runs.data_defaults import follow_data, without_generated_sizes
 from ups.runs.distributed import ignore_foreign_rank, shutdown_distributed
 from ups.runs.loggers import check_logger_installed, open_loggers
 from ups.runs.preflight import preflight
@@ -44,14 +45,21 @@ log = logging.getLogger("ups")
 
 
 @float32_by_default()
-def run(cfg: DictConfig) -> float:
+def run(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
     """Train the stages that are not finished, test, and report.
+
+    Args:
+        cfg: the configuration.
+        overrides: those of the command. What they name is taken as it is; other sizes may follow
+            the data.
 
     Returns:
         The validation nRMSE of the last stage, for sweepers; 0 after a preflight.
     """
+    overrides = list(overrides)
+    cfg = without_generated_sizes(cfg, overrides)
     validate_config(cfg)
-    cfg = with_split_sizes(cfg)
+    cfg = follow_data(cfg, overrides)
     ignore_foreign_rank(cfg.trainer)
     check_expected_provenance(cfg)
     check_logger_installed(cfg)
@@ -80,17 +88,6 @@ def run(cfg: DictConfig) -> float:
             if shutdown_distributed():
                 test(cfg, folder, loggers)
         return validation_score(folder)
-
-
-def with_split_sizes(cfg: DictConfig) -> DictConfig:
-    """Fill in the sizes of splits that the settings leave to the data."""
-    left = [name for name in ("num_train", "num_validation", "num_test") if cfg.data[name] is None]
-    if not left:
-        return cfg
-    sizes = instantiate(cfg.data, _convert_="all").hparams
-    filled = copy.deepcopy(cfg)
-    filled.data.update({name: sizes[name] for name in left})
-    return filled
 
 
 def make_data(cfg: DictConfig) -> TrajectoryDataModule:

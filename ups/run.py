@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -43,13 +44,17 @@ def folder_name(overrides: str) -> str:
     return name if len(name) <= 120 else f"{name[:100]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
-def stem(path: str | None) -> str:
-    """The name of a run on one's own data: that of their file."""
-    return Path(path).stem if path else "own"
+def data_name(data: object) -> str:
+    """The default name of a run: that of its data's files, or of the equation that makes them."""
+    settings = data if isinstance(data, Mapping) else {}
+    path = settings.get("path")
+    files = [path] if isinstance(path, str) else list(path or ())
+    default = settings.get("equation") or "burgers"
+    return folder_name("-".join(Path(str(file)).stem for file in files)) or str(default)
 
 
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-OmegaConf.register_new_resolver("stem", stem, replace=True)
+OmegaConf.register_new_resolver("data_name", data_name, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -60,12 +65,15 @@ def main(cfg: DictConfig) -> float:
     # during training GracefulStop replaces these handlers
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, interrupt)
+    if "torch" not in sys.modules:  # it takes seconds, on a slow disk half a minute
+        print("loading torch and lightning", flush=True)
     try:
         from ups import pipeline  # here, so that --help doesn't wait for torch
 
-        for warning in rename_config(cfg, HydraConfig.get().overrides.task):
+        overrides = HydraConfig.get().overrides.task
+        for warning in rename_config(cfg, overrides):
             log.warning("%s", warning)
-        return pipeline.run(cfg)
+        return pipeline.run(cfg, overrides)
     except BaseException as error:
         stop = to_user_error(error)
         if stop is None:

@@ -209,6 +209,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
             frames, values = file.frames, file.read([0], 0, 1).size
         return len(self.parts) * h.num_train * frames * values * 4
 
+    def num_points(self) -> int:
+        """The number of points X of the data, known before ``setup``."""
+        if self.hparams["path"] is None:
+            return int(self.hparams["num_points"])
+        return self.open_files()[0].grid.num_points
+
     def setup(self, stage: str | None = None) -> None:
         if self.ready:
             return

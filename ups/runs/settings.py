@@ -76,7 +76,8 @@ class RunSettings:
     """The keys outside of groups, and the groups.
 
     Args:
-        name: the run's folder is ``<output_dir>/<name>``.
+        name: the run's folder is ``<output_dir>/<name>``. By default it is the name of the data's
+            file or, if the data are generated, of their equation.
         seed: seed of the weights and of the order of the batches; the data have ``data.seed``.
         lambda_inv: weight of both inverse losses. ``loss.lambda_inv_enc`` and
             ``loss.lambda_inv_dec`` set one each.
