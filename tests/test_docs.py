@@ -94,7 +94,8 @@ def prepare(folder, words, trained):
     for name in {match[1] for word in words if (match := re.match(r"outputs/(\w+)", word))}:
         shutil.copytree(trained, folder / "outputs" / name)
     if "--config-dir" in words or any("sobolev" in word for word in words):
-        write_files((ROOT / "docs/extending.md").read_text(), folder)
+        for page in ("extending", "korteweg_de_vries"):
+            write_files((ROOT / f"docs/{page}.md").read_text(), folder)
     write_waves(folder)
     if "stage=evaluate" in words:
         run(folder, ["stage=operator" if word == "stage=evaluate" else word for word in words])

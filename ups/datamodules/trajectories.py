@@ -169,6 +169,11 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 "`data.path` must be a PDEBench file, or `data.equation` and `data.nu` what to "
                 "generate data of; got null."
             )
+        if path is None and self.equation is not None and self.equation.solve is None:
+            raise UpsError(
+                f"`data.path` must be a file, got null: the equation {equation} has no solve to "
+                "generate data with."
+            )
         if path is None and self.equation is not None:
             self.initial_conditions = _chosen(self.equation, initial_conditions)
         if path is None and reference_num_points % num_points:
@@ -303,7 +308,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if self.equation is not None:
             # the mean is kept in the field: removing it would break the symmetry u -> -u
             return FieldSpec(
-                file.grid, self.equation.channels, self.equation.parameters, file.dt, std=tuple(std)
+                file.grid,
+                self.equation.channels,
+                self.equation.parameters,
+                file.dt,
+                std=tuple(std),
+                conserves_mean=self.equation.conserves_mean,
             )
         return FieldSpec(
             file.grid,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ups.core.batch import Batch
 from ups.core.norms import relative_l2_squared
 from ups.core.stepper import Stepper, predict
-from ups.evaluation.baselines import Persistence, SolverStepper
+from ups.evaluation.baselines import Persistence, SolverStepper, coarse_solvers
 from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum, spread_skill
 from ups.evaluation.results import Row
 from ups.simulation.correctors import ResidualCorrector
@@ -79,12 +79,7 @@ class EvaluationModule(pl.LightningModule):
             for mode, name, ttc in settings
         ]
         baselines: list[Persistence | SolverStepper] = [Persistence()]
-        if simulator.equation is not None:
-            baselines += [
-                SolverStepper(simulator.equation, simulator.spec, n)
-                for n in solver_points
-                if simulator.spec.grid.can_coarsen_to(n)
-            ]
+        baselines += coarse_solvers(simulator.equation, simulator.spec, solver_points)
         self.measurements += [
             Measurement(simulator, baseline, Row(baseline.name, "physical", "none", False, {}))
             for baseline in baselines
