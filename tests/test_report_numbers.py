@@ -31,7 +31,7 @@ from ups.evaluation.leaderboard import flat_rows
 from ups.evaluation.report.html import RunResults, write_comparison, write_run
 from ups.evaluation.report.plots import draw_rollout
 from ups.evaluation.report.table import print_table
-from ups.evaluation.results import Evaluation, Row
+from ups.evaluation.results import Evaluation, Row, times_in_words
 from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.runs.reports import finished_results, report_paths, write_reports
@@ -288,6 +288,36 @@ def test_report_checks_cells_hold_their_headings_numbers(page):
     for head, key in keys.items():
         wanted = {label: f"{number(k, key):.3g}" for k, label in enumerate(LABELS)}
         assert found[head] == wanted, head
+
+
+def test_report_says_a_column_once_that_is_the_same_in_all_rows(tmp_path, figures):
+    evaluation = make_tested()
+    rows = [{**row, "crmse": 0.00314, "mass_drift": 0.0} for row in evaluation.rows]
+    evaluation.rows[:] = map(Row.from_dict, rows)
+    config = make_config(tmp_path)
+    config.data.eval_batch_size = 5
+    text = write_run(config, evaluation, DATA, tmp_path, ORIGIN).read_text()
+    heads = tables(text)["Errors and cost"][0]
+    assert heads[-2:] == ["max error", "ms a trajectory"]
+    assert "The same in all rows: mass (cRMSE) 0.00314." in text
+    assert "The same in all rows: mass drift 0." in text
+    assert "mass drift" not in tables(text)["Physics checks"][0]
+    assert "; times of one trajectory in batches of 5. Grey" in text
+
+
+def test_times_are_of_no_more_trajectories_than_there_are(tmp_path):
+    config = make_config(tmp_path)
+    config.data.eval_batch_size = 64
+    assert times_in_words(config, DATASET) == "times of one trajectory in batches of 17"
+
+
+def test_print_table_says_a_column_once_that_is_the_same_in_all_rows():
+    rows = [{**row, "crmse": 0.0031} for row in make_rows()]
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_table(DATASET, [Row.from_dict(row) for row in rows], console, "times in batches of 5")
+    text = console.export_text()
+    assert "times in batches of 5; mass (cRMSE) 0.0031 in all rows" in text
+    assert text.count("mass (cRMSE)") == 1
 
 
 def test_report_checks_have_an_energy_column_when_it_is_conserved(tmp_path, figures):

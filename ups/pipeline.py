@@ -19,6 +19,7 @@ from ups.core.precision import float32_by_default
 from ups.core.settings import to_plain
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
+from ups.evaluation.results import times_in_words
 from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
 from ups.runs.data_defaults import follow_data, without_generated_sizes
@@ -72,7 +73,8 @@ def run(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
             for callback in make_test_callbacks(cfg):
                 if isinstance(callback, LeaderboardWriter):
                     callback.write()
-            print_table(results.dataset, results.rows)
+            times = times_in_words(cfg, results.dataset)
+            print_table(results.dataset, results.rows, times=times)
             log_next_steps(cfg, folder)
             return validation_score(folder)
         if not todo:
@@ -168,7 +170,7 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
         data.dataset["hash"],
     )
     trainer.test(module, datamodule=data, verbose=False)
-    print_table(data.dataset, module.rows)
+    print_table(data.dataset, module.rows, times=times_in_words(cfg, data.dataset))
     log_next_steps(cfg, folder)
     return reports.seconds
 

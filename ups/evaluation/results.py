@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
 
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ups.core.errors import UpsError
@@ -58,6 +59,14 @@ class Provenance(TypedDict, total=False):
     seed: int
     versions: dict[str, str | None]
     hardware: str
+
+
+def times_in_words(cfg: DictConfig, dataset: DatasetInfo) -> str:
+    """How many trajectories were rolled out at once when their time was taken."""
+    size = OmegaConf.select(cfg, "data.eval_batch_size")
+    if size is None:
+        return "times of one trajectory in a batch"
+    return f"times of one trajectory in batches of {min(size, dataset['trajectories'])}"
 
 
 @dataclass(frozen=True, eq=False)
