@@ -120,3 +120,11 @@ def test_what_workers_get_can_be_pickled(tmp_path):
         assert torch.equal(dataset[windows].u, loader.dataset[windows].u)
     assert pickle.loads(pickle.dumps(BurgersDataModule())).equation is get_equation("burgers")
     assert pickle.loads(pickle.dumps(make_simulator())).spec == make_simulator().spec
+
+
+def test_completion_offers_the_public_names_and_no_others():
+    hidden = {"__version__"}
+    assert set(dir(ups)) - hidden == set(ups.__all__)
+    assert {"Simulator", "fit", "load", "metrics", "physics"} <= set(dir(ups))
+    for name in dir(ups):
+        assert getattr(ups, name) is not None

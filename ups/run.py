@@ -32,6 +32,9 @@ CONF = next(
     for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf")
     if p.is_dir()
 )
+# options of Hydra that print something and start no run
+INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info",
+               "-sc", "--shell-completion")  # fmt: skip
 log = logging.getLogger("ups")
 
 
@@ -65,8 +68,6 @@ def main(cfg: DictConfig) -> float:
     # during training GracefulStop replaces these handlers
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, interrupt)
-    if "torch" not in sys.modules:  # it takes seconds, on a slow disk half a minute
-        print("loading torch and lightning", flush=True)
     try:
         from ups import pipeline  # here, so that --help doesn't wait for torch
 
@@ -97,6 +98,9 @@ def cli() -> None:
     sys.argv[1:], warnings = rename_arguments(sys.argv[1:])
     for warning in warnings:
         print(warning, file=sys.stderr)
+    if not any(word.partition("=")[0] in INFORMATION for word in sys.argv[1:]):
+        # Hydra's callbacks already wait for it: ten seconds, on a slow disk half a minute
+        print("loading torch and lightning", flush=True)
     if "HYDRA_FULL_ERROR" in os.environ:
         return main()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra re-raise errors
