@@ -31,7 +31,7 @@ from ups.evaluation.leaderboard import flat_rows
 from ups.evaluation.report.html import RunResults, write_comparison, write_run
 from ups.evaluation.report.plots import draw_rollout
 from ups.evaluation.report.table import print_table
-from ups.evaluation.results import Evaluation, Row, times_in_words
+from ups.evaluation.results import Evaluation, Row, divergence_in_words, times_in_words
 from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.runs.reports import finished_results, report_paths, write_reports
@@ -305,6 +305,14 @@ def test_report_says_a_column_once_that_is_the_same_in_all_rows(tmp_path, figure
     assert "; times of one trajectory in batches of 5. Grey" in text
 
 
+def test_rows_that_have_diverged_are_named():
+    rows = make_rows()[:3]
+    assert divergence_in_words(map(Row.from_dict, rows)) == ""
+    rows[0]["nrmse"], rows[1]["nrmse"], rows[2]["nrmse"] = 2e3, 999.0, float("nan")
+    found = divergence_in_words(map(Row.from_dict, rows))
+    assert found == f"diverged: {LABELS[0]}, {LABELS[2]}"
+
+
 def test_times_are_of_no_more_trajectories_than_there_are(tmp_path):
     config = make_config(tmp_path)
     config.data.eval_batch_size = 64
@@ -344,6 +352,7 @@ def test_report_headline_shows_huge_numbers_short(tmp_path, figures):
     found = columns(tables((tmp_path / "reports/report.html").read_text())["Errors and cost"])
     assert found["rollout nRMSE"]["mine, latent"] == "2.5e+07"
     assert found["RMSE"]["mine, latent"] == "123456.0000"
+    assert "Diverged: mine, latent." in (tmp_path / "reports/report.html").read_text()
 
 
 # --- the page's pictures ---

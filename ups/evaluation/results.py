@@ -5,7 +5,7 @@ Tables, reports, the model card, the sweep's summary and the leaderboard are vie
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
@@ -20,6 +20,7 @@ from ups.core.settings import PlainDict
 
 EVALUATIONS = "reports/eval_*.json"  # in a run's folder
 Metric = float | list[float]  # a number, or one for each frame
+DIVERGED = 1e3  # nRMSE beyond which a rollout only shows that it has diverged
 log = logging.getLogger(__name__)
 
 
@@ -59,14 +60,6 @@ class Provenance(TypedDict, total=False):
     seed: int
     versions: dict[str, str | None]
     hardware: str
-
-
-def times_in_words(cfg: DictConfig, dataset: DatasetInfo) -> str:
-    """How many trajectories were rolled out at once when their time was taken."""
-    size = OmegaConf.select(cfg, "data.eval_batch_size")
-    if size is None:
-        return "times of one trajectory in a batch"
-    return f"times of one trajectory in batches of {min(size, dataset['trajectories'])}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,3 +267,17 @@ class TestedData(Protocol):
 
     dataset: DatasetInfo
     spec: FieldSpec
+
+
+def divergence_in_words(rows: Iterable[Row]) -> str:
+    """Which rows have diverged, in words; "" if none has."""
+    labels = [row.label for row in rows if not row["nrmse"] < DIVERGED]
+    return f"diverged: {', '.join(labels)}" if labels else ""
+
+
+def times_in_words(cfg: DictConfig, dataset: DatasetInfo) -> str:
+    """How many trajectories were rolled out at once when their time was taken."""
+    size = OmegaConf.select(cfg, "data.eval_batch_size")
+    if size is None:
+        return "times of one trajectory in a batch"
+    return f"times of one trajectory in batches of {min(size, dataset['trajectories'])}"

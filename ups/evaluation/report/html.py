@@ -20,6 +20,7 @@ from ups.evaluation.results import (
     Row,
     Tested,
     TestedData,
+    divergence_in_words,
     merge_evaluations,
     read_evaluations,
     times_in_words,
@@ -256,6 +257,8 @@ def _headline(rows: Mapping[str, Row], times: Collection[str]) -> dict[str, obje
         "In physical space, of rollouts from t = 0; the mean over frames and trajectories; "
         f"{' or '.join(sorted(times))}. Grey: baselines."
     )
+    if diverged := divergence_in_words(rows.values()):
+        note += f" D{diverged[1:]}."
     return _table("Errors and cost", note, [head for head, _, _ in HEADLINE], rows, found)
 
 
