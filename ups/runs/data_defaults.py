@@ -11,10 +11,11 @@ from ups.core.errors import UpsError
 from ups.core.schema import DividesPoints, arguments
 from ups.core.settings import override_keys
 from ups.datamodules import TrajectoryDataModule
-from ups.datamodules.own import GENERATED
 from ups.models import get_architecture
 
 log = logging.getLogger("ups")
+# sizes of generated data, which a file has itself
+GENERATED_SIZES = ("num_points", "reference_num_points", "num_frames")
 SPLIT_SIZES = ("num_train", "num_validation", "num_test")
 OWN = "ups.datamodules.OwnDataModule"
 
@@ -32,7 +33,7 @@ def without_generated_sizes(cfg: DictConfig, overrides: Iterable[str]) -> DictCo
     if not isinstance(data, DictConfig) or data.get("_target_") != OWN:
         return cfg
     named = override_keys(overrides)
-    foreign = [key for key in GENERATED if key in data and f"data.{key}" not in named]
+    foreign = [key for key in GENERATED_SIZES if key in data and f"data.{key}" not in named]
     if not foreign:
         return cfg
     changed = copy.deepcopy(cfg)
