@@ -38,6 +38,9 @@ def waves(tmp_path):
         (["data.path=made.hdf5"], "made"),
         (["data=own", "data.path=a/waves.npy", "name=mine"], "mine"),
         (["data=pdebench", "data.path=x.hdf5", "experiment=burgers_upt"], "burgers_upt"),
+        (["experiment=smoke"], "smoke"),
+        (["experiment=smoke", "data=advection"], "smoke-advection"),
+        (["experiment=smoke", "data=own", "data.path=a/waves.npy"], "smoke-waves"),
     ],
 )
 def test_run_is_named_by_its_data(overrides, name):
@@ -103,7 +106,7 @@ def test_size_of_generated_data_is_refused_if_the_command_names_it(waves):
 @pytest.mark.integration
 def test_smoke_runs_every_stage_on_a_file_of_100_points(ups_run, waves, tmp_path):
     ups_run(*waves, "experiment=smoke", "preflight=false", "trainer.max_epochs=1")
-    sim = ups.load(tmp_path / "outputs/smoke")
+    sim = ups.load(tmp_path / "outputs/smoke-waves")
     assert (len(sim.x), sim.model.num_tokens) == (100, 25)
 
 

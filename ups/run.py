@@ -56,8 +56,15 @@ def data_name(data: object) -> str:
     return folder_name("-".join(Path(str(file)).stem for file in files)) or str(default)
 
 
+def experiment_name(experiment: str, data: object) -> str:
+    """The default name of an experiment's run: with the data's, unless they are the default."""
+    name = data_name(data)
+    return experiment if name == "burgers" else f"{experiment}-{name}"
+
+
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 OmegaConf.register_new_resolver("data_name", data_name, replace=True)
+OmegaConf.register_new_resolver("experiment_name", experiment_name, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
