@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
@@ -17,7 +16,8 @@ from ups.run import CONF
 from ups.simulation.checkpoint import load
 from ups.simulation.simulator import Simulator
 
-RESERVED = ("u", *TIMES, *POSITIONS)
+# keys with a meaning of their own in the file, and arguments of np.savez
+RESERVED = ("u", *TIMES, *POSITIONS, "file", "allow_pickle")
 
 
 def fit(
@@ -65,8 +65,7 @@ def fit(
     content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
     path = folder / f"{name}-{short_hash({'arrays': content, 'names': list(columns)})}.npz"
     if not path.exists():
-        arrays: dict[str, Any] = {"u": u, **columns}
-        np.savez(path, **arrays)
+        np.savez(path, **{"u": u, **columns})  # type: ignore[arg-type]
     own = [
         "data=own",
         f"data.path={path}",
