@@ -36,7 +36,13 @@ from ups.runs.stages import (
     weights_path,
     with_gradient_accumulation,
 )
-from ups.runs.training import Loggers, build_simulator, fit, make_test_callbacks
+from ups.runs.training import (
+    Loggers,
+    build_simulator,
+    fit,
+    make_test_callbacks,
+    make_test_trainer,
+)
 from ups.simulation.checkpoint import latest_checkpoint, load
 from ups.simulation.guidance import TTC
 
@@ -156,14 +162,8 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     simulator.ttc = TTC(**options)
     module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
     reports = ReportWriter(cfg, folder)
-    trainer = pl.Trainer(
-        callbacks=[reports, *make_test_callbacks(cfg)],
-        accelerator=cfg.trainer.accelerator,
-        devices=1,
-        logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    callbacks = [reports, *make_test_callbacks(cfg)]
+    trainer = make_test_trainer(cfg.trainer.accelerator, callbacks, logger)
     log.info(
         "testing %s: %d trajectories, test set %s",
         folder,

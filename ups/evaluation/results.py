@@ -66,7 +66,7 @@ class Row(Mapping[str, Any]):
 
     Args:
         model: the name of the model or of the baseline.
-        mode: "latent" or "physical".
+        mode: "latent" or "physical"; "rollout" of a function that makes whole rollouts.
         correct: the corrector, or "none".
         ttc: whether test-time conditioning was on.
         metrics: everything that was measured, by name.

@@ -201,6 +201,21 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimi
         raise UpsError(f"trainer: {error}") from None
 
 
+def make_test_trainer(
+    accelerator: str, callbacks: list[pl.Callback], logger: Loggers | bool = False
+) -> pl.Trainer:
+    """Make Lightning's Trainer for a test, which takes one device."""
+    return pl.Trainer(
+        callbacks=callbacks,
+        accelerator=accelerator,
+        devices=1,
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
 def write_stage_weights(
     best: Path, folder: Path, stage: str, simulator: Simulator, score: float
 ) -> None:
