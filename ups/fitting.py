@@ -28,6 +28,7 @@ def fit(
     parameters: Mapping[str, ArrayLike] | None = None,
     name: str = "fit",
     output_dir: str | Path = "outputs",
+    init_from: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Simulator:
     """Train a model on trajectories of any periodic line, and test it.
@@ -44,6 +45,7 @@ def fit(
         parameters: positive numbers (N,) by name, one for each trajectory.
         name: the run's folder.
         output_dir: the folder of all runs.
+        init_from: a finished model of the same kind of data, whose weights training begins with.
         overrides: further settings, as on the command line: ``["trainer.max_epochs=5"]``.
 
     Returns:
@@ -73,6 +75,7 @@ def fit(
         f"data.length={length}",
         f"name={name}",
         f"output_dir={output_dir}",
+        f"init_from={'null' if init_from is None else init_from}",
     ]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", [*own, *overrides])

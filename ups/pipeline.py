@@ -22,6 +22,7 @@ from ups.evaluation.report.table import print_table
 from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
 from ups.runs.distributed import ignore_foreign_rank, shutdown_distributed
+from ups.runs.initial_weights import check_same_model
 from ups.runs.loggers import check_logger_installed, open_loggers
 from ups.runs.preflight import preflight
 from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
@@ -38,7 +39,7 @@ from ups.runs.stages import (
 )
 from ups.runs.training import (
     Loggers,
-    build_simulator,
+    first_simulator,
     fit,
     make_test_callbacks,
     make_test_trainer,
@@ -57,6 +58,7 @@ def run(cfg: DictConfig) -> float:
         The validation nRMSE of the last stage, for sweepers; 0 after a preflight.
     """
     validate_config(cfg)
+    check_same_model(cfg)
     cfg = with_split_sizes(cfg)
     ignore_foreign_rank(cfg.trainer)
     check_expected_provenance(cfg)
@@ -111,7 +113,7 @@ def make_data(cfg: DictConfig) -> TrajectoryDataModule:
 def train(
     cfg: DictConfig, stage: str, folder: Path, logger: Loggers, parts: int, limit: TimeLimit
 ) -> None:
-    """Train one stage from the weights of the previous one, and write its weights.
+    """Train one stage from the weights of the previous one, or of ``init_from``, and write its own.
 
     Args:
         cfg: the configuration.
@@ -130,7 +132,7 @@ def train(
     data = make_data(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     before = previous_stage(stage)
-    simulator = load(weights_path(folder, before), data) if before else build_simulator(cfg, data)
+    simulator = load(weights_path(folder, before), data) if before else first_simulator(cfg, data)
     module = instantiate(cfg.stage[stage].module, simulator, _convert_="all")
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info(

@@ -56,6 +56,8 @@ class Provenance(TypedDict, total=False):
     data_hash: str | None
     evaluated: dict[str, str]
     seed: int
+    init_from: str | None
+    init_hash: str
     versions: dict[str, str | None]
     hardware: str
 
