@@ -203,7 +203,8 @@ def test_a_model_that_does_not_fit_is_answered_in_one_sentence(compare, data, mo
 @pytest.mark.parametrize(
     ("models", "options", "words"),
     [
-        ({}, {}, "`models` must hold at least one function"),
+        ({}, {}, "`models` must be functions by name, .* got dict"),
+        (stays, {}, "`models` must be functions by name, .* got function"),
         ({"persistence": stays}, {}, "other names than the baselines, got 'persistence'"),
         ({"solver-64": stays}, {}, "other names than the baselines, got 'solver-64'"),
         ({"": stays}, {}, "must have names as keys, got ''"),

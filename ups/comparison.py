@@ -74,34 +74,34 @@ def compare(
     """
     validate(RunSettings, {"name": name, "output_dir": str(output_dir)}, "", required="none")
     _check_names(models)
-    cfg = _settings(name, output_dir)
     folder = Path(output_dir) / name
     if (folder / "checkpoints").exists():
         raise UpsError(f"`name` must not be that of a trained run, got {folder}.")
-    module_of_data = _data_module(data)
-    module_of_data.prepare_data()
-    module_of_data.setup()
+    datamodule = _data_module(data)
+    datamodule.prepare_data()
+    datamodule.setup()
     measurements = [
         measurement
         for model, function in models.items()
-        for measurement in _measurements(model, function, module_of_data)
+        for measurement in _measurements(model, function, datamodule)
     ]
-    measurements += measure_baselines(module_of_data.spec, module_of_data.equation)
-    cfg.data = _description(module_of_data)
-    cfg.models = {model: str(_predictor(function)) for model, function in models.items()}
-    tested = MeasurementModule(module_of_data.spec, measurements)
-    functions = [_predictor(function).function for function in models.values()]
+    measurements += measure_baselines(datamodule.spec, datamodule.equation)
+    tested = MeasurementModule(datamodule.spec, measurements)
+    predictors = {model: _predictor(function) for model, function in models.items()}
+    cfg = _settings(folder, predictors, datamodule)
+    functions = [predictor.function for predictor in predictors.values()]
     with run_directory(cfg), in_eval_mode(functions):
         # on the CPU, where all are measured alike
         callbacks = [ReportWriter(cfg, folder), LeaderboardWriter(str(output_dir))]
-        make_test_trainer("cpu", callbacks).test(tested, datamodule=module_of_data, verbose=False)
-        print_table(module_of_data.dataset, tested.rows)
+        make_test_trainer("cpu", callbacks).test(tested, datamodule=datamodule, verbose=False)
+        print_table(datamodule.dataset, tested.rows)
     return RunResults.read(folder)
 
 
-def _check_names(models: Mapping[str, Model]) -> None:
-    if not models:
-        raise UpsError("`models` must hold at least one function, got none.")
+def _check_names(models: object) -> None:
+    if not isinstance(models, Mapping) or not models:
+        kind = type(models).__name__
+        raise UpsError(f'`models` must be functions by name, {{"mine": f}}, got {kind}.')
     for name in models:
         if not (isinstance(name, str) and name.isprintable() and name.strip()):
             raise UpsError(f"`models` must have names as keys, got {name!r}.")
@@ -109,15 +109,23 @@ def _check_names(models: Mapping[str, Model]) -> None:
             raise UpsError(f"`models` must have other names than the baselines, got {name!r}.")
 
 
-def _settings(name: str, output_dir: str | Path) -> DictConfig:
-    """The settings that the folder and the report of a comparison need."""
+def _settings(
+    folder: Path, predictors: Mapping[str, Predictor], data: TrajectoryDataModule
+) -> DictConfig:
+    """What the folder and the report of a comparison need of a run's configuration."""
+    kind: type = type(data)
+    known = arguments(kind).named
+    given = {key: value for key, value in data.hparams.items() if key in known}
+    plain = json.loads(json.dumps(given, default=str))
     return OmegaConf.create(
         {
-            "name": name,
-            "output_dir": str(output_dir),
+            "name": folder.name,
+            "output_dir": str(folder.parent),
             "overwrite": False,
             "seed": 0,  # of the draws of models that draw
             "stage": {"name": "compare", "train": []},
+            "data": {"_target_": f"{kind.__module__}.{kind.__qualname__}", **plain},
+            "models": {name: str(predictor) for name, predictor in predictors.items()},
         }
     )
 
@@ -130,7 +138,7 @@ def _measurements(name: str, model: Model, data: TrajectoryDataModule) -> list[M
     """The measurements of one model: two of a simulator, one of any other."""
     if isinstance(model, Simulator):
         check_data(model, data, f"`{name}`")
-        return measure_simulator(copy.deepcopy(model).cpu(), name, ["none"])
+        return measure_simulator(copy.deepcopy(model).cpu().eval(), name, ["none"])
     predictor = _predictor(model)
     foreign = ForeignModel(name, predictor, data.spec)
     mode = "physical" if predictor.returns == "frame" else "rollout"
@@ -164,12 +172,3 @@ def _compose_data(overrides: Sequence[str]) -> object:
         raise UpsError(f"`data` can't be read: {reason}.") from None
     validate_config(cfg)
     return instantiate(cfg.data, _convert_="all")
-
-
-def _description(data: TrajectoryDataModule) -> dict[str, Any]:
-    """The data module's class and arguments, as a configuration has them."""
-    kind: type = type(data)
-    known = arguments(kind).named
-    given = {key: value for key, value in data.hparams.items() if key in known}
-    plain = json.loads(json.dumps(given, default=str))
-    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **plain}
