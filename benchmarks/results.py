@@ -326,6 +326,28 @@ What warns best: Spearman's rank correlation of a number of the input with the e
 fields of the table at the trained nu: {ranked}."""
 
 
+def inverse_problem(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            *(
+                f"{middle:.2f} ({low:.2f} to {high:.2f})"
+                for low, middle, high in (row["initial_field"], row["log_nu"])
+            ),
+            f"{row['misfit']:.2f}" if "misfit" in row else "",
+            f"{row['seconds']:.1f}",
+        ]
+        for name, row in result["ways"].items()
+    ]
+    head = ["forward map", "initial field", "nu", "misfit", "seconds of a core"]
+    return f"""{table(head, rows)}
+
+Medians (and quartiles) over the trajectories: of the relative L2 error of the \
+initial field, and of the error of log nu. The
+misfit is that of the readings, relative to their noise; the seconds are those of one trajectory. \
+What was read: [inverse problems](inverse_problems.md)."""
+
+
 SECTIONS = {
     "solver": ("The solver's cost, beside a model's", solver),
     "shifts": ("Inputs unlike the training data", shifts),
@@ -335,6 +357,7 @@ SECTIONS = {
     "stages": ("The later stages", stages),
     "ranking": ("The reward of test-time conditioning", ranking),
     "throughput": ("Speed and memory", throughput),
+    "inverse_problem": ("An inverse problem", inverse_problem),
     "generality": ("Other viscosities, points and times", generality),
 }
 

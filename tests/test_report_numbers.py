@@ -486,7 +486,7 @@ def test_draw_rollout_shows_fields_limits_and_three_frames(tmp_path, figures):
     truth, pred = truth[..., 0], pred[..., 0]
     error = pred - truth
     limits = [float(field.abs().max()) for field in (truth, truth, error)]
-    names = ["truth", "latent rollout", "error"]
+    names = ["truth", "rollout", "error"]
     fields = [truth, pred, error]
     for axis, name, field, limit in zip(axes, names, fields, limits, strict=False):
         image = axis.images[0]

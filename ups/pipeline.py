@@ -24,6 +24,7 @@ from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
 from ups.runs.data_defaults import follow_data, without_generated_sizes
 from ups.runs.distributed import ignore_foreign_rank, shutdown_distributed
+from ups.runs.initial_weights import check_same_model
 from ups.runs.loggers import check_logger_installed, open_loggers
 from ups.runs.preflight import preflight
 from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
@@ -38,7 +39,13 @@ from ups.runs.stages import (
     weights_path,
     with_gradient_accumulation,
 )
-from ups.runs.training import Loggers, build_simulator, fit, make_test_callbacks
+from ups.runs.training import (
+    Loggers,
+    first_simulator,
+    fit,
+    make_test_callbacks,
+    make_test_trainer,
+)
 from ups.simulation.checkpoint import latest_checkpoint, load
 from ups.simulation.guidance import TTC
 
@@ -61,6 +68,7 @@ def run(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
     cfg = without_generated_sizes(cfg, overrides)
     validate_config(cfg)
     cfg = follow_data(cfg, overrides)
+    check_same_model(cfg)
     ignore_foreign_rank(cfg.trainer)
     check_expected_provenance(cfg)
     check_logger_installed(cfg)
@@ -104,7 +112,7 @@ def make_data(cfg: DictConfig) -> TrajectoryDataModule:
 def train(
     cfg: DictConfig, stage: str, folder: Path, logger: Loggers, parts: int, limit: TimeLimit
 ) -> None:
-    """Train one stage from the weights of the previous one, and write its weights.
+    """Train one stage from the weights of the previous one, or of ``init_from``, and write its own.
 
     Args:
         cfg: the configuration.
@@ -123,7 +131,7 @@ def train(
     data = make_data(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     before = previous_stage(stage)
-    simulator = load(weights_path(folder, before), data) if before else build_simulator(cfg, data)
+    simulator = load(weights_path(folder, before), data) if before else first_simulator(cfg, data)
     module = instantiate(cfg.stage[stage].module, simulator, _convert_="all")
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info(
@@ -155,14 +163,8 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     simulator.ttc = TTC(**options)
     module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
     reports = ReportWriter(cfg, folder)
-    trainer = pl.Trainer(
-        callbacks=[reports, *make_test_callbacks(cfg)],
-        accelerator=cfg.trainer.accelerator,
-        devices=1,
-        logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    callbacks = [reports, *make_test_callbacks(cfg)]
+    trainer = make_test_trainer(cfg.trainer.accelerator, callbacks, logger)
     log.info(
         "testing %s: %d trajectories, test set %s",
         folder,

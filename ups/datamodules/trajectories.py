@@ -42,7 +42,7 @@ from ups.datamodules.windows import WindowDataset, WindowSampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
-from ups.simulation.input_range import input_size
+from ups.simulation.input_range import largest_input
 
 # smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
 # overflow
@@ -116,6 +116,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
     Attributes:
         training_parameters: the parameters (P,) of each file.
         spec: describes the field, after ``setup``, like all that follow.
+        initial_fields: first frames (N, *space, C) of the training split, as a network sees them.
         input_range: how large and steep the initial fields of the training split are, see
             ``ups.simulation.input_range``.
         num_frames: number of frames T.
@@ -261,8 +262,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         initial = frame.enter(first_frames)[:, 0]
         # the initial amplitude of most solutions
         self.amplitude_cap = float(np.quantile(initial.abs().flatten(1).amax(1).numpy(), 0.8))
-        sizes = input_size(initial, self.spec)
-        self.input_range = {name: value.max().item() for name, value in sizes.items()}
+        self.initial_fields = initial.clone()
+        self.input_range = largest_input(initial, self.spec)
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         nus = [nu for nu, _ in self.parts]
         self.dataset: DatasetInfo = {

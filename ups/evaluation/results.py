@@ -58,6 +58,8 @@ class Provenance(TypedDict, total=False):
     data_hash: str | None
     evaluated: dict[str, str]
     seed: int
+    init_from: str | None
+    init_hash: str
     versions: dict[str, str | None]
     hardware: str
 
@@ -68,7 +70,7 @@ class Row(Mapping[str, Any]):
 
     Args:
         model: the name of the model or of the baseline.
-        mode: "latent" or "physical".
+        mode: "latent" or "physical"; "rollout" of a function that makes whole rollouts.
         correct: the corrector, or "none".
         ttc: whether test-time conditioning was on.
         metrics: everything that was measured, by name.

@@ -108,6 +108,8 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         for k, v in cfg.data.items()
         if v is not None and k != "_target_" and not is_bookkeeping_key(f"data.{k}")
     }
+    if "init_hash" in origin:
+        data["init_from"] = f"{origin['init_from']} ({origin['init_hash']})"
     front = {
         **({"license": licence.lower()} if licence else {}),
         "library_name": "ups",

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import h5py
 import numpy as np
@@ -27,14 +27,17 @@ MAX_CHANNELS = 16
 UNEVEN = 1e-3
 
 
+Index = int | slice | Sequence[int] | tuple[int | slice | Sequence[int], ...]
+
+
 class Array(Protocol):
     """An array in a file, read in slices."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> np.dtype[Any]: ...
-    def __getitem__(self, index: Any) -> ArrayLike: ...
+    def dtype(self) -> np.dtype[np.generic]: ...
+    def __getitem__(self, index: Index) -> ArrayLike: ...
 
 
 Arrays = Mapping[str, Array]
