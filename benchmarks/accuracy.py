@@ -6,10 +6,11 @@ code.
 First each model's training speed is measured, alone on the machine; its time is then the number of
 steps that fit, validation not counted. Each gets the same search, one seed, judged by validation:
 the squared and the unsquared loss, two minutes each, then, with the better one, AdamW and Muon at
-three learning rates, a minute each. As the steps are fixed by then, the runs go side by side, with
-a core each, on a GPU if there is one: that changes what the clock says, not what they learn. The
-seed is of data and weights. What is finished is not repeated: the JSON is written after every run,
-and the same command goes on, on another machine too.
+three learning rates, a minute each. Runs have three seeds, those of the two best models five. As
+the steps are fixed by then, the runs go side by side, with a core each, on a GPU if there is one:
+that changes what the clock says, not what they learn. The seed is of data and weights. What is
+finished is not repeated: the JSON is written after every run, and the same command goes on, on
+another machine too.
 """
 
 import sys
@@ -33,7 +34,7 @@ EPOCHS = 10
 TRAIN_SECONDS = {"5 minutes": 300, "10 minutes": 600}
 RATES = {"adamw": (0.001, 0.003, 0.009), "muon": (0.001, 0.003, 0.009)}
 LOSSES = ("true", "false")
-
+MORE_SEEDS = (3, 4)  # of the two models that the search found best
 
 KEYS = ("nrmse", "vrmse", "one_step_nrmse")
 # the settings to try for each model
@@ -128,6 +129,11 @@ def best(found: dict[str, Any], candidates: list[list[str]]) -> list[str]:
     return min(candidates, key=lambda settings: found["validation_nrmse"][" ".join(settings)])
 
 
+def two_best(table: dict[str, Any]) -> list[str]:
+    """By the lowest validation error in the search."""
+    return sorted(table, key=lambda model: min(table[model]["validation_nrmse"].values()))[:2]
+
+
 def main(models: list[str]) -> None:
     table = read("equal_time").setdefault("models", {})
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -162,7 +168,7 @@ def main(models: list[str]) -> None:
         (model, name, str(seed))
         for name in TRAIN_SECONDS
         for model in models
-        for seed in SEEDS
+        for seed in (*SEEDS, *(MORE_SEEDS if model in two_best(table) else ()))
         if str(seed) not in table[model]["runs"][name]
     ]
     commands = [

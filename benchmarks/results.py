@@ -9,13 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from runs import DATA_VERSION, read
 
-HEAD = """Made by `python benchmarks/results.py` from the JSON files that the other benchmarks \
-write: not to be edited. Errors are rollout
-nRMSE on the test set, mean and standard deviation over seeds, which are of data and weights.
-
-- In 1D on a CPU the compiled solver is far faster than any model here, at equal error.
-- Tables marked *of earlier data* were made before the data had PDEBench's published initial \
-conditions, and the default model was another."""
+READING = """Errors are rollout nRMSE on the test set, mean and standard deviation over seeds, \
+which are of data and weights. Tables marked *of earlier data* were made before the data had \
+PDEBench's published initial conditions, and the default model was another."""
+FOOTNOTE = "† The rollouts have diverged: the number is only larger than the field by far."
+FOOT = """This page is made by `python benchmarks/results.py` from the JSON files that the other \
+benchmarks write. Change those, not the page."""
+DIVERGED = 1e3  # times the size of the field
 PAGE = Path(__file__).parents[1] / "docs/results.md"
 PICTURES = PAGE.parent / "pictures"
 
@@ -24,7 +24,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
+def error(value: float, digits: int = 4) -> str:
+    """An error as text; one of a rollout that has diverged gets a footnote."""
+    return f"{value:.{digits}f}" if value < DIVERGED else f"{value:.0e}†"
+
+
 def number(cell: dict[str, Any], digits: int = 4) -> str:
+    if cell["mean"] >= DIVERGED:
+        return error(cell["mean"])
     spread = "" if cell["stdev"] is None else f" ± {cell['stdev']:.{digits}f}"
     return f"{cell['mean']:.{digits}f}{spread}"
 
@@ -81,7 +88,7 @@ def equal_time_search(result: dict[str, Any]) -> str:
         [
             model,
             f"{result['models'][model]['steps_per_second']:.1f}",
-            *(f"{each[key]:.4f}" if key in each else "" for key in columns),
+            *(error(each[key]) if key in each else "" for key in columns),
         ]
         for model, each in tried.items()
     ]
@@ -114,7 +121,7 @@ def pareto(result: dict[str, Any]) -> str:
         rows.append(
             [
                 row["name"],
-                f"{row['nrmse']:.4f}",
+                error(row["nrmse"]),
                 *(f"{1e3 * row['seconds'][b]:.2f}" for b in ("1", "64")),
                 *faster,
                 f"{even:,}" if even else "",
@@ -287,7 +294,7 @@ def generality(result: dict[str, Any]) -> str:
 def solver(result: dict[str, Any]) -> str:
     head = ["", "rollout nRMSE", "ms, one at a time", "ms, 64 at once"]
     rows = [
-        [name, f"{row['nrmse']:.4f}", *(f"{row[key]:.2f}" for key in list(row)[1:])]
+        [name, error(row["nrmse"]), *(f"{row[key]:.2f}" for key in list(row)[1:])]
         for name, row in sorted(result["rows"].items(), key=lambda item: item[1]["nrmse"])
     ]
     made = result["generation"]["trajectories_per_second"]
@@ -302,7 +309,7 @@ trajectories a second."""
 def shifts(result: dict[str, Any]) -> str:
     names = list(next(iter(result["cases"].values()))["nrmse"])
     rows = [
-        [name, *(f"{case['nrmse'][column]:.4f}" for column in names), f"{case['warned']:.0%}"]
+        [name, *(error(case["nrmse"][column]) for column in names), f"{case['warned']:.0%}"]
         for name, case in result["cases"].items()
     ]
     predicted = sorted(result["rank_correlation_with_error"].items(), key=lambda item: -item[1])
@@ -319,6 +326,28 @@ What warns best: Spearman's rank correlation of a number of the input with the e
 fields of the table at the trained nu: {ranked}."""
 
 
+def inverse_problem(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            *(
+                f"{middle:.2f} ({low:.2f} to {high:.2f})"
+                for low, middle, high in (row["initial_field"], row["log_nu"])
+            ),
+            f"{row['misfit']:.2f}" if "misfit" in row else "",
+            f"{row['seconds']:.1f}",
+        ]
+        for name, row in result["ways"].items()
+    ]
+    head = ["forward map", "initial field", "nu", "misfit", "seconds of a core"]
+    return f"""{table(head, rows)}
+
+Medians (and quartiles) over the trajectories: of the relative L2 error of the \
+initial field, and of the error of log nu. The
+misfit is that of the readings, relative to their noise; the seconds are those of one trajectory. \
+What was read: [inverse problems](inverse_problems.md)."""
+
+
 SECTIONS = {
     "solver": ("The solver's cost, beside a model's", solver),
     "shifts": ("Inputs unlike the training data", shifts),
@@ -328,18 +357,52 @@ SECTIONS = {
     "stages": ("The later stages", stages),
     "ranking": ("The reward of test-time conditioning", ranking),
     "throughput": ("Speed and memory", throughput),
+    "inverse_problem": ("An inverse problem", inverse_problem),
     "generality": ("Other viscosities, points and times", generality),
 }
 
 
+def summary() -> str:
+    """What the tables say, in words."""
+    found = []
+    if result := read("solver"):
+        model, solver = result["rows"]["model"], result["rows"]["solver-256"]
+        found.append(
+            "In 1D on a CPU the compiled solver is far faster than any model here at equal error. "
+            f"On the model's 256 points it has an error of {error(solver['nrmse'])} in "
+            f"{solver['ms, one at a time']:.2f} ms a trajectory; {result['model']} has "
+            f"{error(model['nrmse'])} in {model['ms, one at a time']:.0f} ms."
+        )
+    if result := read("equal_time"):
+        errors = {
+            name: min(model["validation_nrmse"].values())
+            for name, model in result["models"].items()
+        }
+        order = sorted(errors, key=lambda name: errors[name])
+        ranked = ", ".join(f"{name} {error(errors[name])}" for name in order)
+        found.append(f"The search at equal training time so far (validation, one seed): {ranked}.")
+    if result := read("shifts"):
+        cases = result["cases"]
+        worst = max(cases, key=lambda name: cases[name]["nrmse"]["model"])
+        found.append(
+            f"{result['model']} fails on fields unlike its training data: its error is "
+            f"{error(cases[worst]['nrmse']['model'], 2)} for {worst}, where it warns of "
+            f"{cases[worst]['warned']:.0%} of them."
+        )
+    return "\n".join(f"- {line}" for line in found)
+
+
 def main() -> None:
-    parts = ["# Results", HEAD]
+    parts = ["# Results", summary(), READING]
     for name, (title, section) in SECTIONS.items():
         if result := read(name):
-            earlier = "" if result["about"].get("data") == DATA_VERSION else "*Of earlier data.* "
-            made = f"{earlier}{made_by(result, name)}"
-            parts.append(f"## {title}\n\n{made}\n\n{section(result)}")
-    PAGE.write_text("\n\n".join(parts) + "\n")
+            earlier = result["about"].get("data") != DATA_VERSION
+            mark = "*Of earlier data.*\n\n" if earlier else ""
+            made = made_by(result, name)
+            parts.append(f"## {title}\n\n{mark}{section(result)}\n\nMade by {made}")
+    if any("†" in part for part in parts):
+        parts.append(FOOTNOTE)
+    PAGE.write_text("\n\n".join([*parts, FOOT]) + "\n")
     print(PAGE)
 
 

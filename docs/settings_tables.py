@@ -25,6 +25,7 @@ HELP_KEYS = {
     "seed": "",
     "lambda_inv": "loss.lambda_inv_enc and loss.lambda_inv_dec set one each",
     "loss.inverse_loss_frequency": "",
+    "init_from": "",
     "data.unroll_steps": "",
     "data.batch_size": "trainer.accumulate_grad_batches adds batches up to one step",
     "data.num_train": "data=pdebench data.path=FILE reads a PDEBench file",

@@ -131,3 +131,11 @@ def test_positions_with_both_ends_of_the_line_are_taken(points):
     one = sim.rollout(u0[:, :-1], 3, nu=0.001, x=x[:-1], x_out=x[:-1])
     assert torch.allclose(both[..., :-1], one, atol=1e-4)
     assert torch.allclose(both[..., -1], both[..., 0], atol=1e-5)
+
+
+def test_completion_offers_the_public_names_and_no_others():
+    hidden = {"__version__"}
+    assert set(dir(ups)) - hidden == set(ups.__all__)
+    assert {"Simulator", "fit", "load", "metrics", "physics"} <= set(dir(ups))
+    for name in dir(ups):
+        assert getattr(ups, name) is not None

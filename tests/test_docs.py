@@ -63,6 +63,8 @@ def small(words):
     """The command's words, and what makes it small."""
     if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
         return words
+    if "init_from=burgers-small" in words:  # which has 256 points
+        return [*words, *SIZES, "data.num_frames=7"]
     sizes = [
         *SIZES,
         *(
@@ -91,10 +93,13 @@ def prepare(folder, words, trained):
     """
     for name in ("1D_Burgers_Sols_Nu0.001.hdf5", "1D_Advection_Sols_beta0.4.hdf5"):
         pdebench_file(folder / name, trajectories=16, frames=31, points=128)
-    for name in {match[1] for word in words if (match := re.match(r"outputs/(\w+)", word))}:
+    for name in {
+        match[1] for word in words if (match := re.match(r"(?:init_from=)?outputs/(\w+)", word))
+    }:
         shutil.copytree(trained, folder / "outputs" / name)
     if "--config-dir" in words or any("sobolev" in word for word in words):
-        write_files((ROOT / "docs/extending.md").read_text(), folder)
+        for page in ("extending", "korteweg_de_vries"):
+            write_files((ROOT / f"docs/{page}.md").read_text(), folder)
     write_waves(folder)
     if "stage=evaluate" in words:
         run(folder, ["stage=operator" if word == "stage=evaluate" else word for word in words])

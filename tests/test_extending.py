@@ -1,4 +1,4 @@
-"""The files of docs/extending.md: an equation, a reader, a model, a loss by one file each."""
+"""The files of docs/extending.md and of the example of an equation, docs/korteweg_de_vries.md."""
 
 import csv
 import json
@@ -15,10 +15,13 @@ from ups.physics import burgers
 
 pytestmark = pytest.mark.integration  # starts processes
 
-PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = "\n".join((DOCS / f"{name}.md").read_text() for name in ("extending", "korteweg_de_vries"))
 COMMANDS = {
     match[1]: shlex.split(match[0].strip())[3:]
-    for match in re.finditer(r"^    python -m ups\.run .*?(heat|waves|shallow|slope)$", PAGE, re.M)
+    for match in re.finditer(
+        r"^    python -m ups\.run .*?(heat|waves|shallow|slope|kdv)$", PAGE, re.M
+    )
 }
 SIZES = [
     "data.num_points=32", "data.reference_num_points=64", "data.num_frames=11",
@@ -37,19 +40,19 @@ def page_run(ups_run, tmp_path):
     frames = burgers.solve(u0, [0.05 * k for k in range(11)], nu=0.01)
     np.save(tmp_path / "waves.npy", frames.numpy())
 
-    def run(name, *more):
+    def run(name, *more, report="operator"):
         sizes = [size for size in SIZES if name != "waves" or "num_" not in size]
         model = [] if name == "shallow" else SMALL_MODEL
         ups_run(*COMMANDS[name], *sizes, *model, *more)
         folder = tmp_path / "outputs" / name
-        result = json.loads((folder / "reports/eval_operator.json").read_text())
+        result = json.loads((folder / f"reports/eval_{report}.json").read_text())
         return result, folder
 
     return run
 
 
-def test_page_names_four_commands():
-    assert set(COMMANDS) == {"heat", "waves", "shallow", "slope"}
+def test_pages_name_five_commands():
+    assert set(COMMANDS) == {"heat", "waves", "shallow", "slope", "kdv"}
 
 
 def test_equation_joins_by_one_file(page_run):
@@ -59,6 +62,27 @@ def test_equation_joins_by_one_file(page_run):
     # none of the baseline solver.s default sizes divides 32 points
     assert set(rows) == {"mixer-tiny", "persistence"}
     assert {"mass_drift", "tv_growth", "energy_growth"} <= rows["mixer-tiny"].keys()
+
+
+def test_equation_of_all_parts_joins_by_one_file(page_run):
+    sizes = ["data.num_points=64", "data.reference_num_points=128", "trainer.max_epochs=1"]
+    later = [f"stage.{name}.trainer.max_epochs=1" for name in ("diffusion", "consistency")]
+    result, folder = page_run("kdv", "stage=all", *sizes, *later, report="baseline")
+    rows = {row["model"]: row for row in result["rows"]}
+    assert set(rows) == {"mixer-tiny", "persistence", "solver-64"}
+    assert {"mass_drift", "energy_drift"} <= rows["mixer-tiny"].keys()
+    assert {"tv_growth", "maximum_principle_violation"}.isdisjoint(rows["mixer-tiny"])
+    assert rows["mixer-tiny"]["mass_drift"] < 1e-5
+    assert (folder / "reports/eval_ttc.json").exists()
+
+
+def test_equation_without_a_solver_step_is_not_conditioned_on(ups_run, tmp_path):
+    write_files(PAGE, tmp_path)
+    words = [*COMMANDS["heat"], *SIZES, *SMALL_MODEL, "stage=all"]
+    done = ups_run(*words, check=False)
+    assert done.returncode == 2
+    expected = "must be false, got true: the equation heat has no solver_step to condition on."
+    assert expected in done.stderr
 
 
 def test_reader_joins_by_one_file_and_its_data_have_no_equation(page_run):

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from ups import pipeline
+from ups.evaluation.leaderboard import render_html as render_leaderboard
 from ups.evaluation.report.html import RunResults
 from ups.run import CONF
 from ups.runs import reports
@@ -29,6 +30,23 @@ PROBE = """<script>const frame = document.querySelector("iframe"); frame.onload 
     width: width, overflow: page.documentElement.scrollWidth - width,
     images: [...page.images].map(i => i.naturalWidth),
     curves: [...page.querySelectorAll("svg")].map(s => s.getBoundingClientRect().width)
+  });
+};</script>"""
+
+
+# what the leaderboard shows: boxes are left, top, right, bottom
+BOARD_PROBE = """<script>const frame = document.querySelector("iframe"); frame.onload = () => {
+  const page = frame.contentDocument, width = frame.contentWindow.innerWidth;
+  const box = e => {
+    const b = e.getBoundingClientRect();
+    return [b.left, b.top, b.right, b.bottom];
+  };
+  const text = query => [...page.querySelectorAll(query)].map(e => e.textContent);
+  document.body.dataset.seen = JSON.stringify({
+    overflow: page.documentElement.scrollWidth - width, heads: text("th"), cells: text("td"),
+    table: box(page.querySelector("table")), error: box(page.querySelector("td")),
+    names: text("svg text.name"), boxes: [...page.querySelectorAll("svg text.name")].map(box),
+    summary: text("#summary")[0], same: text("#same")[0]
   });
 };</script>"""
 
@@ -53,7 +71,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def looked_at(page, width, tmp_path):
+def looked_at(page, width, tmp_path, probe=PROBE):
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     # in a frame: the window itself is never narrower than 500, a phone is
@@ -61,7 +79,7 @@ def looked_at(page, width, tmp_path):
     inside = html.escape(page.read_text())
     frame.write_text(
         f'<body><iframe style="width:{width}px;height:900px;border:0" '
-        f'srcdoc="{inside}"></iframe>{PROBE}'
+        f'srcdoc="{inside}"></iframe>{probe}'
     )
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
                "--virtual-time-budget=5000", "--window-size=1400,1000", "--dump-dom",
@@ -158,3 +176,49 @@ def test_run_finishes_when_its_report_fails(tmp_path, monkeypatch):
     pipeline.run(cfg)
     assert "report.html could not be written" in Path("outputs/one/run.log").read_text()
     assert Path("outputs/one/reports/eval_operator.json").exists()
+
+
+def board_row(name, label, nrmse, seconds, **more):
+    """A row of the leaderboard, as text."""
+    model = label.partition(",")[0]
+    numbers = {"nrmse": nrmse, "seconds_per_trajectory": seconds, "one_step_nrmse": nrmse / 4}
+    values = {"name": name, "label": label, "model": model, "seed": 0, **numbers, **more}
+    values |= {"commit": "abcdef012345", "time": "2026-01-02T03:04:05", "dataset.hash": "h"}
+    return {key: str(value) for key, value in values.items()}
+
+
+BOARD = [
+    board_row("burgers", "memory-upt, latent", 0.005, 4e-3, rmse=0.11),
+    board_row("burgers", "memory-upt, physical", 0.0051, 4.1e-3, rmse=0.12),
+    board_row("a-job-of-a-sweep-with-a-long-name", "resnet, physical", 0.0052, 4.2e-3, rmse=0.13),
+    board_row("worse", "unet, physical", 1e9, 5e-3, rmse=1e9),
+    board_row("baseline", "persistence", 1.2, 1e-5, rmse=0.6),
+    board_row("baseline", "solver-64", 0.05, 1e-4, rmse=0.05),
+    board_row("baseline", "solver-256", 0.0049, 2e-4, rmse=0.005),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_leaderboard_shows_the_error_first_and_names_its_points(tmp_path, width):
+    page = tmp_path / "board.html"
+    page.write_text(render_leaderboard(BOARD))
+    seen = looked_at(page, width, tmp_path, BOARD_PROBE)
+    assert seen["overflow"] <= 0
+    assert seen["heads"][:3] == ["nRMSE ▲", "rollout", "run"]
+    assert 0 <= seen["error"][0] < seen["error"][2] <= width
+    assert width == 390 or seen["table"][2] <= width
+    assert seen["cells"][0] == "0.0049"
+    assert "1.0e+9†" in seen["cells"]
+    assert {"commit", "tested", "seed"}.isdisjoint(seen["heads"])  # the same in all rows
+    assert seen["same"] == "The same in all rows: seed 0, commit abcdef01, tested 2026-01-02 03:04."
+    assert seen["summary"] == (
+        "Best: memory-upt, latent of burgers, nRMSE 0.0050 in 4.0 ms a trajectory. "
+        "Persistence has 1.2000. "
+        "The numerical solver on 256 points has 0.0049 in 0.20 ms a trajectory."
+    )
+    assert {"memory-upt, latent", "solver-64", "solver-256"} <= set(seen["names"])
+    assert "unet, physical" not in seen["names"]
+    for i, (left, top, right, bottom) in enumerate(seen["boxes"]):
+        assert 0 <= left < right <= width
+        for a, b, c, d in seen["boxes"][:i]:
+            assert left >= c or right <= a or top >= d - 1 or bottom <= b + 1

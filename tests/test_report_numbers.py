@@ -31,7 +31,7 @@ from ups.evaluation.leaderboard import flat_rows
 from ups.evaluation.report.html import RunResults, write_comparison, write_run
 from ups.evaluation.report.plots import draw_rollout
 from ups.evaluation.report.table import print_table
-from ups.evaluation.results import Evaluation, Row
+from ups.evaluation.results import Evaluation, Row, divergence_in_words, times_in_words
 from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.runs.reports import finished_results, report_paths, write_reports
@@ -290,6 +290,44 @@ def test_report_checks_cells_hold_their_headings_numbers(page):
         assert found[head] == wanted, head
 
 
+def test_report_says_a_column_once_that_is_the_same_in_all_rows(tmp_path, figures):
+    evaluation = make_tested()
+    rows = [{**row, "crmse": 0.00314, "mass_drift": 0.0} for row in evaluation.rows]
+    evaluation.rows[:] = map(Row.from_dict, rows)
+    config = make_config(tmp_path)
+    config.data.eval_batch_size = 5
+    text = write_run(config, evaluation, DATA, tmp_path, ORIGIN).read_text()
+    heads = tables(text)["Errors and cost"][0]
+    assert heads[-2:] == ["max error", "ms a trajectory"]
+    assert "The same in all rows: mass (cRMSE) 0.00314." in text
+    assert "The same in all rows: mass drift 0." in text
+    assert "mass drift" not in tables(text)["Physics checks"][0]
+    assert "; times of one trajectory in batches of 5. Grey" in text
+
+
+def test_rows_that_have_diverged_are_named():
+    rows = make_rows()[:3]
+    assert divergence_in_words(map(Row.from_dict, rows)) == ""
+    rows[0]["nrmse"], rows[1]["nrmse"], rows[2]["nrmse"] = 2e3, 999.0, float("nan")
+    found = divergence_in_words(map(Row.from_dict, rows))
+    assert found == f"diverged: {LABELS[0]}, {LABELS[2]}"
+
+
+def test_times_are_of_no_more_trajectories_than_there_are(tmp_path):
+    config = make_config(tmp_path)
+    config.data.eval_batch_size = 64
+    assert times_in_words(config, DATASET) == "times of one trajectory in batches of 17"
+
+
+def test_print_table_says_a_column_once_that_is_the_same_in_all_rows():
+    rows = [{**row, "crmse": 0.0031} for row in make_rows()]
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_table(DATASET, [Row.from_dict(row) for row in rows], console, "times in batches of 5")
+    text = console.export_text()
+    assert "times in batches of 5; mass (cRMSE) 0.0031 in all rows" in text
+    assert text.count("mass (cRMSE)") == 1
+
+
 def test_report_checks_have_an_energy_column_when_it_is_conserved(tmp_path, figures):
     evaluation = make_tested()
     evaluation.rows[2] = Row.from_dict({**evaluation.rows[2], "energy_drift": 0.7777})
@@ -314,6 +352,7 @@ def test_report_headline_shows_huge_numbers_short(tmp_path, figures):
     found = columns(tables((tmp_path / "reports/report.html").read_text())["Errors and cost"])
     assert found["rollout nRMSE"]["mine, latent"] == "2.5e+07"
     assert found["RMSE"]["mine, latent"] == "123456.0000"
+    assert "Diverged: mine, latent." in (tmp_path / "reports/report.html").read_text()
 
 
 # --- the page's pictures ---
@@ -447,7 +486,7 @@ def test_draw_rollout_shows_fields_limits_and_three_frames(tmp_path, figures):
     truth, pred = truth[..., 0], pred[..., 0]
     error = pred - truth
     limits = [float(field.abs().max()) for field in (truth, truth, error)]
-    names = ["truth", "latent rollout", "error"]
+    names = ["truth", "rollout", "error"]
     fields = [truth, pred, error]
     for axis, name, field, limit in zip(axes, names, fields, limits, strict=False):
         image = axis.images[0]

@@ -383,3 +383,12 @@ def test_the_wheel_holds_the_configurations_and_the_shipped_model(tmp_path):
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.stdout == f"{tmp_path / 'site/ups/__init__.py'} burgers\n", done.stderr
+
+
+def test_run_says_that_it_has_started_before_it_imports_torch(ups_run, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+    done = ups_run(check=False)
+    assert done.stdout == "loading torch and lightning\n"
+    assert "torch is imported" in done.stderr
+    for options in (["--help"], ["--cfg", "job"], ["--cfg=job"]):
+        assert "loading" not in ups_run(*options).stdout.splitlines()[0]

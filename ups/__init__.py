@@ -23,7 +23,9 @@ _PACKAGES = (
     "simulation",
 )
 _NAMES = {
+    "Predictor": "ups.evaluation.foreign",
     "Simulator": "ups.simulation.simulator",
+    "compare": "ups.comparison",
     "fit": "ups.fitting",
     "load": "ups.simulation.checkpoint",
 }

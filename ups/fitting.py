@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
@@ -18,7 +17,8 @@ from ups.runs.session import restored_session
 from ups.simulation.checkpoint import load
 from ups.simulation.simulator import Simulator
 
-RESERVED = ("u", *TIMES, *POSITIONS)
+# keys with a meaning of their own in the file, and arguments of np.savez
+RESERVED = ("u", *TIMES, *POSITIONS, "file", "allow_pickle")
 
 
 def fit(
@@ -27,8 +27,9 @@ def fit(
     dt: float,
     length: float,
     parameters: Mapping[str, ArrayLike] | None = None,
-    name: str = "fit",
+    name: str | None = None,
     output_dir: str | Path = "outputs",
+    init_from: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Simulator:
     """Train a model on trajectories of any periodic line, and test it.
@@ -43,8 +44,9 @@ def fit(
         dt: the time between frames.
         length: the length of the line, one cell more than from its first to its last point.
         parameters: positive numbers (N,) by name, one for each trajectory.
-        name: the run's folder.
+        name: the run's folder; None for one that the array names, fit-1a2b3c4d.
         output_dir: the folder of all runs.
+        init_from: a finished model of the same kind of data, whose weights training begins with.
         overrides: further settings, as on the command line: ``["trainer.max_epochs=5"]``.
 
     Returns:
@@ -64,10 +66,11 @@ def fit(
     folder = Path(output_dir) / "data"
     folder.mkdir(parents=True, exist_ok=True)
     content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
-    path = folder / f"{name}-{short_hash({'arrays': content, 'names': list(columns)})}.npz"
+    identity = short_hash({"arrays": content, "names": list(columns)})
+    path = folder / f"{name or 'fit'}-{identity}.npz"
+    name = name or path.stem
     if not path.exists():
-        arrays: dict[str, Any] = {"u": u, **columns}
-        np.savez(path, **arrays)
+        np.savez(path, **{"u": u, **columns})  # type: ignore[arg-type]
     own = [
         "data=own",
         f"data.path={path}",
@@ -75,9 +78,10 @@ def fit(
         f"data.length={length}",
         f"name={name}",
         f"output_dir={output_dir}",
+        f"init_from={'null' if init_from is None else init_from}",
     ]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", [*own, *overrides])
     with restored_session():
-        pipeline.run(cfg)
+        pipeline.run(cfg, overrides)
         return load(Path(output_dir) / name)

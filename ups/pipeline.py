@@ -1,9 +1,9 @@
 """The pipeline of a run: train the pending stages, test, report."""
 
-import copy
 import json
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -19,10 +19,12 @@ from ups.core.precision import float32_by_default
 from ups.core.settings import to_plain
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.report.table import print_table
+from ups.evaluation.results import times_in_words
 from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
+from ups.runs.data_defaults import follow_data, without_generated_sizes
 from ups.runs.distributed import ignore_foreign_rank, shutdown_distributed
-from ups.runs.launchers import usable_accelerator
+from ups.runs.initial_weights import check_same_model
 from ups.runs.loggers import check_logger_installed, open_loggers
 from ups.runs.preflight import preflight
 from ups.runs.provenance import check_expected_data, check_expected_provenance, write_provenance
@@ -38,30 +40,44 @@ from ups.runs.stages import (
     weights_path,
     with_gradient_accumulation,
 )
-from ups.runs.training import Loggers, build_simulator, fit, make_test_callbacks
+from ups.runs.training import (
+    Loggers,
+    first_simulator,
+    fit,
+    make_test_callbacks,
+    make_test_trainer,
+)
 from ups.simulation.checkpoint import latest_checkpoint, load
 from ups.simulation.guidance import TTC
 
 log = logging.getLogger("ups")
 
 
-def run(cfg: DictConfig) -> float:
+def run(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
     """Train the stages that are not finished, test, and report.
 
     The process is then as it was before: its logging, signals, random numbers and so on.
+
+    Args:
+        cfg: the configuration.
+        overrides: those of the command. What they name is taken as it is; other sizes may follow
+            the data.
 
     Returns:
         The validation nRMSE of the last stage, for sweepers; 0 after a preflight.
     """
     with restored_session():
-        return run_command(cfg)
+        return run_command(cfg, overrides)
 
 
 @float32_by_default()
-def run_command(cfg: DictConfig) -> float:
+def run_command(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
     """``run`` in a process of its own, whose last messages go to the run's log too."""
+    overrides = list(overrides)
+    cfg = without_generated_sizes(cfg, overrides)
     validate_config(cfg)
-    cfg = with_split_sizes(cfg)
+    cfg = follow_data(cfg, overrides)
+    check_same_model(cfg)
     ignore_foreign_rank(cfg.trainer)
     check_expected_provenance(cfg)
     check_logger_installed(cfg)
@@ -74,7 +90,8 @@ def run_command(cfg: DictConfig) -> float:
             for callback in make_test_callbacks(cfg):
                 if isinstance(callback, LeaderboardWriter):
                     callback.write()
-            print_table(results.dataset, results.rows)
+            times = times_in_words(cfg, results.dataset)
+            print_table(results.dataset, results.rows, times=times)
             log_next_steps(cfg, folder)
             return validation_score(folder)
         if not todo:
@@ -92,17 +109,6 @@ def run_command(cfg: DictConfig) -> float:
         return validation_score(folder)
 
 
-def with_split_sizes(cfg: DictConfig) -> DictConfig:
-    """Fill in the sizes of splits that the settings leave to the data."""
-    left = [name for name in ("num_train", "num_validation", "num_test") if cfg.data[name] is None]
-    if not left:
-        return cfg
-    sizes = instantiate(cfg.data, _convert_="all").hparams
-    filled = copy.deepcopy(cfg)
-    filled.data.update({name: sizes[name] for name in left})
-    return filled
-
-
 def make_data(cfg: DictConfig) -> TrajectoryDataModule:
     """Prepare the data and check the hash of the test set."""
     data = instantiate(cfg.data, _convert_="all")
@@ -115,7 +121,7 @@ def make_data(cfg: DictConfig) -> TrajectoryDataModule:
 def train(
     cfg: DictConfig, stage: str, folder: Path, logger: Loggers, parts: int, limit: TimeLimit
 ) -> None:
-    """Train one stage from the weights of the previous one, and write its weights.
+    """Train one stage from the weights of the previous one, or of ``init_from``, and write its own.
 
     Args:
         cfg: the configuration.
@@ -134,7 +140,7 @@ def train(
     data = make_data(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     before = previous_stage(stage)
-    simulator = load(weights_path(folder, before), data) if before else build_simulator(cfg, data)
+    simulator = load(weights_path(folder, before), data) if before else first_simulator(cfg, data)
     module = instantiate(cfg.stage[stage].module, simulator, _convert_="all")
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info(
@@ -166,14 +172,8 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     simulator.ttc = TTC(**options)
     module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
     reports = ReportWriter(cfg, folder)
-    trainer = pl.Trainer(
-        callbacks=[reports, *make_test_callbacks(cfg)],
-        accelerator=usable_accelerator(cfg.trainer.accelerator),
-        devices=1,
-        logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    callbacks = [reports, *make_test_callbacks(cfg)]
+    trainer = make_test_trainer(cfg.trainer.accelerator, callbacks, logger)
     log.info(
         "testing %s: %d trajectories, test set %s",
         folder,
@@ -181,7 +181,7 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
         data.dataset["hash"],
     )
     trainer.test(module, datamodule=data, verbose=False)
-    print_table(data.dataset, module.rows)
+    print_table(data.dataset, module.rows, times=times_in_words(cfg, data.dataset))
     log_next_steps(cfg, folder)
     return reports.seconds
 

@@ -31,6 +31,9 @@ CONF = next(
     for p in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf")
     if p.is_dir()
 )
+# options of Hydra that print something and start no run
+INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info",
+               "-sc", "--shell-completion")  # fmt: skip
 log = logging.getLogger("ups")
 
 
@@ -48,9 +51,10 @@ def main(cfg: DictConfig) -> float:
     try:
         from ups import pipeline  # here, so that --help doesn't wait for torch
 
-        for warning in rename_config(cfg, HydraConfig.get().overrides.task):
+        overrides = HydraConfig.get().overrides.task
+        for warning in rename_config(cfg, overrides):
             log.warning("%s", warning)
-        return pipeline.run_command(cfg)
+        return pipeline.run_command(cfg, overrides)
     except BaseException as error:
         stop = to_user_error(error)
         if stop is None:
@@ -74,6 +78,9 @@ def cli() -> None:
     sys.argv[1:], warnings = rename_arguments(sys.argv[1:])
     for warning in warnings:
         print(warning, file=sys.stderr)
+    if not any(word.partition("=")[0] in INFORMATION for word in sys.argv[1:]):
+        # Hydra's callbacks already wait for it: ten seconds, on a slow disk half a minute
+        print("loading torch and lightning", flush=True)
     if "HYDRA_FULL_ERROR" in os.environ:
         return main()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra re-raise errors

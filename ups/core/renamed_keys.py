@@ -12,7 +12,7 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ups.core.settings import PlainDict, to_plain
+from ups.core.settings import PlainDict, override_keys, to_plain
 
 # Older dotted key: key. A key also matches below stage.<stage>, and with further parts behind it:
 # "data.window" stands for "stage.diffusion.data.window" too, "a.b" for "a.b.c".
@@ -193,7 +193,7 @@ def rename_config(cfg: DictConfig, given: Iterable[str] = ()) -> list[str]:
     Returns:
         One warning for each key.
     """
-    on_command_line = {word.lstrip("+~").partition("=")[0] for word in given}
+    on_command_line = override_keys(given)
     model = OmegaConf.select(cfg, "model.architecture")
     warnings = []
     with open_dict(cfg):

@@ -1,5 +1,6 @@
-"""The resolvers of the configuration: ``${stem:...}`` and such."""
+"""The resolvers of the configuration: ``${data_name:...}`` and such."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,9 +16,19 @@ def folder_name(overrides: str) -> str:
     return name if len(name) <= 120 else f"{name[:100]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
-def stem(path: str | None) -> str:
-    """The name of a run on one's own data: that of their file."""
-    return Path(path).stem if path else "own"
+def data_name(data: object) -> str:
+    """The default name of a run: that of its data's files, or of the equation that makes them."""
+    settings = data if isinstance(data, Mapping) else {}
+    path = settings.get("path")
+    files = [path] if isinstance(path, str) else list(path or ())
+    default = settings.get("equation") or "burgers"
+    return folder_name("-".join(Path(str(file)).stem for file in files)) or str(default)
+
+
+def experiment_name(experiment: str, data: object) -> str:
+    """The default name of an experiment's run: with the data's, unless they are the default."""
+    name = data_name(data)
+    return experiment if name == "burgers" else f"{experiment}-{name}"
 
 
 def unless(given: object, default: object) -> object:
@@ -27,5 +38,5 @@ def unless(given: object, default: object) -> object:
 
 def register() -> None:
     """Register them; every process that reads a configuration needs them."""
-    for resolver in (folder_name, stem, unless):
+    for resolver in (folder_name, data_name, experiment_name, unless):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

@@ -66,12 +66,18 @@ class Without:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class DividesPoints:
+    """Marks a size that must divide the number of points, so that its default follows the data."""
+
+
 BOOKKEEPING = Bookkeeping()
 BOOKKEEPING_EVERYWHERE = Bookkeeping(everywhere=True)
 
 T = TypeVar("T")
 PositiveInt = Annotated[int, Ge(1), Le(LARGEST)]
 NonNegativeInt = Annotated[int, Ge(0), Le(LARGEST)]
+DivisorOfPoints = Annotated[int, Ge(1), Le(LARGEST), DividesPoints()]
 PositiveFloat = Annotated[float, Gt(0), Le(LARGEST_NUMBER)]
 NonNegativeFloat = Annotated[float, Ge(0), Le(LARGEST_NUMBER)]
 Fraction = Annotated[float, Ge(0), Le(1)]

@@ -1,6 +1,6 @@
 """Plain and flat configurations, and how two of them differ."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +12,11 @@ PlainDict = dict[str, Any]
 def to_plain(cfg: DictConfig, *, resolve: bool = True) -> PlainDict:
     """The plain values of a configuration; ``resolve`` replaces all ${references}."""
     return cast(PlainDict, OmegaConf.to_container(cfg, resolve=resolve))
+
+
+def override_keys(overrides: Iterable[str]) -> set[str]:
+    """The keys that overrides of the command line name, like "data.nu" of "+data.nu=1"."""
+    return {word.lstrip("+~").partition("=")[0] for word in overrides}
 
 
 def diff_configs(old: Mapping[str, object] | None, new: Mapping[str, object]) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.io import atomic_write
 from ups.datamodules.readers.pdebench import digest
@@ -103,12 +104,15 @@ def solve_all(
     Returns:
         Fields (sum of N_i, T, *space / keep, C).
     """
+    if equation.solve is None:
+        raise UpsError(f"the equation {equation.name} has no solve to generate data with.")
+    solver = equation.solve
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 16 if device.type == "cpu" else 512
     every_keep = (slice(None), slice(None), *(slice(None, None, keep) for _ in grid.shape))
 
     def solve(group: Tensor) -> Tensor:
-        frames = equation.solve(group.to(device), times, parameters, grid, torch.float64)
+        frames = solver(group.to(device), times, parameters, grid, torch.float64)
         return frames[every_keep].cpu()
 
     groups = [group for split in u0 for group in split.split(size)]

@@ -43,7 +43,7 @@ from ups.datamodules.windows import WindowDataset, WindowSampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
-from ups.simulation.input_range import input_size
+from ups.simulation.input_range import largest_input
 
 # smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
 # overflow
@@ -119,6 +119,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
     Attributes:
         training_parameters: the parameters (P,) of each file.
         spec: describes the field, after ``setup``, like all that follow.
+        initial_fields: first frames (N, *space, C) of the training split, as a network sees them.
         input_range: how large and steep the initial fields of the training split are, see
             ``ups.simulation.input_range``.
         num_frames: number of frames T.
@@ -177,6 +178,11 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 "`data.path` must be a PDEBench file, or `data.equation` and `data.nu` what to "
                 "generate data of; got null."
             )
+        if path is None and self.equation is not None and self.equation.solve is None:
+            raise UpsError(
+                f"`data.path` must be a file, got null: the equation {equation} has no solve to "
+                "generate data with."
+            )
         if path is None and self.equation is not None:
             self.initial_conditions = _chosen(self.equation, initial_conditions)
         if path is None and reference_num_points % num_points:
@@ -217,6 +223,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
             file = self.open_files()[0]
             frames, values = file.frames, file.read([0], 0, 1).size
         return len(self.parts) * h.num_train * frames * values * 4
+
+    def num_points(self) -> int:
+        """The number of points X of the data, known before ``setup``."""
+        if self.hparams["path"] is None:
+            return int(self.hparams["num_points"])
+        return self.open_files()[0].grid.num_points
 
     def setup(self, stage: str | None = None) -> None:
         if self.ready:
@@ -261,8 +273,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         initial = frame.enter(first_frames)[:, 0]
         # the initial amplitude of most solutions
         self.amplitude_cap = float(np.quantile(initial.abs().flatten(1).amax(1).numpy(), 0.8))
-        sizes = input_size(initial, self.spec)
-        self.input_range = {name: value.max().item() for name, value in sizes.items()}
+        self.initial_fields = initial.clone()
+        self.input_range = largest_input(initial, self.spec)
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         nus = [nu for nu, _ in self.parts]
         self.dataset: DatasetInfo = {
@@ -308,7 +320,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if self.equation is not None:
             # the mean is kept in the field: removing it would break the symmetry u -> -u
             return FieldSpec(
-                file.grid, self.equation.channels, self.equation.parameters, file.dt, std=tuple(std)
+                file.grid,
+                self.equation.channels,
+                self.equation.parameters,
+                file.dt,
+                std=tuple(std),
+                conserves_mean=self.equation.conserves_mean,
             )
         return FieldSpec(
             file.grid,

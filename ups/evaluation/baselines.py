@@ -1,5 +1,7 @@
 """Baselines for every result: persistence, and the equation's solver on coarser grids."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,18 @@ class Persistence:
         return state
 
 
+def coarse_solvers(
+    equation: Equation | None, spec: FieldSpec, num_points: Sequence[int]
+) -> "list[SolverStepper]":
+    """The equation's solver on those coarse grids that fit ``spec``; none without a solver."""
+    if equation is None or equation.solve is None:
+        return []
+    if equation.restrict is None or equation.prolong is None:
+        return []
+    fitting = [n for n in num_points if spec.grid.can_coarsen_to(n)]
+    return [SolverStepper(equation, spec, n) for n in fitting]
+
+
 class SolverStepper:
     """The equation's solver on a coarse grid, in float32.
 
@@ -36,14 +50,19 @@ class SolverStepper:
         num_points: number of points of the coarse grid along its first axis.
 
     Raises:
-        UpsError: the number of points is no divisor of the fine grid's.
+        UpsError: the number of points is no divisor of the fine grid's, or the equation has no
+            solver between grids.
     """
 
     def __init__(self, equation: Equation, spec: FieldSpec, num_points: int) -> None:
         if not spec.grid.can_coarsen_to(num_points):
             points = " x ".join(map(str, spec.grid.shape))
             raise UpsError(f"`num_points` must be a divisor of {points}, got {num_points}.")
-        self.equation = equation
+        if equation.solve is None or equation.restrict is None or equation.prolong is None:
+            raise UpsError(f"the equation {equation.name} has no solve, restrict and prolong.")
+        self.solve = equation.solve
+        self.restrict = equation.restrict
+        self.prolong = equation.prolong
         self.spec = spec
         self.factor = spec.grid.shape[0] // num_points
         self.grid = spec.grid.coarsened(self.factor)
@@ -57,13 +76,13 @@ class SolverStepper:
         """
         if bool((parameters != parameters[:1]).any()):
             raise UpsError(f"{self.name} needs equal parameters for all fields of a batch.")
-        return self.equation.restrict(u, self.factor)
+        return self.restrict(u, self.factor)
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
         # numbers are faster, but have no gradient
         values = list(parameters[0]) if needs_gradients(parameters) else parameters[0].tolist()
-        frames = self.equation.solve(state, [self.spec.dt], values, self.grid, torch.float32)
+        frames = self.solve(state, [self.spec.dt], values, self.grid, torch.float32)
         return frames[:, 0]
 
     def decode(self, state: Tensor) -> Tensor:
-        return self.equation.prolong(state, self.factor)
+        return self.prolong(state, self.factor)

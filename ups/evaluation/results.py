@@ -5,11 +5,12 @@ Tables, reports, the model card, the sweep's summary and the leaderboard are vie
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
 
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ups.core.errors import UpsError
@@ -19,6 +20,7 @@ from ups.core.settings import PlainDict
 
 EVALUATIONS = "reports/eval_*.json"  # in a run's folder
 Metric = float | list[float]  # a number, or one for each frame
+DIVERGED = 1e3  # nRMSE beyond which a rollout only shows that it has diverged
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +58,8 @@ class Provenance(TypedDict, total=False):
     data_hash: str | None
     evaluated: dict[str, str]
     seed: int
+    init_from: str | None
+    init_hash: str
     versions: dict[str, str | None]
     hardware: str
 
@@ -66,7 +70,7 @@ class Row(Mapping[str, Any]):
 
     Args:
         model: the name of the model or of the baseline.
-        mode: "latent" or "physical".
+        mode: "latent" or "physical"; "rollout" of a function that makes whole rollouts.
         correct: the corrector, or "none".
         ttc: whether test-time conditioning was on.
         metrics: everything that was measured, by name.
@@ -265,3 +269,17 @@ class TestedData(Protocol):
 
     dataset: DatasetInfo
     spec: FieldSpec
+
+
+def divergence_in_words(rows: Iterable[Row]) -> str:
+    """Which rows have diverged, in words; "" if none has."""
+    labels = [row.label for row in rows if not row["nrmse"] < DIVERGED]
+    return f"diverged: {', '.join(labels)}" if labels else ""
+
+
+def times_in_words(cfg: DictConfig, dataset: DatasetInfo) -> str:
+    """How many trajectories were rolled out at once when their time was taken."""
+    size = OmegaConf.select(cfg, "data.eval_batch_size")
+    if size is None:
+        return "times of one trajectory in a batch"
+    return f"times of one trajectory in batches of {min(size, dataset['trajectories'])}"

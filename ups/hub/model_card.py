@@ -16,6 +16,7 @@ from ups.evaluation.results import (
     Row,
     merge_evaluations,
     read_evaluations,
+    times_in_words,
 )
 from ups.runs.settings import is_bookkeeping_key
 from ups.simulation.checkpoint import STAGES, load, read_checkpoint
@@ -61,7 +62,7 @@ commit {commit}, {hardware}, torch {torch}.
 {trajectories} trajectories that training never saw ({dataset}, test set {hash}), {frames} frames \
 from t = 0, in physical space;
 `{name}` beside the baselines, {baselines}, all by the same code. Metrics as PDEBench \
-defines them; times on the hardware above.
+defines them; {times}, on the hardware above.
 
 {table}
 
@@ -107,6 +108,8 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         for k, v in cfg.data.items()
         if v is not None and k != "_target_" and not is_bookkeeping_key(f"data.{k}")
     }
+    if "init_hash" in origin:
+        data["init_from"] = f"{origin['init_from']} ({origin['init_hash']})"
     front = {
         **({"license": licence.lower()} if licence else {}),
         "library_name": "ups",
@@ -141,6 +144,7 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         dataset=dataset["name"],
         hash=dataset["hash"],
         table=_table(rows),
+        times=times_in_words(cfg, dataset),
         notes=f"\n## Notes\n\n{notes.strip()}\n" if notes else "",
         licence=licence or "Not stated",
     )

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from ups.core.fields import FieldSpec
-from ups.core.schema import Depth, MlpRatio, NonEmpty, NonNegativeInt, PositiveFloat, PositiveInt
+from ups.core.schema import (
+    Depth,
+    DivisorOfPoints,
+    MlpRatio,
+    NonEmpty,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from ups.models.mixer import soft_rms_clip
 from ups.models.patch_stepper import PatchStepper
 
@@ -37,7 +45,7 @@ class MemoryUPT(PatchStepper):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: PositiveInt = 64,
+        num_tokens: DivisorOfPoints = 64,
         memory_channels: PositiveInt = 8,
         memory_rms_limit: PositiveFloat = 3.0,
         hidden_channels: PositiveInt = 48,

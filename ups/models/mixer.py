@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ups.core.fields import FieldSpec
 from ups.core.schema import (
     Depth,
+    DivisorOfPoints,
     HiddenDim,
     MlpRatio,
     NonEmpty,
@@ -103,7 +104,7 @@ class MixerUPT(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: PositiveInt = 64,
+        num_tokens: DivisorOfPoints = 64,
         hidden_dim: HiddenDim = 48,
         mlp_ratio: MlpRatio = 1.0,
         dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.core.fields import FieldSpec
-from ups.core.schema import Depth, MlpRatio, NonEmpty, NonNegativeInt, PositiveInt
+from ups.core.schema import Depth, DivisorOfPoints, MlpRatio, NonEmpty, NonNegativeInt, PositiveInt
 from ups.models.conditioning import condition_features
 from ups.models.mixer import MixerBlock
 from ups.models.patches import OverlappingPatches
@@ -42,7 +42,7 @@ class PatchStepper(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: PositiveInt = 64,
+        num_tokens: DivisorOfPoints = 64,
         hidden_channels: PositiveInt = 48,
         mlp_ratio: MlpRatio = 1.0,
         dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),

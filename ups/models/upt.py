@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
-from ups.core.schema import Depth, PositiveInt
+from ups.core.schema import Depth, DivisorOfPoints, PositiveInt
 from ups.models.base import periodic_line
 from ups.models.conditioning import condition_features
 
@@ -44,7 +44,7 @@ class UPT(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_patches: PositiveInt = 64,
+        num_patches: DivisorOfPoints = 64,
         num_tokens: PositiveInt = 64,
         hidden_dim: PositiveInt = 48,
         num_heads: PositiveInt = 4,

@@ -4,91 +4,55 @@ Rollouts start from t = 0 and are measured in physical space.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from ups.core.batch import Batch
+from ups.core.fields import FieldSpec
 from ups.core.norms import relative_l2_squared
 from ups.core.stepper import Stepper, predict
-from ups.evaluation.baselines import Persistence, SolverStepper
+from ups.evaluation.baselines import Persistence, SolverStepper, coarse_solvers
 from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum, spread_skill
 from ups.evaluation.results import Row
+from ups.physics import Equation
 from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.simulator import Simulator
 
 NUM_ENSEMBLE_MEMBERS = 3  # rollouts of a sampler that estimate its spread
 ONE_STEP_STRIDE = 8  # ensembles of single steps are costly and start from every eighth frame only
+SOLVER_POINTS = (64, 128, 256)  # grid sizes of the solver baselines
+# maps initial fields (B, *space, C), a number of steps and parameters (B, P) to all frames
+# (B, steps, *space, C)
+Predict = Callable[[Tensor, int, Tensor], Tensor]
 
 
-class EvaluationModule(pl.LightningModule):
-    """Tests a simulator and the baselines with the same code.
-
-    Data without an equation have no solver among the baselines.
+class MeasurementModule(pl.LightningModule):
+    """Tests several ways to predict with the same code.
 
     Args:
-        simulator: the simulator to test.
-        model: its name in the rows.
-        correct: the correctors to test; those that the simulator lacks are skipped.
-        with_ttc: whether to test with test-time conditioning too. A corrector that would repeat
-            the rollout of another one is left out, see ``_distinct_guided``.
-        solver_points: grid sizes of the solver baselines; those that don't divide the training grid
-            are skipped.
+        spec: describes the field.
+        measurements: one for each way to predict.
 
     Attributes:
-        rows: the results, one for each setting and baseline. A row has the settings ("mode",
-            "correct", "ttc"), PDEBench's metrics over the whole rollout, the physics checks,
+        rows: the results, one for each measurement. A row has the settings ("mode", "correct",
+            "ttc"), PDEBench's metrics over the whole rollout, the physics checks,
             ``one_step_nrmse`` and ``one_step_squared`` (the mean of |error|^2/|u|^2) of single
             steps from all true frames, ``seconds_per_trajectory`` and ``nrmse_over_time``.
-        examples: truth and first prediction (T, *space, C) of the best, the median and the worst
-            trajectory.
+        examples: truth and prediction of the first measurement (T, *space, C) for the best, the
+            median and the worst trajectory.
         spectra: energy of truth and first prediction at the last frame by wave number (K,), mean
             over trajectories.
-
-    Rows with a corrector and without conditioning also hold the calibration of an ensemble of
-    ``NUM_ENSEMBLE_MEMBERS`` rollouts at temperature 1: ``ensemble_nrmse`` of its mean, and
-    ``spread_skill_ratio`` and ``one_step_spread_skill_ratio`` (1 is calibrated). Both are averaged
-    like the nRMSE: mean relative spread over mean relative error. With the suffix ``_rms`` they are
-    the ratio of root mean squares, which a single trajectory may dominate.
     """
 
-    def __init__(
-        self,
-        simulator: Simulator,
-        model: str,
-        correct: list[str],
-        with_ttc: bool = False,
-        solver_points: tuple[int, ...] = (64, 128, 256),
-    ) -> None:
+    def __init__(self, spec: FieldSpec, measurements: "Sequence[Measurement]") -> None:
         super().__init__()
-        self.simulator = simulator
-        held = [name for name in correct if name == "none" or name in simulator.correctors]
-        settings = [("latent", "none", False), ("physical", "none", False)]
-        settings += [("latent", name, False) for name in held if name != "none"]
-        if with_ttc:
-            settings += [("latent", name, True) for name in _distinct_guided(simulator, held)]
-        self.measurements = [
-            Measurement(
-                simulator,
-                simulator.stepper(name, ttc),
-                Row(model, mode, name, ttc, {}),
-                reencode=mode == "physical",
-            )
-            for mode, name, ttc in settings
-        ]
-        baselines: list[Persistence | SolverStepper] = [Persistence()]
-        if simulator.equation is not None:
-            baselines += [
-                SolverStepper(simulator.equation, simulator.spec, n)
-                for n in solver_points
-                if simulator.spec.grid.can_coarsen_to(n)
-            ]
-        self.measurements += [
-            Measurement(simulator, baseline, Row(baseline.name, "physical", "none", False, {}))
-            for baseline in baselines
-        ]
+        self.spec = spec
+        self.measurements = list(measurements)
         self.rows: list[Row] = []
         self.examples: dict[str, tuple[Tensor, Tensor]] = {}
         self.spectra: tuple[Tensor, Tensor] | None = None
@@ -107,12 +71,7 @@ class EvaluationModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.rows = [measurement.compute() for measurement in self.measurements]
-        for row in self.rows:
-            if not row.is_baseline:
-                scalars = {k: v for k, v in row.metrics.items() if isinstance(v, float)}
-                del scalars["seconds_per_trajectory"]
-                self.log_dict({f"test/{row.series}/{name}": v for name, v in scalars.items()})
-        spec = self.simulator.spec
+        spec = self.spec
         target, pred = (torch.cat(parts) for parts in zip(*self.first, strict=True))
         # by the error in the titles of the plots
         errors = relative_l2_squared(pred, target, spec.space_axes).sqrt().mean(1)
@@ -125,45 +84,82 @@ class EvaluationModule(pl.LightningModule):
         )
 
 
+class EvaluationModule(MeasurementModule):
+    """Tests a simulator and the baselines, and logs the simulator's results.
+
+    Args:
+        simulator: the simulator to test.
+        model: its name in the rows.
+        correct: the correctors to test; those that the simulator lacks are skipped.
+        with_ttc: whether to test with test-time conditioning too. A corrector that would repeat
+            the rollout of another one is left out, see ``_distinct_guided``.
+
+    Rows with a corrector and without conditioning also hold the calibration of an ensemble of
+    ``NUM_ENSEMBLE_MEMBERS`` rollouts at temperature 1: ``ensemble_nrmse`` of its mean, and
+    ``spread_skill_ratio`` and ``one_step_spread_skill_ratio`` (1 is calibrated). Both are averaged
+    like the nRMSE: mean relative spread over mean relative error. With the suffix ``_rms`` they are
+    the ratio of root mean squares, which a single trajectory may dominate.
+    """
+
+    def __init__(
+        self, simulator: Simulator, model: str, correct: list[str], with_ttc: bool = False
+    ) -> None:
+        measurements = measure_simulator(simulator, model, correct, with_ttc)
+        measurements += measure_baselines(simulator.spec, simulator.equation)
+        super().__init__(simulator.spec, measurements)
+        self.simulator = simulator
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        for row in self.rows:
+            if not row.is_baseline:
+                scalars = {k: v for k, v in row.metrics.items() if isinstance(v, float)}
+                del scalars["seconds_per_trajectory"]
+                self.log_dict({f"test/{row.series}/{name}": v for name, v in scalars.items()})
+
+
 class Measurement:
     """Accumulates what one way to predict achieves on the batches of the test split.
 
     Args:
-        simulator: the simulator under test, which describes the field.
-        stepper: what predicts.
+        spec: describes the field.
+        equation: the equation, for the physics checks; None if there is none.
+        predict: what predicts.
         settings: the row without its metrics.
-        reencode: whether every step starts from the encoded field of the step before.
+        sample: draws one member of an ensemble, whose calibration is measured too; None for none.
     """
 
     def __init__(
-        self, simulator: Simulator, stepper: Stepper, settings: Row, reencode: bool = False
+        self,
+        spec: FieldSpec,
+        equation: Equation | None,
+        predict: Predict,
+        settings: Row,
+        sample: Predict | None = None,
     ) -> None:
-        self.simulator = simulator
-        self.stepper = stepper
+        self.spec = spec
+        self.equation = equation
+        self.predict = predict
         self.settings = settings
-        self.reencode = reencode
-        # an ensemble draws from the distribution that the corrector learned
-        is_sampled = settings.correct != "none" and not settings.ttc
-        self.sampler = simulator.stepper(settings.correct, temperature=1.0) if is_sampled else None
+        self.sample = sample
 
     def start(self, batch: Batch) -> None:
         """Begin with the first batch."""
-        spec = self.simulator.spec
         frames = batch.u.shape[1] - 1
-        self.rollouts = RolloutMetrics(frames, spec).to(batch.u.device)
-        self.checks = PhysicsChecks(self.simulator.equation, spec).to(batch.u.device)
+        self.rollouts = RolloutMetrics(frames, self.spec).to(batch.u.device)
+        self.checks = PhysicsChecks(self.equation, self.spec).to(batch.u.device)
         self.one_step: list[Tensor] = []
         self.spreads: dict[str, list[Tensor]] = {"": [], "one_step_": []}
         self.seconds = 0.0
         self.samples = 0
-        self._predict(batch.u[:, 0], 1, batch.parameters)  # warm up, as the first call is slower
+        self.predict(batch.u[:, 0], 1, batch.parameters)  # warm up, as the first call is slower
 
     def update(self, batch: Batch) -> Tensor:
         """Add a batch of whole trajectories and return the prediction (B, T, *space, C)."""
         target = batch.u[:, 1:]
         frames = target.shape[1]
         started = time.perf_counter()
-        pred = self._predict(batch.u[:, 0], frames, batch.parameters)
+        pred = self.predict(batch.u[:, 0], frames, batch.parameters)
         if pred.is_cuda:
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - started
@@ -171,25 +167,24 @@ class Measurement:
         self.rollouts.update(pred, target)
         self.checks.update(batch.u[:, 0], pred, target)
         parameters = batch.parameters.repeat_interleave(frames, 0)
-        step = self._predict(batch.u[:, :-1].flatten(0, 1), 1, parameters)[:, 0]
-        axes = self.simulator.spec.space_axes
+        step = self.predict(batch.u[:, :-1].flatten(0, 1), 1, parameters)[:, 0]
+        axes = self.spec.space_axes
         truth = target.flatten(0, 1).double()
         self.one_step.append(relative_l2_squared(step.double(), truth, axes))
-        if self.sampler is not None:
-            self._add_spreads(self.sampler, batch)
+        if self.sample is not None:
+            self._add_spreads(self.sample, batch)
         return pred
 
-    def _add_spreads(self, sampler: Stepper, batch: Batch) -> None:
+    def _add_spreads(self, sample: Predict, batch: Batch) -> None:
         """Add the spread and the error of ensembles, of whole rollouts and of single steps."""
-        spec = self.simulator.spec
         target = batch.u[:, 1:]
-        samples = self._ensemble(sampler, batch.u[:, 0], target.shape[1], batch.parameters)
-        self.spreads[""].append(spread_skill(samples, target, spec).flatten(0, 1))
+        samples = _ensemble(sample, batch.u[:, 0], target.shape[1], batch.parameters)
+        self.spreads[""].append(spread_skill(samples, target, self.spec).flatten(0, 1))
         starts = batch.u[:, :-1:ONE_STEP_STRIDE]
         ends = target[:, ::ONE_STEP_STRIDE].flatten(0, 1)
         parameters = batch.parameters.repeat_interleave(starts.shape[1], 0)
-        steps = self._ensemble(sampler, starts.flatten(0, 1), 1, parameters)[:, :, 0]
-        self.spreads["one_step_"].append(spread_skill(steps, ends, spec))
+        steps = _ensemble(sample, starts.flatten(0, 1), 1, parameters)[:, :, 0]
+        self.spreads["one_step_"].append(spread_skill(steps, ends, self.spec))
 
     def compute(self) -> Row:
         """The result over all batches."""
@@ -209,17 +204,56 @@ class Measurement:
         metrics["nrmse_over_time"] = over_time
         return replace(self.settings, metrics=metrics)
 
-    def _predict(self, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
-        roll_out = predict if self.settings.is_baseline else self.simulator.predict
-        return roll_out(self.stepper, u0, steps, parameters, self.reencode)
 
-    def _ensemble(self, sampler: Stepper, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
-        """Rollouts (NUM_ENSEMBLE_MEMBERS, B, steps, *space, C) of a sampler."""
-        members = [
-            self.simulator.predict(sampler, u0, steps, parameters)
-            for _ in range(NUM_ENSEMBLE_MEMBERS)
-        ]
-        return torch.stack(members)
+def measure_simulator(
+    simulator: Simulator, model: str, correct: Sequence[str], with_ttc: bool = False
+) -> list[Measurement]:
+    """The measurements of a simulator, see ``EvaluationModule``."""
+    held = [name for name in correct if name == "none" or name in simulator.correctors]
+    settings = [("latent", "none", False), ("physical", "none", False)]
+    settings += [("latent", name, False) for name in held if name != "none"]
+    if with_ttc:
+        settings += [("latent", name, True) for name in _distinct_guided(simulator, held)]
+    return [_measure(simulator, Row(model, mode, name, ttc, {})) for mode, name, ttc in settings]
+
+
+def _measure(simulator: Simulator, settings: Row) -> Measurement:
+    stepper = simulator.stepper(settings.correct, settings.ttc)
+    roll_out = _predict_with(simulator, stepper, reencode=settings.mode == "physical")
+    sample = None
+    if settings.correct != "none" and not settings.ttc:
+        # an ensemble draws from the distribution that the corrector learned
+        sampler = simulator.stepper(settings.correct, temperature=1.0)
+        sample = _predict_with(simulator, sampler)
+    return Measurement(simulator.spec, simulator.equation, roll_out, settings, sample)
+
+
+def _predict_with(simulator: Simulator, stepper: Stepper, reencode: bool = False) -> Predict:
+    return lambda u0, steps, parameters: simulator.predict(stepper, u0, steps, parameters, reencode)
+
+
+def measure_baselines(spec: FieldSpec, equation: Equation | None) -> list[Measurement]:
+    """The measurements of persistence and of the equation's solver.
+
+    The solver is measured on those of ``SOLVER_POINTS`` that divide the grid; data without an
+    equation have none.
+    """
+    baselines: list[Persistence | SolverStepper] = [Persistence()]
+    baselines += coarse_solvers(equation, spec, SOLVER_POINTS)
+    return [
+        Measurement(
+            spec,
+            equation,
+            partial(predict, baseline),
+            Row(baseline.name, "physical", "none", False, {}),
+        )
+        for baseline in baselines
+    ]
+
+
+def _ensemble(sample: Predict, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
+    """Rollouts (NUM_ENSEMBLE_MEMBERS, B, steps, *space, C) of a sampler."""
+    return torch.stack([sample(u0, steps, parameters) for _ in range(NUM_ENSEMBLE_MEMBERS)])
 
 
 def _calibration(prefix: str, squared: Tensor) -> dict[str, float]:

@@ -164,5 +164,6 @@ EQUATION = scalar_equation(
     shock_weight=shock_weight,
     reflect=reflect,
     rescale_time=rescale_time,
-    energy_law=Law.CONSERVED,
+    laws={"mass": Law.CONSERVED, "tv": Law.NON_INCREASING, "energy": Law.CONSERVED},
+    has_maximum_principle=True,
 )

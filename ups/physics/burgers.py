@@ -380,7 +380,8 @@ EQUATION = scalar_equation(
     shock_weight=shock_weight,
     reflect=reflect,
     rescale_time=rescale_time,
-    energy_law=Law.NON_INCREASING,
+    laws={"mass": Law.CONSERVED, "tv": Law.NON_INCREASING, "energy": Law.NON_INCREASING},
+    has_maximum_principle=True,
     # u(x, t) -> u(x + c t, t) - c
     boost=Boost(lambda u: u.mean(1), lambda u, velocity: u - velocity[:, None]),
 )

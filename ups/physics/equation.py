@@ -4,7 +4,7 @@ Arrays are channels-last: fields (B, *space, C) on a ``Grid``, parameters (B, P)
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
@@ -35,6 +35,13 @@ class Functional:
     compute: Callable[[Tensor, Grid], Tensor]
     law: Law
     degree: int = 1
+
+
+Solve = Callable[[Tensor, Sequence[float], Sequence[float], Grid, torch.dtype], Tensor]
+
+
+def _trusted_everywhere(u: Tensor, grid: Grid, threshold: float, radius: int) -> Tensor:
+    return torch.ones_like(u[..., :1])
 
 
 def _unchanged(parameters: Tensor, amount: Tensor) -> Tensor:
@@ -78,7 +85,8 @@ class Equation:
     """An equation that data may have.
 
     Data without an equation are trained and tested too, with persistence as their only baseline and
-    without test-time conditioning.
+    without test-time conditioning. An equation need not have more than names and the number of
+    dimensions: what it lacks is not used.
 
     Args:
         name: its name, in file names too.
@@ -87,16 +95,17 @@ class Equation:
         parameters: names of its P parameters, all positive.
         num_dims: number of space dimensions D.
         initial_conditions: recipes by name; the first is the default. Each is (n, grid, seed) ->
-            random initial conditions (n, *space, C), float32.
+            random initial conditions (n, *space, C), float32. None are needed to read files.
         solve: (u0, times, parameters, grid, dtype) -> (B, T, *space, C): the numerical solver from
             cell averages ``u0`` (B, *space, C) at one value of each parameter. It makes the data
-            and is a baseline on coarse grids.
+            and is a baseline on coarse grids. None to read files.
+        restrict: (u, factor) -> cell averages on a grid that is coarser by ``factor``; None if the
+            solver is no baseline.
+        prolong: (u, factor) -> values on a grid that is finer by ``factor``; None likewise.
         solver_step: (u, dt, parameters, grid, refinement_factor) -> (B, *space, C): one step from
-            point values with the equation alone, for test-time conditioning.
+            point values with the equation alone; None if there is no test-time conditioning.
         solver_confidence: (u, grid, threshold, radius) -> (B, *space, 1), from 0 to 1: how far
-            ``solver_step`` can be trusted where it leads to ``u``.
-        restrict: (u, factor) -> cell averages on a grid that is coarser by ``factor``.
-        prolong: (u, factor) -> values on a grid that is finer by ``factor``.
+            ``solver_step`` can be trusted where it leads to ``u``. By default it is, everywhere.
         symmetries: its symmetries that training windows are augmented by.
         boost: its symmetry under boosts, which ``MovingFrame`` uses; None if it has none.
         functionals: its functionals.
@@ -108,16 +117,24 @@ class Equation:
     channels: tuple[str, ...]
     parameters: tuple[str, ...]
     num_dims: int
-    initial_conditions: Mapping[str, Callable[[int, Grid, int], Tensor]]
-    solve: Callable[[Tensor, Sequence[float], Sequence[float], Grid, torch.dtype], Tensor]
-    solver_step: Callable[[Tensor, float, Tensor, Grid, int], Tensor]
-    solver_confidence: Callable[[Tensor, Grid, float, int], Tensor]
-    restrict: Callable[[Tensor, int], Tensor]
-    prolong: Callable[[Tensor, int], Tensor]
+    initial_conditions: Mapping[str, Callable[[int, Grid, int], Tensor]] = field(
+        default_factory=dict
+    )
+    solve: Solve | None = None
+    restrict: Callable[[Tensor, int], Tensor] | None = None
+    prolong: Callable[[Tensor, int], Tensor] | None = None
+    solver_step: Callable[[Tensor, float, Tensor, Grid, int], Tensor] | None = None
+    solver_confidence: Callable[[Tensor, Grid, float, int], Tensor] = _trusted_everywhere
     symmetries: tuple[Symmetry, ...] = ()
     boost: Boost | None = None
     functionals: tuple[Functional, ...] = ()
     has_maximum_principle: bool = False
+
+    @property
+    def conserves_mean(self) -> bool:
+        """Whether the mean of its field stays the same: it has a conserved "mass"."""
+        laws = {functional.name: functional.law for functional in self.functionals}
+        return laws.get("mass") is Law.CONSERVED
 
     def symmetry(self, name: str) -> Symmetry | None:
         """The symmetry ``name``, or None if the equation does not have it."""

@@ -7,7 +7,7 @@ Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodi
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -206,49 +206,36 @@ def scalar_equation(
     title: str,
     parameter: str,
     *,
-    solve: Callable[..., Tensor],
-    solver_step: Callable[..., Tensor],
-    shock_weight: Callable[..., Tensor],
-    reflect: Callable[[Tensor], Tensor],
-    rescale_time: Callable[[Tensor, Tensor], Tensor],
-    energy_law: Law,
+    solve: Callable[..., Tensor] | None = None,
+    draw: Callable[..., Tensor] | None = None,
+    solver_step: Callable[..., Tensor] | None = None,
+    shock_weight: Callable[..., Tensor] | None = None,
+    reflect: Callable[[Tensor], Tensor] | None = None,
+    rescale_time: Callable[[Tensor, Tensor], Tensor] | None = None,
     boost: Boost | None = None,
+    laws: Mapping[str, Law] | None = None,
+    has_maximum_principle: bool = False,
 ) -> Equation:
     """Make the equation of a scalar u on a periodic line from functions of (..., X).
 
-    Its mass is conserved, and its total variation and its range never grow.
+    It is the same after a shift. Everything else that is not given is not assumed.
 
     Args:
         name: see ``Equation``.
         title: see ``Equation``.
-        parameter: the name of its one parameter. A solution that runs a times as fast has a times
-            its value.
+        parameter: the name of its one parameter.
         solve: (u0, t, nu, length, dtype) -> (B, T, X).
+        draw: initial conditions, (n, x, seed, length) -> (n, X); None for PDEBench's.
         solver_step: (u, dt, nu, length, refinement_factor) -> (B, X).
         shock_weight: (u, threshold, radius) -> (B, X).
-        reflect: (..., X) -> (..., X).
-        rescale_time: the field of a solution that runs a times as fast: (..., X), a -> (..., X).
-        energy_law: what the energy does.
+        reflect: x -> -x, as a map of values (..., X) -> (..., X) at the same points.
+        rescale_time: the field of a solution that runs a times as fast: (..., X), a -> (..., X). It
+            must have a times the parameter.
         boost: see ``Equation``.
+        laws: what "mass", "tv" (the total variation) and "energy" do. Models keep the mean of the
+            field if mass is conserved.
+        has_maximum_principle: see ``Equation``.
     """
-
-    def draw(n: int, grid: Grid, seed: int, as_published: bool = True) -> Tensor:
-        return initial_conditions(n, grid.axis(0), seed, grid.extent[0], as_published)[..., None]
-
-    def solve_field(
-        u0: Tensor, times: Numbers, parameters: Numbers, grid: Grid, dtype: torch.dtype
-    ) -> Tensor:
-        (nu,) = parameters
-        return solve(u0[..., 0], times, nu, grid.extent[0], dtype)[..., None]
-
-    def step_field(
-        u: Tensor, dt: float, parameters: Tensor, grid: Grid, refinement_factor: int
-    ) -> Tensor:
-        nu = parameters[:, 0]
-        return solver_step(u[..., 0], dt, nu, grid.extent[0], refinement_factor)[..., None]
-
-    def rescale_field(u: Tensor, factor: Tensor, grid: Grid) -> Tensor:
-        return rescale_time(u, factor.to(u.dtype).reshape(-1, *(1 for _ in u.shape[1:])))
 
     return Equation(
         name=name,
@@ -256,24 +243,108 @@ def scalar_equation(
         channels=("u",),
         parameters=(parameter,),
         num_dims=1,
-        initial_conditions={"published": draw, "paper": partial(draw, as_published=False)},
-        solve=solve_field,
-        solver_step=step_field,
-        solver_confidence=lambda u, grid, threshold, radius: shock_weight(
-            u[..., 0], threshold, radius
-        )[..., None],
+        initial_conditions=_initial_conditions(draw),
+        solve=None if solve is None else partial(_solve_field, solve),
         restrict=lambda u, factor: cell_averages(u[..., 0], factor)[..., None],
         prolong=lambda u, factor: limited_linear_reconstruction(u[..., 0], factor)[..., None],
-        symmetries=(
-            TRANSLATE,
-            Symmetry("reflect", lambda u, _, grid: reflect(u[..., 0])[..., None]),
-            Symmetry("rescale_time", rescale_field, lambda nu, factor: nu * factor[:, None]),
-        ),
+        solver_step=None if solver_step is None else partial(_step_field, solver_step),
+        symmetries=_symmetries(reflect, rescale_time),
         boost=boost,
-        functionals=(
-            Functional("mass", lambda u, grid: mass(u[..., 0], grid.extent[0]), Law.CONSERVED),
-            Functional("tv", lambda u, grid: total_variation(u[..., 0]), Law.NON_INCREASING),
-            Functional("energy", lambda u, grid: energy(u[..., 0], grid.extent[0]), energy_law, 2),
-        ),
-        has_maximum_principle=True,
+        functionals=_functionals(laws or {}),
+        has_maximum_principle=has_maximum_principle,
+        solver_confidence=partial(_confidence, shock_weight or _ones),
+    )
+
+
+def _initial_conditions(
+    draw: Callable[..., Tensor] | None,
+) -> dict[str, Callable[[int, Grid, int], Tensor]]:
+    def drawn(n: int, grid: Grid, seed: int, function: Callable[..., Tensor]) -> Tensor:
+        return function(n, grid.axis(0), seed, grid.extent[0])[..., None]
+
+    if draw is not None:
+        return {"default": partial(drawn, function=draw)}
+    paper = partial(initial_conditions, as_published=False)
+    return {
+        "published": partial(drawn, function=initial_conditions),
+        "paper": partial(drawn, function=paper),
+    }
+
+
+def _solve_field(
+    solve: Callable[..., Tensor],
+    u0: Tensor,
+    times: Numbers,
+    parameters: Numbers,
+    grid: Grid,
+    dtype: torch.dtype,
+) -> Tensor:
+    (nu,) = parameters
+    return solve(u0[..., 0], times, nu, grid.extent[0], dtype)[..., None]
+
+
+def _step_field(
+    solver_step: Callable[..., Tensor],
+    u: Tensor,
+    dt: float,
+    parameters: Tensor,
+    grid: Grid,
+    refinement_factor: int,
+) -> Tensor:
+    nu = parameters[:, 0]
+    return solver_step(u[..., 0], dt, nu, grid.extent[0], refinement_factor)[..., None]
+
+
+def _ones(u: Tensor, threshold: float, radius: int) -> Tensor:
+    return torch.ones_like(u)
+
+
+def _confidence(
+    shock_weight: Callable[..., Tensor], u: Tensor, grid: Grid, threshold: float, radius: int
+) -> Tensor:
+    return shock_weight(u[..., 0], threshold, radius)[..., None]
+
+
+def _symmetries(
+    reflect: Callable[[Tensor], Tensor] | None,
+    rescale_time: Callable[[Tensor, Tensor], Tensor] | None,
+) -> tuple[Symmetry, ...]:
+    found = [TRANSLATE]
+    if reflect is not None:
+        found.append(Symmetry("reflect", partial(_reflect_field, reflect)))
+    if rescale_time is not None:
+        fields = partial(_rescale_field, rescale_time)
+        found.append(Symmetry("rescale_time", fields, lambda nu, factor: nu * factor[:, None]))
+    return tuple(found)
+
+
+def _reflect_field(
+    reflect: Callable[[Tensor], Tensor], u: Tensor, amount: Tensor, grid: Grid
+) -> Tensor:
+    return reflect(u[..., 0])[..., None]
+
+
+def _rescale_field(
+    rescale_time: Callable[[Tensor, Tensor], Tensor], u: Tensor, factor: Tensor, grid: Grid
+) -> Tensor:
+    return rescale_time(u, factor.to(u.dtype).reshape(-1, *(1 for _ in u.shape[1:])))
+
+
+def _functionals(laws: Mapping[str, Law]) -> tuple[Functional, ...]:
+    """The functionals that have a law.
+
+    Raises:
+        UpsError: a law is of another functional.
+    """
+    known: dict[str, tuple[Callable[[Tensor, Grid], Tensor], int]] = {
+        "mass": (lambda u, grid: mass(u[..., 0], grid.extent[0]), 1),
+        "tv": (lambda u, grid: total_variation(u[..., 0]), 1),
+        "energy": (lambda u, grid: energy(u[..., 0], grid.extent[0]), 2),
+    }
+    if unknown := laws.keys() - known:
+        raise UpsError(f"`laws` must be of {', '.join(known)}, got {', '.join(sorted(unknown))}.")
+    return tuple(
+        Functional(name, compute, laws[name], degree)
+        for name, (compute, degree) in known.items()
+        if name in laws
     )

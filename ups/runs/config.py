@@ -32,6 +32,7 @@ from ups.runs.settings import (
     TTCSettings,
 )
 from ups.simulation.converter import convert_model_spec
+from ups.simulation.guidance import lack_of_guide
 
 # arguments of Lightning's Trainer that ``ups.runs.training.make_trainer`` sets itself
 RESERVED = (
@@ -230,11 +231,8 @@ def _check_data_modules(settings: PlainDict) -> None:
             raise refusal("data._target_", allowed, data["_target_"])
         _check_unroll_steps(data)
         asks_for_ttc = settings["ttc"]["enabled"] and settings["stage"]["name"] in TESTED_WITH_TTC
-        if asks_for_ttc and getattr(made, "equation", True) is None:
-            raise UpsError(
-                "`ttc.enabled` must be false, got true: these data have no equation to condition "
-                "on."
-            )
+        if asks_for_ttc and hasattr(made, "equation") and (lack := lack_of_guide(made.equation)):
+            raise UpsError(f"`ttc.enabled` must be false, got true: {lack}.")
 
 
 def _check_unroll_steps(data: PlainDict) -> None:

@@ -77,6 +77,8 @@ def preflight(
     if is_first_process() and (is_alone or (cfg.preflight and len(needs) < len(todo))):
         for stage in todo:  # raises an error if a file holds too few trajectories
             instantiate(stage_config(cfg, stage).data, _convert_="all").open_files()
+        rehearsed = ", ".join([*todo, "test"])
+        log.info("preflight: rehearsing %s in another process", rehearsed)
         with tempfile.TemporaryDirectory(prefix="ups-preflight-") as scratch:
             needs, test_seconds = profile_stages(cfg, todo, folder, Path(scratch), rehearse)
         print_requirements(cfg, needs, test_seconds)

@@ -19,7 +19,7 @@ from ups.core.io import sha256, write_text
 from ups.evaluation.results import Provenance
 from ups.runs.distributed import is_first_process
 from ups.runs.meaning import deciding_settings
-from ups.runs.stages import weights_path
+from ups.runs.stages import initial_weights_hash, weights_path
 from ups.simulation.checkpoint import STAGES
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "h5py", "numpy", "torchmetrics")
@@ -49,6 +49,7 @@ def write_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None
         "data_hash": data_hash,
         "evaluated": evaluation_fingerprint(cfg, folder),
         "seed": cfg.seed,
+        **_initial_weights(cfg, folder),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("ups", *PACKAGES)},
@@ -58,6 +59,12 @@ def write_provenance(cfg: DictConfig, folder: Path, data_hash: str | None = None
     if is_first_process():
         write_text(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
     return provenance
+
+
+def _initial_weights(cfg: DictConfig, folder: Path) -> Provenance:
+    """With what the operator's training began, once it has."""
+    initial = initial_weights_hash(folder)
+    return {} if initial is None else {"init_from": cfg.get("init_from"), "init_hash": initial}
 
 
 def check_expected_provenance(cfg: DictConfig) -> None:

@@ -17,6 +17,7 @@ from ups.core.io import write_text
 from ups.core.locks import file_lock
 from ups.runs import stages
 from ups.runs.distributed import is_first_process
+from ups.runs.initial_weights import check_not_own_folder
 from ups.simulation import model_folder
 
 OVERRIDES = "overrides.yaml"  # the overrides of the command line
@@ -29,8 +30,9 @@ def run_directory(cfg: DictConfig) -> Iterator[Path]:
     In a sweep it sets ``cfg.name`` to the name of the job.
 
     Raises:
-        UpsError: another process uses the folder, or the folder holds an exported model, or a stage
-            to train with other settings and ``overwrite`` is off.
+        UpsError: another process uses the folder, or the folder holds an exported model, the
+            weights of ``init_from``, or a stage to train with other settings and ``overwrite`` is
+            off.
     """
     job = HydraConfig.get() if HydraConfig.initialized() else None
     if job is not None and job.mode == RunMode.MULTIRUN:
@@ -41,6 +43,7 @@ def run_directory(cfg: DictConfig) -> Iterator[Path]:
         yield folder
         return
     model_folder.check_not_model_folder(folder)
+    check_not_own_folder(cfg, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_call(folder):
         if cfg.overwrite:

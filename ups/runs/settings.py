@@ -76,10 +76,13 @@ class RunSettings:
     """The keys outside of groups, and the groups.
 
     Args:
-        name: the run's folder is ``<output_dir>/<name>``.
+        name: the run's folder is ``<output_dir>/<name>``. By default it is the name of the data's
+            file or, if the data are generated, of their equation.
         seed: seed of the weights and of the order of the batches; the data have ``data.seed``.
         lambda_inv: weight of both inverse losses. ``loss.lambda_inv_enc`` and
             ``loss.lambda_inv_dec`` set one each.
+        init_from: a finished model, with whose weights the operator's training begins. It is a
+            run's folder, a checkpoint, a model folder or the name of a model that comes with UPS.
         compile: whether to use torch.compile. Training is eager if there is no compiler.
         compile_cache_max_bytes: maximum size in bytes of compiled kernels in the run's folder.
         preflight: whether to rehearse the stages first: memory, disk space, time.
@@ -99,6 +102,7 @@ class RunSettings:
     name: Annotated[FolderName, BOOKKEEPING] = "burgers"
     seed: Seed = 0
     lambda_inv: NonNegativeFloat = 1.0
+    init_from: PathStr | None = None
     compile: bool = False
     compile_cache_max_bytes: Annotated[NonNegativeFloat, BOOKKEEPING] = 1e9
     preflight: Annotated[bool, BOOKKEEPING] = True

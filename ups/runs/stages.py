@@ -12,6 +12,7 @@ from ups.core.errors import UpsError
 from ups.core.io import read_json, sha256, write_text
 from ups.core.renamed_keys import rename_flat
 from ups.core.settings import PlainDict, diff_configs
+from ups.runs.initial_weights import content_hash
 from ups.runs.meaning import CONTENT, by_meaning, deciding_settings
 from ups.simulation.checkpoint import STAGES, latest_checkpoint, read_checkpoint
 
@@ -52,7 +53,8 @@ def _merge(cfg: DictConfig, changes: dict[str, object]) -> DictConfig:
 def stage_fingerprint(cfg: DictConfig, stage: str) -> dict[str, object]:
     """The keys of a stage's own configuration that decide its result, flat and by their meaning.
 
-    The keys of earlier stages have an effect through their weights only.
+    The keys of earlier stages have an effect through their weights only. Of ``init_from`` the
+    content counts.
     """
     groups: tuple[str, ...] = (
         "seed",
@@ -62,10 +64,19 @@ def stage_fingerprint(cfg: DictConfig, stage: str) -> dict[str, object]:
         "callbacks.",
         f"stage.{stage}.module.",
     )
+    initial = {}
     if stage == "operator":
         groups = (*groups, "model.", "loss.", "lambda_inv")
+        if cfg.get("init_from") is not None:
+            initial["init_from"] = content_hash(cfg.init_from)
     settings = deciding_settings(cfg)
-    return {key: value for key, value in settings.items() if key.startswith(groups)}
+    own = {key: value for key, value in settings.items() if key.startswith(groups)}
+    return {**initial, **own}
+
+
+def initial_weights_hash(folder: Path) -> str | None:
+    """The hash of the weights with which the folder's operator began; None for random ones."""
+    return _record(folder, "operator").get("settings", {}).get("init_from")
 
 
 def check_settings_unchanged(cfg: DictConfig, folder: Path) -> None:

@@ -16,12 +16,14 @@ from omegaconf import DictConfig
 from ups.callbacks import AtomicCheckpointIO, CompileCachePruner, EpochProgressBar, GracefulStop
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec
 from ups.core.settings import PlainDict, to_plain
 from ups.datamodules import TrajectoryDataModule
 from ups.models import build
 from ups.modules import BaseModule
 from ups.modules.sharding import sharded_strategy
 from ups.runs.distributed import SingleProcess
+from ups.runs.initial_weights import load_finished, load_weights, with_units_of
 from ups.runs.launchers import (
     auto_precision,
     has_foreign_rank,
@@ -31,6 +33,7 @@ from ups.runs.launchers import (
 from ups.runs.stages import parent_hash, weights_path
 from ups.simulation.checkpoint import mismatched_keys
 from ups.simulation.converter import convert_model_spec
+from ups.simulation.input_range import largest_input
 from ups.simulation.simulator import Simulator
 
 Loggers = Logger | list[Logger]
@@ -118,13 +121,32 @@ def check_checkpoint_compatible(last: Path, module: BaseModule) -> None:
         )
 
 
-def build_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
-    """Build an untrained simulator of the configured size."""
+def first_simulator(cfg: DictConfig, data: TrajectoryDataModule) -> Simulator:
+    """The simulator that the operator stage trains: an untrained one, or that of ``init_from``."""
+    if cfg.init_from is None:
+        return build_simulator(cfg, data)
+    finished = load_finished(cfg.init_from, data)
+    simulator = build_simulator(cfg, data, with_units_of(data, finished))
+    load_weights(simulator, finished, cfg.init_from)
+    log.info("operator: begins with the weights of %s", cfg.init_from)
+    return simulator
+
+
+def build_simulator(
+    cfg: DictConfig, data: TrajectoryDataModule, spec: FieldSpec | None = None
+) -> Simulator:
+    """Build an untrained simulator of the configured size.
+
+    Args:
+        cfg: the configuration.
+        data: the training data.
+        spec: describes their field in other units; default: in their own.
+    """
     config = _current_names(to_plain(cfg.model))
-    model = build(config, data.spec)
-    return Simulator(
-        model, data.spec, data.equation_name, config, data.training_parameters, data.input_range
-    )
+    input_range = data.input_range if spec is None else largest_input(data.initial_fields, spec)
+    spec = data.spec if spec is None else spec
+    model = build(config, spec)
+    return Simulator(model, spec, data.equation_name, config, data.training_parameters, input_range)
 
 
 def _current_names(spec: PlainDict) -> PlainDict:
@@ -201,6 +223,21 @@ def make_trainer(cfg: DictConfig, folder: Path, logger: Loggers, limit: TimeLimi
     # an argument or a value that Lightning does not have
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UpsError(f"trainer: {error}") from None
+
+
+def make_test_trainer(
+    accelerator: str, callbacks: list[pl.Callback], logger: Loggers | bool = False
+) -> pl.Trainer:
+    """Make Lightning's Trainer for a test, which takes one device."""
+    return pl.Trainer(
+        callbacks=callbacks,
+        accelerator=usable_accelerator(accelerator),
+        devices=1,
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def write_stage_weights(

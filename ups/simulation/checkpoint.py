@@ -74,15 +74,27 @@ def load(path: str | Path, data: TrainingData | None = None) -> Simulator:
         checkpoint = read_checkpoint(path)
         simulator = from_config(checkpoint["simulator"], checkpoint["state_dict"], path)
     if data is not None:
-        found = disagreements(
-            {"equation": simulator.equation_name or "none", **simulator.spec.essentials()},
-            {"equation": data.equation_name or "none", **data.spec.essentials()},
-        )
-        if found:
-            raise UpsError(
-                f"{path} was trained for other data than {data.path}: {', '.join(found)}."
-            )
+        check_data(simulator, data, path)
     return simulator
+
+
+def check_data(simulator: Simulator, data: TrainingData, name: str | Path) -> None:
+    """Check that data are of the equation and the grid that a simulator was trained for.
+
+    Args:
+        simulator: the simulator.
+        data: a datamodule.
+        name: the simulator's name in the message.
+
+    Raises:
+        UpsError: they are not.
+    """
+    found = disagreements(
+        {"equation": simulator.equation_name or "none", **simulator.spec.essentials()},
+        {"equation": data.equation_name or "none", **data.spec.essentials()},
+    )
+    if found:
+        raise UpsError(f"{name} was trained for other data than {data.path}: {', '.join(found)}.")
 
 
 def latest_checkpoint(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ups.core.errors import UpsError
 from ups.core.norms import relative_l2_squared
 from ups.core.schema import (
     Fraction,
@@ -49,6 +50,15 @@ class TTC:
     shock_radius: NonNegativeInt = 3
 
 
+def lack_of_guide(equation: Equation | None) -> str | None:
+    """Why ``equation`` can't guide a rollout, in words; None if it can."""
+    if equation is None:
+        return "these data have no equation to condition on"
+    if equation.solver_step is None:
+        return f"the equation {equation.name} has no solver_step to condition on"
+    return None
+
+
 class Guided:
     """A stepper that keeps the best candidate of another one, and guides it by the equation.
 
@@ -58,13 +68,19 @@ class Guided:
         settings: how.
         group_size: number of consecutive states that hold one field on several grids. They share
             the choice among the candidates.
+
+    Raises:
+        UpsError: there is no equation, or it has no ``solver_step``.
     """
 
     def __init__(
-        self, stepper: LatentStepper, equation: Equation, settings: TTC, group_size: int = 1
+        self, stepper: LatentStepper, equation: Equation | None, settings: TTC, group_size: int = 1
     ) -> None:
+        if equation is None or equation.solver_step is None:
+            raise UpsError(f"`ttc` must be False: {lack_of_guide(equation)}.")
         self.stepper = stepper
-        self.equation = equation
+        self.solver_step = equation.solver_step
+        self.solver_confidence = equation.solver_confidence
         self.settings = settings
         self.group_size = group_size
 
@@ -104,12 +120,10 @@ class Guided:
         """
         s = self.settings
         spec = self.stepper.spec
-        expected = self.equation.solver_step(
+        expected = self.solver_step(
             self.stepper.decode(state), spec.dt, parameters, spec.grid, s.refinement_factor
         )
-        confidence = self.equation.solver_confidence(
-            expected, spec.grid, s.shock_threshold, s.shock_radius
-        )
+        confidence = self.solver_confidence(expected, spec.grid, s.shock_threshold, s.shock_radius)
         return expected, confidence
 
     def score(self, candidates: Tensor, expected: Tensor, confidence: Tensor) -> Tensor:

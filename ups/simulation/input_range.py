@@ -36,6 +36,11 @@ def input_size(u: Tensor, spec: FieldSpec) -> dict[str, Tensor]:
     return sizes
 
 
+def largest_input(u: Tensor, spec: FieldSpec) -> dict[str, float]:
+    """The largest of each of ``input_size`` among fields (B, *space, C)."""
+    return {name: value.max().item() for name, value in input_size(u, spec).items()}
+
+
 def outside(u: Tensor, spec: FieldSpec, limits: Mapping[str, float]) -> tuple[str, float, float]:
     """What exceeds its limit most: its name, its value and its limit.
 
@@ -44,6 +49,6 @@ def outside(u: Tensor, spec: FieldSpec, limits: Mapping[str, float]) -> tuple[st
         spec: describes the field.
         limits: the largest of each of ``input_size`` in training, not empty.
     """
-    values = {name: value.max().item() for name, value in input_size(u, spec).items()}
+    values = largest_input(u, spec)
     worst = max(limits, key=lambda name: values[name] / max(limits[name], 1e-30))
     return worst, values[worst], limits[worst]

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def rollout_figure(u: Tensor, truth: Tensor | None, sample: int, spec: FieldSpec
 
 def draw_fields(
     figure: Figure,
-    axes: Sequence[Any],
+    axes: Sequence[Axes],
     fields: Mapping[str, Tensor],
     spec: FieldSpec,
     about_zero: bool = True,

@@ -167,7 +167,7 @@ class Simulator(nn.Module):
                 share the noise of the draws and the choice among candidates.
 
         Raises:
-            UpsError: there is no such corrector, or no equation for ``ttc``.
+            UpsError: there is no such corrector, or no equation that can guide for ``ttc``.
         """
         stepper: LatentStepper = self
         if correct != "none":
@@ -175,8 +175,6 @@ class Simulator(nn.Module):
             stepper = Corrected(stepper, corrector, temperature, group_size)
         if not ttc:
             return stepper
-        if self.equation is None:
-            raise UpsError("`ttc` must be False: these data have no equation to condition on.")
         return Guided(stepper, self.equation, self.ttc, group_size)
 
     def moving_frame(self, u0: Tensor, group_size: int = 1) -> MovingFrame:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,14 +28,17 @@ MAX_CHANNELS = 16
 UNEVEN = 1e-3
 
 
+Index = int | slice | Sequence[int] | tuple[int | slice | Sequence[int], ...]
+
+
 class Array(Protocol):
     """An array in a file, read in slices."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> np.dtype[Any]: ...
-    def __getitem__(self, index: Any) -> ArrayLike: ...
+    def dtype(self) -> np.dtype[np.generic]: ...
+    def __getitem__(self, index: Index) -> ArrayLike: ...
 
 
 Arrays = Mapping[str, Array]
@@ -232,7 +235,7 @@ class ArrayFile:
         trajectories, frames, points, channels = sizes
         return trajectories, frames, points, channels
 
-    def _values(self, arrays: Arrays, name: str, index: Any = slice(None)) -> np.ndarray:
+    def _values(self, arrays: Arrays, name: str, index: Index = slice(None)) -> np.ndarray:
         """Read a part of an array.
 
         Raises:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from ups.evaluation.results import (
     Row,
     Tested,
     TestedData,
+    divergence_in_words,
     merge_evaluations,
     read_evaluations,
+    times_in_words,
 )
 
 Series = tuple[list[float], list[float]]  # steps and values
@@ -149,7 +151,7 @@ def write_run(
             "{n} frames from t = 0.".format(**dataset, n=dataset["frames"] - 1),
             f"Commit {commit}, seed {origin['seed']}, {origin['hardware']}, {origin['time']}.",
         ],
-        tables=[_headline(run.rows), _checks(run.rows)],
+        tables=[_headline(run.rows, {times_in_words(cfg, dataset)}), _checks(run.rows)],
         images=plots.rollouts(tested.examples, data.spec),
         curves=curves,
         texts=[
@@ -195,6 +197,7 @@ def write_comparison(
                     if name in ("loss", "validation nRMSE")
                 }
             )
+    times = {times_in_words(run.config, run.dataset) for run in runs.values()}
     lines = ["Compared: " + ", ".join(runs) + "."]
     if len(hashes) > 1:
         lines.append(
@@ -205,7 +208,7 @@ def write_comparison(
         path,
         title="UPS: " + " beside ".join(runs),
         lines=lines,
-        tables=[_headline(rows), _checks(rows), _differences(runs, is_hidden)],
+        tables=[_headline(rows, times), _checks(rows), _differences(runs, is_hidden)],
         curves=[
             {"title": "error over time", "svg": plots.error_over_time(rows, None)},
             {
@@ -227,7 +230,13 @@ def _write(path: Path, **content: object) -> None:
     write_text(path, template.render(**content))
 
 
-def _headline(rows: Mapping[str, Row]) -> dict[str, object]:
+def _headline(rows: Mapping[str, Row], times: Collection[str]) -> dict[str, object]:
+    """The table of errors and cost.
+
+    Args:
+        rows: rows by label.
+        times: what the times of the rows are of.
+    """
     found = []
     for label, row in rows.items():
         values = {
@@ -245,9 +254,11 @@ def _headline(rows: Mapping[str, Row]) -> dict[str, object]:
             ]
         )
     note = (
-        "In physical space, of rollouts from t = 0; the mean over frames and trajectories. "
-        "Grey: baselines."
+        "In physical space, of rollouts from t = 0; the mean over frames and trajectories; "
+        f"{' or '.join(sorted(times))}. Grey: baselines."
     )
+    if diverged := divergence_in_words(rows.values()):
+        note += f" D{diverged[1:]}."
     return _table("Errors and cost", note, [head for head, _, _ in HEADLINE], rows, found)
 
 
@@ -267,6 +278,14 @@ def _checks(rows: Mapping[str, Row]) -> dict[str, object]:
 def _table(
     title: str, note: str, heads: list[str], rows: Mapping[str, Row], cells: list[list[str]]
 ) -> dict[str, object]:
+    """A table without the columns that say the same in all rows; its note says them once."""
+    columns = list(zip(*cells, strict=True))
+    same = [i for i, column in enumerate(columns) if i and len(rows) > 1 and len(set(column)) == 1]
+    if same:
+        named = ", ".join(f"{heads[i - 1]} {columns[i][0]}" for i in same)
+        note += f" The same in all rows: {named}."
+    heads = [head for i, head in enumerate(heads, 1) if i not in same]
+    cells = [[cell for i, cell in enumerate(line) if i not in same] for line in cells]
     lines = zip(rows.values(), cells, strict=True)
     baselines_last = sorted(lines, key=lambda line: line[0].is_baseline)
     return {

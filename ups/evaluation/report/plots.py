@@ -194,7 +194,7 @@ def draw_rollout(path: Path, truth: Tensor, pred: Tensor, spec: FieldSpec, title
     pred = pred[..., 0]
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    fields = {"truth": truth, "latent rollout": pred, "error": pred - truth}
+    fields = {"truth": truth, "rollout": pred, "error": pred - truth}
     draw_fields(figure, axes[:3], fields, spec)
     x = spec.grid.axis(0)
     for frame, colour in zip((0, len(truth) // 4, len(truth) - 1), ("C0", "C1", "C2"), strict=True):

@@ -1,44 +1,72 @@
 """The final table of a run, in the terminal."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from ups.evaluation.results import DatasetInfo, Row
+from ups.evaluation.results import DatasetInfo, Row, divergence_in_words
+
+WIDE = 110  # characters of a terminal that shows all columns
+COLUMNS: dict[str, Callable[[Row], float]] = {
+    "nRMSE": lambda row: row["nrmse"],
+    "at the end": lambda row: row["nrmse_over_time"][-1],
+    "one step": lambda row: row["one_step_nrmse"],
+    "RMSE": lambda row: row["rmse"],
+    "max error": lambda row: row["max_error"],
+    "mass (cRMSE)": lambda row: row["crmse"],
+}
+WIDE_COLUMNS = ("RMSE", "max error", "mass (cRMSE)")
 
 
-def print_table(dataset: DatasetInfo, rows: Sequence[Row], console: Console | None = None) -> None:
+def print_table(
+    dataset: DatasetInfo,
+    rows: Sequence[Row],
+    console: Console | None = None,
+    times: str | None = None,
+) -> None:
     """Print errors in physical space and cost, the run's own rows first.
 
     Args:
         dataset: description of the test set.
         rows: rows of the evaluation.
         console: where to print; default: the terminal.
+        times: what the times are of, in words.
     """
     title = (
         "{name}: {trajectories} test trajectories, {points} points, {n} frames from t = 0".format(
             **dataset, n=dataset["frames"] - 1
         )
     )
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("rollout")
     console = console or Console(width=None if sys.stdout.isatty() else 136)
-    few = console.width < 110
-    for head in (
-        "nRMSE",
-        "at the end",
-        "one step",
-        *(() if few else ("RMSE", "max error", "mass (cRMSE)")),
-        "ms / trajectory",
-    ):
+    cells = {
+        head: [_number(read(row)) for row in rows]
+        for head, read in COLUMNS.items()
+        if console.width >= WIDE or head not in WIDE_COLUMNS
+    }
+    same = [head for head in cells if head in WIDE_COLUMNS and _is_constant(cells[head])]
+    said_once = [f"{head} {cells.pop(head)[0]} in all rows" for head in same]
+    cells["ms / trajectory"] = [f"{1e3 * row['seconds_per_trajectory']:.2f}" for row in rows]
+    caption = "; ".join(filter(None, [times, *said_once, divergence_in_words(rows)]))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption or None,
+        caption_justify="left",
+    )
+    table.add_column("rollout")
+    for head in cells:
         table.add_column(head, justify="right")
-    for row in rows:
-        more = () if few else (row["rmse"], row["max_error"], row["crmse"])
-        numbers = [
-            f"{value:.4f}" if value < 1000 else f"{value:.1e}"
-            for value in (row["nrmse"], row["nrmse_over_time"][-1], row["one_step_nrmse"], *more)
-        ]
-        table.add_row(row.label, *numbers, f"{1e3 * row['seconds_per_trajectory']:.2f}")
+    for row, *numbers in zip(rows, *cells.values(), strict=True):
+        table.add_row(row.label, *numbers)
     console.print(table)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value < 1000 else f"{value:.1e}"
+
+
+def _is_constant(texts: Sequence[str]) -> bool:
+    return len(texts) > 1 and len(set(texts)) == 1

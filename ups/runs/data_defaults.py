@@ -1,0 +1,90 @@
+"""Settings that the command leaves open follow the data: splits, and the number of tokens."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+
+from ups.core.errors import UpsError
+from ups.core.schema import DividesPoints, arguments
+from ups.core.settings import override_keys
+from ups.datamodules import TrajectoryDataModule
+from ups.models import get_architecture
+
+log = logging.getLogger("ups")
+# sizes of generated data, which a file has itself
+GENERATED_SIZES = ("num_points", "reference_num_points", "num_frames")
+SPLIT_SIZES = ("num_train", "num_validation", "num_test")
+OWN = "ups.datamodules.OwnDataModule"
+
+
+def without_generated_sizes(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Leave out the sizes that an experiment gives to generated data, if the data are one's own.
+
+    A file has its own number of points and frames, and its splits are shares of it.
+
+    Args:
+        cfg: the configuration, not checked yet.
+        overrides: the command's. What they name is kept, and refused if it does not fit.
+    """
+    data = cfg.get("data")
+    if not isinstance(data, DictConfig) or data.get("_target_") != OWN:
+        return cfg
+    named = override_keys(overrides)
+    foreign = [key for key in GENERATED_SIZES if key in data and f"data.{key}" not in named]
+    if not foreign:
+        return cfg
+    changed = copy.deepcopy(cfg)
+    with open_dict(changed):
+        for key in foreign:
+            del changed.data[key]
+        shares = [key for key in SPLIT_SIZES if f"data.{key}" not in named]
+        changed.data.update(dict.fromkeys(shares))
+    return changed
+
+
+def follow_data(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Fill in what the settings leave to the data.
+
+    Splits without a size become shares of the trajectories. A number of tokens that the command
+    does not name, and that does not divide the number of points, becomes the divisor nearest to it.
+
+    Args:
+        cfg: the configuration.
+        overrides: the command's.
+    """
+    data = instantiate(cfg.data, _convert_="all")
+    if not isinstance(data, TrajectoryDataModule):
+        return cfg
+    filled = copy.deepcopy(cfg)
+    for key in SPLIT_SIZES:
+        if cfg.data[key] is None:
+            filled.data[key] = data.hparams[key]
+    try:
+        num_points = data.num_points()
+    except UpsError:  # of a finished run nothing else is read; otherwise the training refuses it
+        return filled
+    named = override_keys(overrides)
+    architecture: Callable[..., object] = get_architecture(cfg.model.architecture)
+    for key, argument in arguments(architecture, skip=1).named.items():
+        value = cfg.model.get(key)
+        if value is None or argument.marker(DividesPoints) is None or f"model.{key}" in named:
+            continue
+        filled.model[key] = nearest_divisor(num_points, value)
+        if filled.model[key] != value:
+            log.warning(
+                "model.%s=%d instead of %d, which does not divide the %d points.",
+                key,
+                filled.model[key],
+                value,
+                num_points,
+            )
+    return filled
+
+
+def nearest_divisor(number: int, target: int) -> int:
+    """The divisor of ``number`` whose ratio to ``target`` is closest to one."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return min(divisors, key=lambda n: max(n / target, target / n))
