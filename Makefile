@@ -31,10 +31,13 @@ lint: $(VENV)/.installed-dev  ## ruff, mypy and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# torch comes first and by its pinned version, so that no resolver reaches for a CUDA build
+# torch comes first and from the index of its CPU builds; TORCH_INDEX= takes the default, with CUDA
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH = -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q $(TORCH)
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
@@ -44,6 +47,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)-launchers/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-launchers
-	$(VENV)-launchers/bin/python -m pip install -q -c constraints.txt torch
+	$(VENV)-launchers/bin/python -m pip install -q $(TORCH)
 	$(VENV)-launchers/bin/python -m pip install -q -e ".[ray]" skypilot pytest
 	@touch $@

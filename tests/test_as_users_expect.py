@@ -120,3 +120,14 @@ def test_what_workers_get_can_be_pickled(tmp_path):
         assert torch.equal(dataset[windows].u, loader.dataset[windows].u)
     assert pickle.loads(pickle.dumps(BurgersDataModule())).equation is get_equation("burgers")
     assert pickle.loads(pickle.dumps(make_simulator())).spec == make_simulator().spec
+
+
+@pytest.mark.parametrize("points", [65, 129])
+def test_positions_with_both_ends_of_the_line_are_taken(points):
+    sim = make_simulator().eval()
+    x = torch.linspace(0, 1, points)
+    u0 = torch.sin(2 * torch.pi * x)[None]
+    both = sim.rollout(u0, 3, nu=0.001, x=x, x_out=x)
+    one = sim.rollout(u0[:, :-1], 3, nu=0.001, x=x[:-1], x_out=x[:-1])
+    assert torch.allclose(both[..., :-1], one, atol=1e-4)
+    assert torch.allclose(both[..., -1], both[..., 0], atol=1e-5)

@@ -472,3 +472,15 @@ def test_a_files_length_is_without_the_rounding_of_its_coordinates(tmp_path, len
         del file["x-coordinate"]
         file["x-coordinate"] = ((np.arange(points) + 0.5) * length / points).astype(np.float32)
     assert TrajectoryFile(path).grid.extent[0] == pytest.approx(length, rel=3e-7)
+
+
+def test_file_with_both_ends_of_the_line_is_refused(tmp_path):
+    path = pdebench_file(tmp_path / "1D_Burgers_Sols_Nu0.1.hdf5", points=65)
+    with h5py.File(path, "r+") as file:
+        file["x-coordinate"][:] = np.linspace(0, 1, 65)
+        file["tensor"][:, :, -1] = file["tensor"][:, :, 0]
+    with pytest.raises(UpsError, match="the last point must not repeat the first"):
+        TrajectoryFile(path)
+    with h5py.File(path, "r+") as file:
+        file["tensor"][:] = 1.0  # a constant says nothing
+    assert TrajectoryFile(path).grid.shape == (65,)

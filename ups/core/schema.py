@@ -269,7 +269,9 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    if isinstance(value, list | tuple):
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(each) for each in value]
     return value
 

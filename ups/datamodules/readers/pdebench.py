@@ -65,6 +65,11 @@ class TrajectoryFile:
                 f"{points} points, and at least 2 points and 2 of its {frames} frames must be left "
                 f"at temporal_downsampling={temporal_downsampling}"
             )
+        if points > 2 and self._has_both_ends(tensor, x):
+            raise UpsError(
+                f"{self.path}: the last point must not repeat the first, as in linspace(0, 1, N). "
+                "Leave it out, or read the file with data=own."
+            )
         self.trajectories = trajectories
         self.x = x[::spatial_downsampling]
         self.t = t[:frames:temporal_downsampling]
@@ -111,6 +116,22 @@ class TrajectoryFile:
                     "all must be finite"
                 )
         return out
+
+    def _has_both_ends(self, tensor: h5py.Dataset, x: np.ndarray) -> bool:
+        """Whether fields end as they begin, on points that are no centers of cells.
+
+        It looks at the first frames of some trajectories.
+        """
+        cells = x[0] / (x[1] - x[0])
+        if abs(cells - round(cells)) > 0.01:
+            return False
+        try:
+            with np.errstate(invalid="ignore"):  # values are checked when they are read
+                some = np.asarray(tensor[:8, 0], np.float64)
+        except (OSError, RuntimeError):  # a damaged chunk is refused when it is read
+            return False
+        gap = np.abs(some[:, -1] - some[:, 0]).max()
+        return bool(gap <= 1e-6 * np.ptp(some) and np.ptp(some) > 0)
 
     def verify_checksum(self, parts: Sequence[np.ndarray]) -> None:
         """Compare the content of the file with its recorded hash, if it has one.
