@@ -165,9 +165,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         given: dict[str, Any] = dict(self.hparams)
-        if nu is not None and not isinstance(
-            nu, float | int
-        ):  # None leaves the parameter of one file to it
+        if nu is not None and not isinstance(nu, float | int):
+            # None in a list leaves the parameter of one file to it
             given["nu"] = [value for value in nu if value is not None] or None
         validate_arguments(type(self), given, "data")
         self.equation_name = equation

@@ -65,7 +65,7 @@ class TrajectoryFile:
                 f"{points} points, and at least 2 points and 2 of its {frames} frames must be left "
                 f"at temporal_downsampling={temporal_downsampling}"
             )
-        if points > 2 and self._has_both_ends(tensor):
+        if points > 2 and self._has_both_ends(tensor, x):
             raise UpsError(
                 f"{self.path}: the last point must not repeat the first, as in linspace(0, 1, N). "
                 "Leave it out, or read the file with data=own."
@@ -117,8 +117,14 @@ class TrajectoryFile:
                 )
         return out
 
-    def _has_both_ends(self, tensor: h5py.Dataset) -> bool:
-        """Whether the first frames of some trajectories end as they begin."""
+    def _has_both_ends(self, tensor: h5py.Dataset, x: np.ndarray) -> bool:
+        """Whether fields end as they begin, on points that are no centers of cells.
+
+        It looks at the first frames of some trajectories.
+        """
+        cells = x[0] / (x[1] - x[0])
+        if abs(cells - round(cells)) > 0.01:
+            return False
         try:
             with np.errstate(invalid="ignore"):  # values are checked when they are read
                 some = np.asarray(tensor[:8, 0], np.float64)
