@@ -13,6 +13,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, not an installed one
+
 from ups.core.schema import SettingsOf, show, words
 from ups.run import CONF
 from ups.runs.settings import SECTIONS, Section, is_bookkeeping_key

@@ -100,6 +100,22 @@ def test_fit_restores_the_session(session):
     assert {key for key in before if before[key] != after[key]} == set()
 
 
+def test_comparison_restores_the_session(session):
+    phase = np.arange(20)[:, None, None] + np.arange(6)[:, None] / 5
+    np.save("waves.npy", np.sin(phase + np.arange(32) * np.pi / 16))
+    before = state()
+    data = [
+        "data=own",
+        "data.path=waves.npy",
+        "data.dt=0.1",
+        "data.length=1",
+        "data.unroll_steps=2",
+    ]
+    ups.compare({"same": lambda u: u}, data)
+    after = state()
+    assert {key for key in before if before[key] != after[key]} == set()
+
+
 def test_block_restores_what_it_changes(session):
     before = state()
     with pytest.raises(KeyboardInterrupt), restored_session():

@@ -31,6 +31,7 @@ from ups.run import CONF
 from ups.runs.config import validate_config
 from ups.runs.reports import ReportWriter
 from ups.runs.run_dir import run_directory
+from ups.runs.session import restored_session
 from ups.runs.settings import RunSettings
 from ups.runs.training import make_test_trainer
 from ups.simulation.checkpoint import check_data
@@ -40,6 +41,7 @@ Model = Predictor | Callable[..., Any]
 Data = TrajectoryDataModule | str | Path | Sequence[str]
 
 
+@restored_session()
 @float32_by_default()
 def compare(
     models: Mapping[str, Model],
