@@ -31,13 +31,14 @@ lint: $(VENV)/.installed-dev  ## ruff, mypy and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# torch comes first and from the index of its CPU builds; TORCH_INDEX= takes the default, with CUDA
+# torch comes first and from the index of its CPU builds, its dependencies later from the default one;
+# TORCH_INDEX= takes torch from there too, with CUDA
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH = -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q --no-deps $(TORCH)
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
@@ -47,6 +48,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)-launchers/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-launchers
-	$(VENV)-launchers/bin/python -m pip install -q $(TORCH)
+	$(VENV)-launchers/bin/python -m pip install -q --no-deps $(TORCH)
 	$(VENV)-launchers/bin/python -m pip install -q -e ".[ray]" skypilot pytest
 	@touch $@
