@@ -11,7 +11,7 @@ import torch
 from conftest import SPEC
 
 from ups.core.errors import UpsError
-from ups.datamodules import BurgersDataModule, TrajectoryDataModule
+from ups.datamodules import BurgersDataModule, TrajectoryDataModule, trajectories
 from ups.datamodules.readers.pdebench import TrajectoryFile
 from ups.models import build
 from ups.modules import OperatorModule
@@ -187,6 +187,21 @@ def test_data_of_several_viscosities_are_one_data_set(tmp_path):
     for a, b in zip(both.train_dataloader(), streamed.train_dataloader(), strict=True):
         assert torch.equal(a.u, b.u)
         assert torch.equal(a.parameters, b.parameters)
+
+
+@pytest.mark.parametrize("nus", [0.01, [0.01, 0.02]])
+def test_statistics_are_the_same_whether_data_are_in_memory(tmp_path, monkeypatch, nus):
+    monkeypatch.setattr(trajectories, "STATISTICS_TRAJECTORIES", 3)
+    whole, streamed = (
+        small(tmp_path, nu=nus, num_train=12, in_memory=in_memory) for in_memory in (True, False)
+    )
+    assert whole.spec == streamed.spec
+    assert whole.input_range == streamed.input_range
+    assert whole.amplitude_cap == streamed.amplitude_cap
+    assert torch.equal(whole.initial_fields, streamed.initial_fields)
+    files = whole.open_files()
+    every_fourth = np.concatenate([file.read(range(0, 12, 4)) for file in files])
+    assert whole.spec.std[0] == pytest.approx(every_fourth.std(dtype=np.float64), rel=1e-6)
 
 
 def test_files_of_one_data_set_must_agree(tmp_path):

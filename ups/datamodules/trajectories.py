@@ -50,6 +50,7 @@ from ups.simulation.input_range import largest_input
 STD_LIMITS = (1e-12, 1e12)
 # of a mean that counts as conserved, in standard deviations of the data
 LARGEST_MEAN_DRIFT = 1e-3
+STATISTICS_TRAJECTORIES = 1000  # of each file; of twice as many, every second counts
 log = logging.getLogger(__name__)
 
 
@@ -255,16 +256,18 @@ class TrajectoryDataModule(pl.LightningDataModule):
             num_values = len(files) * len(rows["train"]) * first.frames * first.grid.num_points
             check_memory(4 * num_values, "data.in_memory=true")
         self.train_sources = [(file, row) for file in files for row in rows["train"]]
-        some = rows["train"] if h.in_memory else rows["train"][:: max(1, len(rows["train"]) // 500)]
+        # statistics are of the same trajectories whether all are in memory or not
+        every = max(1, len(rows["train"]) // STATISTICS_TRAJECTORIES)
+        train_rows = rows["train"] if h.in_memory else rows["train"][::every]
         read = {
             split: [file.read(chosen) for file in files]
-            for split, chosen in {**rows, "train": some}.items()
+            for split, chosen in {**rows, "train": train_rows}.items()
         }
         if h.in_memory and h.path is None:
             for file, *parts in zip(files, *read.values(), strict=True):
                 file.verify_checksum(parts)
-        known = _joined(read["train"])
-        self.train_values = known if h.in_memory else None
+        self.train_values = _joined(read["train"]) if h.in_memory else None
+        known = _joined([part[::every] if h.in_memory else part for part in read["train"]])
         self.parameters = {split: self.read_parameters(files, rows[split]) for split in SPLITS}
         self.spec = self._describe(first, known)
         first_frames = torch.from_numpy(known[:, :1])
