@@ -1,6 +1,7 @@
 """What users of such software met: other dtypes, foreign arrays, processes started anew."""
 
 import dataclasses
+import json
 import pickle
 
 import numpy as np
@@ -131,6 +132,45 @@ def test_positions_with_both_ends_of_the_line_are_taken(points):
     one = sim.rollout(u0[:, :-1], 3, nu=0.001, x=x[:-1], x_out=x[:-1])
     assert torch.allclose(both[..., :-1], one, atol=1e-4)
     assert torch.allclose(both[..., -1], both[..., 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dt": np.float32(0.1)},
+        {"num_points": np.int64(32)},
+        {"nu": np.float32(0.02)},
+        {"nu": np.array([0.01, 0.02], np.float32)},
+        {"seed": np.int64(3), "batch_size": np.int32(2)},
+    ],
+)
+def test_numbers_of_numpy_make_the_data_of_plain_ones(tmp_path, given):
+    sizes = {
+        "num_points": 32, "reference_num_points": 64, "num_frames": 5, "num_train": 4,
+        "num_validation": 1, "num_test": 1, "batch_size": 2, "cache_dir": str(tmp_path),
+    }  # fmt: skip
+    plain = {key: value.tolist() for key, value in given.items()}
+    data, same = (BurgersDataModule(**{**sizes, **changes}) for changes in (given, plain))
+    for each in (data, same):
+        each.prepare_data()
+        each.setup()
+    assert data.parts == same.parts  # one file
+    assert data.spec == same.spec
+    json.dumps(dict(data.hparams))
+
+
+def test_checkpoints_hold_numbers_of_numpy_as_plain_ones(tmp_path):
+    simulator = make_simulator(hidden_dim=np.int64(16))
+    simulator.training_parameters = [[np.float32(0.01)]]
+    module = OperatorModule(simulator, lr=np.float64(1e-3), betas=(np.float32(0.5), 0.75))
+    path = tmp_path / "a.ckpt"
+    torch.save({"module": dict(module.hparams), "simulator": simulator.config()}, path)
+    found = torch.load(path, weights_only=True)
+    assert found["module"]["lr"] == 1e-3
+    assert list(found["module"]["betas"]) == [0.5, 0.75]
+    assert found["simulator"]["model"]["hidden_dim"] == 16
+    simulator.save(tmp_path / "model")
+    assert ups.load(tmp_path / "model").model_config["hidden_dim"] == 16
 
 
 def test_completion_offers_the_public_names_and_no_others():

@@ -193,6 +193,7 @@ class FieldSpec:
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "parameters", tuple(self.parameters))
         object.__setattr__(self, "dt", float(self.dt))
+        object.__setattr__(self, "time_unit", float(self.time_unit))
         mean = self.mean or (0.0,) * len(self.channels)
         std = self.std or (1.0,) * len(self.channels)
         object.__setattr__(self, "mean", tuple(float(value) for value in mean))

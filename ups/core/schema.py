@@ -263,22 +263,23 @@ def validate_arguments(
         UpsError: a value is not allowed.
     """
     named = arguments(target, skip).named
-    plain = {name: _plain(value) for name, value in values.items() if name in named}
-    for name, value in plain.items():
+    given = {name: plain(value) for name, value in values.items() if name in named}
+    for name, value in given.items():
         if words(named[name].annotation) == "true or false" and isinstance(value, int):
-            plain[name] = bool(value)
-    validate(target, plain, key, skip=skip, required="none")
+            given[name] = bool(value)
+    validate(target, given, key, skip=skip, required="none")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Paths, tuples and numbers of numpy as the plain values that they stand for, also inside."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return value
 
 

@@ -32,6 +32,7 @@ from ups.core.schema import (
     Seed,
     SettingsOf,
     Words,
+    plain,
     validate_arguments,
 )
 from ups.core.settings import PlainDict
@@ -165,7 +166,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        given: dict[str, Any] = dict(self.hparams)
+        given = {key: plain(value) for key, value in self.hparams.items()}
+        self.hparams.update(given)  # files and checkpoints can't hold numbers of numpy
+        nu = self.hparams["nu"]
         if nu is not None and not isinstance(nu, float | int):
             # None in a list leaves the parameter of one file to it
             given["nu"] = [value for value in nu if value is not None] or None

@@ -20,6 +20,7 @@ from ups.core.schema import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    plain,
     validate_arguments,
 )
 from ups.evaluation.metrics import RolloutMetrics
@@ -74,6 +75,8 @@ class BaseModule(pl.LightningModule):
         super().__init__()
         # also saves the arguments of the subclass that calls this
         self.save_hyperparameters(ignore=["simulator"], logger=False)
+        # checkpoints can't hold numbers of numpy
+        self.hparams.update({key: plain(value) for key, value in self.hparams.items()})
         validate_arguments(type(self), self.hparams, "", skip=1)
 
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:

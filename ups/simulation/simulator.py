@@ -13,6 +13,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.gradients import needs_gradients, to_tensor
 from ups.core.precision import float32_by_default
+from ups.core.schema import plain
 from ups.core.settings import PlainDict
 from ups.core.stepper import FIELDS_PER_DECODE, Stepper
 from ups.physics import Equation, get_equation
@@ -558,7 +559,7 @@ class Simulator(nn.Module):
         It consists of plain values only.
         """
         correctors = {name: corrector.spec for name, corrector in self.correctors.items()}
-        return {
+        config = {
             "model": self.model_config,
             "spec": self.spec.to_dict(),
             "equation": self.equation_name,
@@ -566,6 +567,7 @@ class Simulator(nn.Module):
             "input_range": self.input_range,
             "correctors": correctors,
         }
+        return {key: plain(value) for key, value in config.items()}
 
     def save(self, folder: str | Path, card: str = "") -> None:
         """Write a model folder that ``load`` and other tools read.
