@@ -172,7 +172,8 @@ def test_data_module_reads_a_published_advection_file(tmp_path):
 @pytest.mark.integration
 def test_own_equation_of_the_docs_makes_its_data(ups_run, tmp_path, monkeypatch):
     write_files((Path(__file__).parents[1] / "docs/extending.md").read_text(), tmp_path)
-    composed = yaml.safe_load(ups_run("--config-dir", "conf", "data=heat", "--cfg", "job").stdout)
+    shown = ups_run("--config-dir", "conf", "data=heat", "--cfg", "job", "--resolve").stdout
+    composed = yaml.safe_load(shown)
     assert composed["name"] == "heat"
     monkeypatch.syspath_prepend(tmp_path)
     sizes = {

@@ -1126,7 +1126,15 @@ def wait_for_ever(cfg, parts, scratch):
     time.sleep(600)
 
 
-def test_rehearsal_process_is_killed_when_the_call_is_interrupted(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, also where the tests were started in the background of a shell."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_rehearsal_process_is_killed_when_the_call_is_interrupted(tmp_path, interruptible):
     def interrupt():
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.1)
