@@ -289,8 +289,11 @@ def test_pdebench_file_is_refused_when_truncated_not_finite_or_missing(tmp_path)
         BurgersDataModule(path=str(cut), **arguments).setup()
     with pytest.raises(UpsError, match="no data file"):
         BurgersDataModule(path=str(tmp_path / "Nu0.1"), **arguments).setup()
-    with pytest.raises(UpsError, match=r"neither an attribute nor the name of .* says nu"):
+    with pytest.raises(UpsError, match="no data file"):
         BurgersDataModule(path=str(tmp_path / "x.hdf5"), **arguments)
+    nameless = pdebench_file(tmp_path / "y.hdf5")
+    with pytest.raises(UpsError, match=r"neither an attribute nor the name of .* says nu"):
+        BurgersDataModule(path=str(nameless), **arguments)
 
 
 def test_settings_that_the_file_can_not_satisfy_are_refused(tmp_path):

@@ -139,6 +139,14 @@ def unknown_key_or_choice(refusal: str) -> str | None:
         if key in known_keys():
             hint = f"Other choices of `{key.partition('.')[0]}` have it"
         return f"`{key}` is not a key of this configuration. {hint}."
+    missing = re.search(
+        r"Could not find '(.+)/(.+?)'\s+Available options in '.+?':\s+(.+?)\s+Config search",
+        refusal,
+        re.S,
+    )
+    if missing and "hydra/launcher" not in refusal:
+        group, choice, options = missing.groups()
+        return f"`{group}` must be one of {', '.join(options.split())}, got {choice}."
     for group in (word.removesuffix("=null") for word in sys.argv[1:] if word.endswith("=null")):
         folder = Path(CONF) / group
         if "NoneType" in refusal and folder.is_dir():

@@ -476,12 +476,14 @@ class TrajectoryDataModule(pl.LightningDataModule):
         """The parameter of a file: what is given, or else what the file says.
 
         Raises:
-            UpsError: neither is there.
+            UpsError: neither is there, or no file.
         """
         # the files of other readers may be of any kind
         known = file_parameter(path, symbol, has_attributes=self.hparams["reader"] == "pdebench")
         if given is None and known is not None:
             return known.value
+        if given is None and not path.is_file():
+            raise UpsError(f"there is no data file {path}")
         if given is None:
             raise UpsError(
                 f"`data.nu` must be a number, got null: neither an attribute nor the name of "
