@@ -151,7 +151,7 @@ def test_the_same_command_again_trains_nothing(finished):
         ("data=pdebench", "`data.path` must be a PDEBench file"),
         ("lambda_invv=1", "`lambda_invv` is not a key of this configuration"),
         ("lamda_inv=1", "Close to it: lambda_inv"),
-        ("stage=operetta", "`stage` must be one of all, consistency, diffusion, evaluate, operator"),
+        ("stage=operetta", "`stage` must be one of all, consistency, diffusion, evaluate"),
     ],
 )
 def test_wrong_values_are_refused_with_a_sentence(ups_run, override, words):
