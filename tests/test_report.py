@@ -78,7 +78,7 @@ def looked_at(page, width, tmp_path, probe=PROBE):
     frame = tmp_path / "frame.html"
     inside = html.escape(page.read_text())
     frame.write_text(
-        f'<body><iframe style="width:{width}px;height:900px;border:0" '
+        f'<meta charset="utf-8"><body><iframe style="width:{width}px;height:900px;border:0" '
         f'srcdoc="{inside}"></iframe>{probe}'
     )
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",

@@ -483,7 +483,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if given is None and known is not None:
             return known.value
         if given is None and not path.is_file():
-            raise UpsError(f"there is no data file {path}")
+            raise UpsError(f"`data.path` must be a file: there is no data file {path}.")
         if given is None:
             raise UpsError(
                 f"`data.nu` must be a number, got null: neither an attribute nor the name of "
