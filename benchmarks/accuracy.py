@@ -6,7 +6,7 @@ code.
 First each model's training speed is measured, alone on the machine; its time is then the number of
 steps that fit, validation not counted. Each gets the same search, one seed, judged by validation:
 the squared and the unsquared loss, two minutes each, then, with the better one, AdamW and Muon at
-four learning rates, a minute each. Runs have three seeds, those of the two best models five. As
+three learning rates, a minute each. Runs have three seeds, those of the two best models five. As
 the steps are fixed by then, the runs go side by side, with a core each, on a GPU if there is one:
 that changes what the clock says, not what they learn. The seed is of data and weights. What is
 finished is not repeated: the JSON is written after every run, and the same command goes on, on
@@ -32,7 +32,7 @@ OUT = Path("outputs/accuracy")
 MODELS = ("memory_upt", "mixer_small", "patch_stepper", "resnet", "unet", "fno", "upt")
 EPOCHS = 10
 TRAIN_SECONDS = {"5 minutes": 300, "10 minutes": 600}
-RATES = dict.fromkeys(("adamw", "muon"), (0.001, 0.003, 0.009, 0.027))
+RATES = {"adamw": (0.001, 0.003, 0.009), "muon": (0.001, 0.003, 0.009)}
 LOSSES = ("true", "false")
 MORE_SEEDS = (3, 4)  # of the two models that the search found best
 
