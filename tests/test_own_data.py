@@ -274,6 +274,7 @@ def test_losses_are_relative_to_the_fields_without_the_mean_of_the_data():
 
 @pytest.mark.integration
 def test_fit_trains_tests_and_returns_a_simulator(tmp_path):
+    tmp_path = tmp_path / "runs (2), a=b {c}'s"
     u = waves(offset=10.0)
     settings = [
         "trainer.max_epochs=2", "model.num_tokens=8", "model.depth=2", "model.hidden_channels=8",

@@ -352,7 +352,7 @@ def test_report_headline_shows_huge_numbers_short(tmp_path, figures):
     found = columns(tables((tmp_path / "reports/report.html").read_text())["Errors and cost"])
     assert found["rollout nRMSE"]["mine, latent"] == "2.5e+07"
     assert found["RMSE"]["mine, latent"] == "123456.0000"
-    assert "Diverged: mine, latent." in (tmp_path / "reports/report.html").read_text()
+    assert "; diverged: mine, latent. Grey" in (tmp_path / "reports/report.html").read_text()
 
 
 # --- the page's pictures ---

@@ -12,6 +12,7 @@ import pytest
 from annotated_types import Gt, Le
 from conftest import line_spec, make_simulator
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from ups.callbacks import InverseLossFrequency, ResumeCheckpoint
@@ -30,6 +31,7 @@ from ups.core.schema import (
     validate,
     words,
 )
+from ups.core.settings import quoted
 from ups.datamodules import BurgersDataModule
 from ups.models import build
 from ups.modules import OperatorModule
@@ -251,3 +253,12 @@ def test_classes_take_the_values_of_numpy_and_paths(tmp_path):
     assert data.training_parameters == [[0.001], [0.01]]
     module = OperatorModule(simulator(), lr=np.float32(1e-3), betas=[0.9, 0.95])
     assert module.hparams.lr == np.float32(1e-3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["burgers", "1", "null", "a b", "a (b), c=d {e}", "it's", "[1,2]", "~/x", "é", "0x1", ""],
+)
+def test_quoted_text_stays_a_text_in_an_override(text):
+    (override,) = OverridesParser.create().parse_overrides([f"name={quoted(text)}"])
+    assert override.value() == text

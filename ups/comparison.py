@@ -1,7 +1,6 @@
 """Foreign models beside the baselines, on the test data of a run, in one call: ``ups.compare``."""
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,6 @@ def _settings(
     kind: type = type(data)
     known = arguments(kind).named
     given = {key: value for key, value in data.hparams.items() if key in known}
-    plain = json.loads(json.dumps(given, default=str))
     return OmegaConf.create(
         {
             "name": folder.name,
@@ -126,7 +124,7 @@ def _settings(
             "overwrite": False,
             "seed": 0,  # of the draws of models that draw
             "stage": {"name": "compare", "train": []},
-            "data": {"_target_": f"{kind.__module__}.{kind.__qualname__}", **plain},
+            "data": {"_target_": f"{kind.__module__}.{kind.__qualname__}", **given},
             "models": {name: str(predictor) for name, predictor in predictors.items()},
         }
     )

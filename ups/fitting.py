@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from ups import pipeline
 from ups.core.errors import UpsError
+from ups.core.settings import quoted
 from ups.datamodules.generate import short_hash
 from ups.datamodules.readers.arrays import POSITIONS, TIMES
 from ups.datamodules.readers.pdebench import digest
@@ -73,12 +74,12 @@ def fit(
         np.savez(path, **{"u": u, **columns})  # type: ignore[arg-type]
     own = [
         "data=own",
-        f"data.path={path}",
+        f"data.path={quoted(path)}",
         f"data.dt={dt}",
         f"data.length={length}",
-        f"name={name}",
-        f"output_dir={output_dir}",
-        f"init_from={'null' if init_from is None else init_from}",
+        f"name={quoted(name)}",
+        f"output_dir={quoted(output_dir)}",
+        f"init_from={'null' if init_from is None else quoted(init_from)}",
     ]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", [*own, *overrides])

@@ -34,6 +34,9 @@ CONF = next(
 # options of Hydra that print something and start no run
 INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info",
                "-sc", "--shell-completion")  # fmt: skip
+LAUNCHER_HINT = (
+    "A launcher's package may be missing: pip install 'ups[joblib]', 'ups[slurm]' or 'ups[ray]'"
+)
 log = logging.getLogger("ups")
 
 
@@ -119,7 +122,8 @@ def refuse(error: BaseException) -> NoReturn:
         for line in text.splitlines()
         if line.strip() and not re.search("object_type|To append to your config|hydra.cc", line)
     ]
-    print("\n".join([*dict.fromkeys(lines), *suggest_fixes(text)]), file=sys.stderr)
+    hints = [LAUNCHER_HINT] if "hydra/launcher" in text else []
+    print("\n".join([*dict.fromkeys(lines), *hints]), file=sys.stderr)
     sys.exit(2)
 
 
@@ -153,23 +157,6 @@ def unknown_key_or_choice(refusal: str) -> str | None:
             choices = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
             return f"`{group}` must be one of {choices}, got null."
     return None
-
-
-def suggest_fixes(refusal: str) -> list[str]:
-    """Suggest how to correct a command that Hydra rejects.
-
-    It is the package of a launcher.
-
-    Args:
-        refusal: Hydra's message.
-    """
-    found: list[str] = []
-    if "hydra/launcher" in refusal:
-        found.append(
-            "A launcher's package may be missing: pip install 'ups[joblib]', "
-            "'ups[slurm]' or 'ups[ray]'"
-        )
-    return found
 
 
 if __name__ == "__main__":

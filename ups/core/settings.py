@@ -1,5 +1,6 @@
 """Plain and flat configurations, and how two of them differ."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -17,6 +18,15 @@ def to_plain(cfg: DictConfig, *, resolve: bool = True) -> PlainDict:
 def override_keys(overrides: Iterable[str]) -> set[str]:
     """The keys that overrides of the command line name, like "data.nu" of "+data.nu=1"."""
     return {word.lstrip("+~").partition("=")[0] for word in overrides}
+
+
+def quoted(value: object) -> str:
+    """``value`` as a text that Hydra's overrides take for a text, whatever its characters."""
+    text = str(value)
+    is_plain = re.fullmatch(r"[a-z_./][\w./:+-]*", text, re.ASCII | re.IGNORECASE)
+    if is_plain and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return text
+    return "'" + text.replace("'", r"\'") + "'"
 
 
 def diff_configs(old: Mapping[str, object] | None, new: Mapping[str, object]) -> list[str]:

@@ -40,7 +40,7 @@ class Functional:
 Solve = Callable[[Tensor, Sequence[float], Sequence[float], Grid, torch.dtype], Tensor]
 
 
-def _trusted_everywhere(u: Tensor, grid: Grid, threshold: float, radius: int) -> Tensor:
+def trusted_everywhere(u: Tensor, grid: Grid, threshold: float, radius: int) -> Tensor:
     return torch.ones_like(u[..., :1])
 
 
@@ -124,7 +124,7 @@ class Equation:
     restrict: Callable[[Tensor, int], Tensor] | None = None
     prolong: Callable[[Tensor, int], Tensor] | None = None
     solver_step: Callable[[Tensor, float, Tensor, Grid, int], Tensor] | None = None
-    solver_confidence: Callable[[Tensor, Grid, float, int], Tensor] = _trusted_everywhere
+    solver_confidence: Callable[[Tensor, Grid, float, int], Tensor] = trusted_everywhere
     symmetries: tuple[Symmetry, ...] = ()
     boost: Boost | None = None
     functionals: tuple[Functional, ...] = ()

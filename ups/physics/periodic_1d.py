@@ -19,7 +19,15 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.gradients import needs_gradients, to_tensor
-from ups.physics.equation import TRANSLATE, Boost, Equation, Functional, Law, Symmetry
+from ups.physics.equation import (
+    TRANSLATE,
+    Boost,
+    Equation,
+    Functional,
+    Law,
+    Symmetry,
+    trusted_everywhere,
+)
 
 Numbers = Sequence[float]
 
@@ -252,7 +260,9 @@ def scalar_equation(
         boost=boost,
         functionals=_functionals(laws or {}),
         has_maximum_principle=has_maximum_principle,
-        solver_confidence=partial(_confidence, shock_weight or _ones),
+        solver_confidence=trusted_everywhere
+        if shock_weight is None
+        else partial(_confidence, shock_weight),
     )
 
 
@@ -293,10 +303,6 @@ def _step_field(
 ) -> Tensor:
     nu = parameters[:, 0]
     return solver_step(u[..., 0], dt, nu, grid.extent[0], refinement_factor)[..., None]
-
-
-def _ones(u: Tensor, threshold: float, radius: int) -> Tensor:
-    return torch.ones_like(u)
 
 
 def _confidence(

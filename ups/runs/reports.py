@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import shlex
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from omegaconf import DictConfig
 
+from ups.core.settings import quoted
 from ups.evaluation.report.html import write_run
 from ups.evaluation.report.plots import draw_rollout
 from ups.evaluation.results import (
@@ -85,9 +85,7 @@ def log_next_steps(cfg: DictConfig, folder: Path) -> None:
         "report: %s; all runs: %s", *(path if path.exists() else path.parent for path in pages)
     )
     # Hydra parses what the shell leaves: special characters need its quotes too
-    is_plain = re.fullmatch(r"[\w./:+-]+", cfg.name, re.ASCII) is not None
-    value = cfg.name if is_plain else "'" + cfg.name.replace("'", r"\'") + "'"
-    name = shlex.quote(f"name={value}")
+    name = shlex.quote(f"name={quoted(cfg.name)}")
     more = (
         ""
         if cfg.stage.name in ("all", "evaluate")

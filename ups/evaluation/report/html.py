@@ -253,12 +253,11 @@ def _headline(rows: Mapping[str, Row], times: Collection[str]) -> dict[str, obje
                 ),
             ]
         )
+    words = (" or ".join(sorted(times)), divergence_in_words(rows.values()))
     note = (
         "In physical space, of rollouts from t = 0; the mean over frames and trajectories; "
-        f"{' or '.join(sorted(times))}. Grey: baselines."
+        f"{'; '.join(filter(None, words))}. Grey: baselines."
     )
-    if diverged := divergence_in_words(rows.values()):
-        note += f" D{diverged[1:]}."
     return _table("Errors and cost", note, [head for head, _, _ in HEADLINE], rows, found)
 
 
