@@ -8,7 +8,7 @@ import ups
 import ups.pipeline
 from ups.core.errors import UpsError
 from ups.run import CONF
-from ups.runs.data_defaults import follow_data, nearest_divisor, without_generated_sizes
+from ups.runs.data_defaults import follow_data, nearest_number, without_generated_sizes
 
 
 def composed(*overrides):
@@ -48,11 +48,21 @@ def test_run_is_named_by_its_data(overrides, name):
 
 
 @pytest.mark.parametrize(
-    ("points", "target", "divisor"),
-    [(256, 64, 64), (100, 64, 50), (100, 32, 25), (101, 64, 101), (202, 64, 101), (96, 64, 48)],
+    ("space", "target", "number"),
+    [
+        ((256,), 64, 64),
+        ((100,), 64, 50),
+        ((100,), 32, 25),
+        ((101,), 64, 101),
+        ((202,), 64, 101),
+        ((96,), 64, 48),
+        ((64, 64), 64, 64),
+        ((5, 7), 64, 35),
+        ((30, 7), 64, 70),  # 10 x 7
+    ],
 )
-def test_nearest_divisor_is_nearest_as_a_ratio(points, target, divisor):
-    assert nearest_divisor(points, target) == divisor
+def test_nearest_number_of_tokens_is_nearest_as_a_ratio(space, target, number):
+    assert nearest_number(space, target) == number
 
 
 @pytest.mark.parametrize(

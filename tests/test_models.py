@@ -168,7 +168,7 @@ def test_grid_model_on_a_plane_equals_written_out_loop():
     assert torch.allclose(kept, out - means, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["mixer", *SPECS])
+@pytest.mark.parametrize("architecture", ["fno", "unet", "resnet", "upt"])
 @pytest.mark.parametrize(
     "domain",
     [
@@ -181,6 +181,12 @@ def test_grid_model_on_a_plane_equals_written_out_loop():
 def test_model_of_periodic_lines_refuses_other_domains(architecture, domain):
     with pytest.raises(UpsError, match="works on periodic lines only"):
         build({"architecture": architecture}, FieldSpec(domain))
+
+
+@pytest.mark.parametrize("architecture", ["mixer", "memory_upt", "patch_stepper"])
+def test_model_of_grids_refuses_points(architecture):
+    with pytest.raises(UpsError, match="needs a field on a grid"):
+        build({"architecture": architecture}, FieldSpec(PointCloud(((0.1,),) * 64)))
 
 
 @pytest.mark.parametrize(

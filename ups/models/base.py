@@ -22,11 +22,14 @@ class GridModel(nn.Module):
             conserves it.
 
     Attributes:
+        tokens: the grid of the field.
         in_channels: channels of ``forward``'s input: those of the field, dt and the parameters.
     """
 
     def __init__(self, spec: FieldSpec, conserve_mean: bool = True) -> None:
         super().__init__()
+        if isinstance(spec.domain, Grid):
+            self.tokens = spec.domain
         self.num_tokens = spec.domain.num_points
         self.hidden_dim = spec.num_channels
         self.num_dynamic_channels = spec.num_channels
