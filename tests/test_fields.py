@@ -62,12 +62,19 @@ def test_grid_that_cannot_be_coarsened_says_so():
             0.1,
             (1.0, 0.0),
             (0.5, 2.0),
+            is_homogeneous=False,
         ),
         FieldSpec(PointCloud(((0.0, 0.1), (0.5, 0.2), (0.3, 0.9))), ("p",)),
     ],
 )
 def test_field_spec_survives_plain_values(spec):
     assert FieldSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_field_of_an_older_checkpoint_is_homogeneous():
+    values = FieldSpec(Grid((8,), (1.0,))).to_dict()
+    del values["is_homogeneous"]
+    assert FieldSpec.from_dict(values).is_homogeneous
 
 
 def test_field_spec_axes_follow_the_domain():

@@ -174,6 +174,8 @@ class FieldSpec:
         time_unit: a usual time between frames, the unit of dt at the input of networks.
         parameter_units: usual values (P,) of the parameters, their units at the input of networks;
             default: ``PARAMETER_UNIT``.
+        is_homogeneous: whether a shifted solution is a solution. If not, models that can't tell
+            positions apart get them as inputs.
 
     Raises:
         UpsError: there is no channel, or a value is out of its range.
@@ -188,6 +190,7 @@ class FieldSpec:
     conserves_mean: bool = True
     time_unit: float = TIME_UNIT
     parameter_units: tuple[float, ...] = ()
+    is_homogeneous: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
