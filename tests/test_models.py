@@ -168,7 +168,7 @@ def test_grid_model_on_a_plane_equals_written_out_loop():
     assert torch.allclose(kept, out - means, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["mixer", "upt", "patch_stepper", "memory_upt"])
+@pytest.mark.parametrize("architecture", ["mixer", "patch_stepper", "memory_upt"])
 @pytest.mark.parametrize(
     "domain",
     [

@@ -1,4 +1,4 @@
-"""The convolutional peers on lines, planes and boxes, with periodic, wall and open sides."""
+"""The peers on lines, planes and boxes, with periodic, wall and open sides."""
 
 import math
 
@@ -11,6 +11,7 @@ from ups.core.fields import FieldSpec, Grid, PointCloud
 from ups.models import build
 from ups.models.convolutions import Convolution
 from ups.models.places import place_channels
+from ups.models.upt import grid_places, sine_cosine
 from ups.modules import OperatorModule
 from ups.simulation.simulator import Simulator
 
@@ -252,3 +253,71 @@ def test_peer_refuses_points_and_a_convolution_four_dimensions(architecture):
     if architecture != "fno":
         with pytest.raises(UpsError, match="at most three dimensions, got 4"):
             make(architecture, field_spec((4, 4, 4, 4)))
+
+
+UPT = {"architecture": "upt", "num_tokens": 5, "hidden_dim": 16, "num_heads": 2}
+
+
+def make_upt(spec, num_patches):
+    torch.manual_seed(0)
+    return build({**UPT, "num_patches": num_patches}, spec)
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "sides"),
+    [(4, (4,)), (8, (2,)), (16, (4, 3)), (24, (4, 2)), ([2, 6], (8, 2)), (12, (4, 4))],
+)
+def test_patches_are_as_close_to_squares_as_they_can_be(num_patches, sides):
+    model = make_upt(field_spec((16, 12)[: len(sides)]), num_patches)
+    assert model.patch_sides == sides
+
+
+def test_upt_cuts_a_plane_into_the_patches_of_a_written_out_loop():
+    model = make_upt(field_spec((6, 4)), [3, 2])
+    u = torch.randn(2, 6, 4, 2)
+    patches = model._cut(u)
+    for i in range(3):
+        for j in range(2):
+            patch = u[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            assert torch.equal(patches[:, 2 * i + j], patch.flatten(1))
+
+
+def test_places_of_a_grid_are_those_of_its_axes():
+    places = grid_places((2, 3), 18)
+    for i in range(2):
+        for j in range(3):
+            own = [sine_cosine(torch.tensor([x]), 8)[0] for x in ((i + 0.5) / 2, (j + 0.5) / 3)]
+            expected = torch.cat((*own, torch.zeros(2)))
+            assert torch.allclose(places[3 * i + j], expected, atol=1e-6)
+    line = sine_cosine((torch.arange(5) + 0.5) / 5, 16)
+    assert torch.equal(grid_places((5,), 16), line)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("shape", [(16, 8), (4, 4, 8)])
+def test_upt_learns_its_data_on_planes_and_boxes(shape, optimizer):
+    spec = field_spec(shape, WALL, *[PERIODIC] * (len(shape) - 1))
+    model = make_upt(spec, 8)
+    simulator = Simulator(model, spec)
+    stepper = OperatorModule(simulator, optimizer=optimizer, lr=0.01).build_optimizer()
+    u, losses = torch.randn(2, *shape, 2), []
+    assert model.encode(u).shape == (2, 5, 16)
+    assert one_step(model, u).shape == u.shape
+    for _ in range(20):
+        loss = (one_step(model, u) - u).square().mean()
+        stepper.zero_grad()
+        loss.backward()
+        stepper.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.98 * losses[0]
+
+
+@pytest.mark.parametrize("num_patches", [5, [4], [5, 4], [4, 4, 4]])
+def test_upt_refuses_patches_that_do_not_divide_a_plane(num_patches):
+    with pytest.raises(UpsError, match=r"`model\.num_patches` must divide the 16 x 12 points"):
+        make_upt(field_spec((16, 12)), num_patches)
+
+
+def test_upt_refuses_tokens_too_small_for_the_positions_of_a_box():
+    with pytest.raises(UpsError, match=r"`model\.hidden_dim` must be .* at least 6, got 4"):
+        build({**UPT, "num_patches": 8, "hidden_dim": 4}, field_spec((4, 4, 4)))

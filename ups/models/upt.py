@@ -3,19 +3,23 @@
 It has absolute positions and perceivers.
 """
 
+import math
+from collections.abc import Sequence
+from itertools import chain, product
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
-from ups.core.schema import Depth, DivisorOfPoints, PositiveInt
-from ups.models.base import periodic_line
+from ups.core.schema import Depth, DividesPoints, OneOrMore, PositiveInt
 from ups.models.conditioning import condition_features
 
 
 class UPT(nn.Module):
-    """The Universal Physics Transformer of the paper, on a periodic line.
+    """The Universal Physics Transformer of the paper, on grids.
 
     Source: Alkin et al., "Universal Physics Transformers", NeurIPS 2024.
 
@@ -29,7 +33,8 @@ class UPT(nn.Module):
 
     Args:
         spec: describes the field.
-        num_patches: number of patches in which the encoder gathers the points.
+        num_patches: number of patches in which the encoder gathers the points: one number for each
+            axis, or their product, of which the patches are as close to cubes as they can be.
         num_tokens: number of latent tokens N.
         hidden_dim: channels W of a token.
         num_heads: number of attention heads.
@@ -44,7 +49,7 @@ class UPT(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_patches: DivisorOfPoints = 64,
+        num_patches: Annotated[OneOrMore[PositiveInt], DividesPoints()] = 64,
         num_tokens: PositiveInt = 64,
         hidden_dim: PositiveInt = 48,
         num_heads: PositiveInt = 4,
@@ -53,18 +58,19 @@ class UPT(nn.Module):
         decoder_depth: Depth = 2,
     ) -> None:
         super().__init__()
-        num_points = periodic_line(spec, "model=upt")
-        if num_points % num_patches or hidden_dim % num_heads or hidden_dim % 4:
+        shape = spec.grid.shape
+        self.space = shape
+        self.patches = _patches_per_axis(shape, num_patches)
+        self.patch_sides = tuple(n // count for n, count in zip(shape, self.patches, strict=True))
+        if hidden_dim % num_heads or hidden_dim % 4 or hidden_dim < 2 * len(shape):
             raise UpsError(
-                f"model.num_patches={num_patches}, model.hidden_dim={hidden_dim}, "
-                f"model.num_heads={num_heads}: the {num_points} points must be a multiple of "
-                "num_patches, hidden_dim one of 4 and of num_heads"
+                f"`model.hidden_dim` must be a multiple of 4 and of `model.num_heads`, which is "
+                f"{num_heads}, and at least {2 * len(shape)}, got {hidden_dim}."
             )
-        self.num_patches = num_patches
         self.num_tokens = num_tokens
         self.hidden_dim = hidden_dim
         self.num_dynamic_channels = hidden_dim
-        self.embed = nn.Linear(num_points // num_patches * spec.num_channels, hidden_dim)
+        self.embed = nn.Linear(math.prod(self.patch_sides) * spec.num_channels, hidden_dim)
         self.encoder = nn.ModuleList(Block(hidden_dim, num_heads) for _ in range(encoder_depth))
         self.queries = nn.Parameter(torch.randn(num_tokens, hidden_dim) * 0.02)
         self.pool = Attention(hidden_dim, num_heads)
@@ -83,21 +89,15 @@ class UPT(nn.Module):
             nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, spec.num_channels)
         )
         self.register_buffer(
-            "patch_places",
-            sine_cosine((torch.arange(num_patches) + 0.5) / num_patches, hidden_dim),
-            persistent=False,
+            "patch_places", grid_places(self.patches, hidden_dim), persistent=False
         )
-        self.register_buffer(
-            "point_places",
-            sine_cosine((torch.arange(num_points) + 0.5) / num_points, hidden_dim),
-            persistent=False,
-        )
+        self.register_buffer("point_places", grid_places(shape, hidden_dim), persistent=False)
         self.patch_places: Tensor
         self.point_places: Tensor
 
     def encode(self, u: Tensor) -> Tensor:
-        """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
-        h = self.embed(u.reshape(u.shape[0], self.num_patches, -1)) + self.patch_places
+        """Encode fields (B, *space, C) of unit scale into tokens (B, N, W)."""
+        h = self.embed(self._cut(u)) + self.patch_places
         for block in self.encoder:
             h = block(h)
         z = self.queries + self.pool(self.queries.expand(u.shape[0], -1, -1), h)
@@ -111,12 +111,20 @@ class UPT(nn.Module):
         return _unit(z)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode tokens (B, N, W) into fields (B, X, C) on the training grid."""
+        """Decode tokens (B, N, W) into fields (B, *space, C) on the training grid."""
         for block in self.decoder:
             z = block(z)
         places = self.place(self.point_places).expand(z.shape[0], -1, -1)
         h = places + self.read(places, z)
-        return self.project(h + self.read_mlp(h))
+        return self.project(h + self.read_mlp(h)).unflatten(1, self.space)
+
+    def _cut(self, u: Tensor) -> Tensor:
+        """Fields (B, *space, C) as patches (B, num_patches, values of a patch)."""
+        dims = len(self.space)
+        counts_and_sides = chain(*zip(self.patches, self.patch_sides, strict=True))
+        split = u.reshape(u.shape[0], *counts_and_sides, u.shape[-1])
+        counts, sides = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
+        return split.permute(0, *counts, *sides, -1).flatten(dims + 1).flatten(1, dims)
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""
@@ -194,6 +202,18 @@ class Block(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
 
 
+def grid_places(shape: Sequence[int], hidden_dim: int) -> Tensor:
+    """Sines and cosines (N, C) of the positions of the N cells of a grid, of each axis in turn.
+
+    The axes share the channels; those that remain are zero.
+    """
+    share = hidden_dim // (2 * len(shape)) * 2
+    axes = [(torch.arange(n) + 0.5) / n for n in shape]
+    positions = torch.cartesian_prod(*axes).reshape(-1, len(shape))
+    places = torch.cat([sine_cosine(x, share) for x in positions.unbind(1)], 1)
+    return F.pad(places, (0, hidden_dim - places.shape[1]))
+
+
 def sine_cosine(x: Tensor, hidden_dim: int) -> Tensor:
     """Sines and cosines (X, C) of positions ``x`` (X,) in [0, 1).
 
@@ -214,3 +234,29 @@ def _mlp(hidden_dim: int) -> nn.Sequential:
 
 def _unit(z: Tensor) -> Tensor:
     return F.layer_norm(z, z.shape[-1:])
+
+
+def _patches_per_axis(shape: Sequence[int], num_patches: int | Sequence[int]) -> tuple[int, ...]:
+    """The number of patches along each axis; see ``UPT``.
+
+    Raises:
+        UpsError: the points can't be divided so.
+    """
+    divisors = [[k for k in range(1, n + 1) if n % k == 0] for n in shape]
+    choices = list(product(*divisors))
+    if isinstance(num_patches, Sequence):
+        choices = [counts for counts in choices if counts == tuple(num_patches)]
+    else:
+        choices = [counts for counts in choices if math.prod(counts) == num_patches]
+    if not choices:
+        points = " x ".join(map(str, shape))
+        raise UpsError(
+            f"`model.num_patches` must divide the {points} points, as one number or one for each "
+            f"axis, got {num_patches}."
+        )
+
+    def elongation(counts: tuple[int, ...]) -> float:
+        sides = [n / k for n, k in zip(shape, counts, strict=True)]
+        return max(sides) / min(sides)
+
+    return min(choices, key=elongation)
