@@ -90,6 +90,11 @@ def test_latent_tokens_of_the_paper_need_not_divide_the_points(waves):
     assert follow_data(composed(*waves, "model=upt"), waves).model.num_tokens == 64
 
 
+def test_patches_given_for_each_axis_are_left_as_they_are(waves):
+    cfg = composed(*waves, "model=upt", "model.num_patches=[30]")
+    assert follow_data(cfg, waves).model.num_patches == [30]
+
+
 def test_split_without_a_size_is_a_share(waves):
     data = follow_data(composed(*waves, "data.num_test=5"), waves).data
     assert (data.num_train, data.num_validation, data.num_test) == (17, 2, 5)

@@ -315,7 +315,7 @@ def test_build_refuses_code_unknown_arguments_and_sizes_that_do_not_fit():
         build({"architecture": "os.system"}, line_spec())
     with pytest.raises(UpsError, match=r"model\.depth"):
         build({**SPEC, "depth": 3}, line_spec())
-    with pytest.raises(UpsError, match="multiple of num_tokens"):
+    with pytest.raises(UpsError, match="must divide the 32 points"):
         build({**SPEC, "num_tokens": 5}, line_spec())
 
 

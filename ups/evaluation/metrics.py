@@ -339,11 +339,16 @@ def _correlation(a: Tensor, b: Tensor, spec: FieldSpec) -> Tensor:
 def energy_spectrum(u: Tensor, spec: FieldSpec) -> Tensor:
     """The energy u^2/2 of fields (..., *space, C) by wave number |k|, rounded: (..., K).
 
-    Its sum is the mean of u^2/2 over space, summed over channels (Parseval).
+    Wave numbers count the waves along the longest axis. The sum over them is the mean of u^2/2 over
+    space, summed over channels (Parseval).
     """
     axes = spec.space_axes
     power = torch.fft.fftn(u.double(), dim=axes, norm="forward").abs().square().sum(-1) / 2
-    numbers = [torch.fft.fftfreq(n, 1 / n, device=u.device) for n in spec.domain.shape]
+    longest = max(spec.grid.extent)
+    numbers = [
+        torch.fft.fftfreq(n, length / (n * longest), device=u.device)
+        for n, length in zip(spec.grid.shape, spec.grid.extent, strict=True)
+    ]
     radius = torch.stack(torch.meshgrid(*numbers, indexing="ij")).square().sum(0).sqrt()
     shells = radius.round().long().flatten()
     power = power.flatten(-spec.domain.num_dims)

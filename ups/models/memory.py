@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from ups.core.fields import FieldSpec
 from ups.core.schema import (
     Depth,
-    DivisorOfPoints,
     MlpRatio,
     NonEmpty,
     NonNegativeInt,
+    NumPatches,
     PositiveFloat,
     PositiveInt,
 )
@@ -45,7 +45,7 @@ class MemoryUPT(PatchStepper):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: DivisorOfPoints = 64,
+        num_tokens: NumPatches = 64,
         memory_channels: PositiveInt = 8,
         memory_rms_limit: PositiveFloat = 3.0,
         hidden_channels: PositiveInt = 48,
@@ -70,9 +70,9 @@ class MemoryUPT(PatchStepper):
         self.hidden_dim = self.num_dynamic_channels + num_carried
         self.sizes = [self.patches.size, memory_channels, num_carried]
         self.memory_rms_limit = memory_rms_limit
-        token_dim = self.patches.window * self.num_dynamic_channels
+        token_dim = self.neighborhood.window * self.num_dynamic_channels
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, token_dim) * token_dim**-0.5)
-        patch_dim = self.patches.window * self.patches.size
+        patch_dim = self.neighborhood.window * self.patches.size
         self.first_memory = nn.Linear(patch_dim, memory_channels)
         self.next_memory = nn.Linear(hidden_channels, memory_channels)
         # small: a decoded field starts as the points
@@ -85,7 +85,7 @@ class MemoryUPT(PatchStepper):
         points = super().encode(u)
         mean = self.patches.mean(u)[..., : self.sizes[2]].flatten(1, -2)
         first = self.first_memory
-        memory = self.patches.neighborhood.read(points, first.weight, first.bias)
+        memory = self.neighborhood.read(points, first.weight, first.bias)
         return self._join(points, memory, mean.expand(-1, self.num_tokens, -1))
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from ups.core.fields import FieldSpec, Grid
 from ups.core.schema import (
     Depth,
-    DivisorOfPoints,
     HiddenDim,
     MlpRatio,
     NonEmpty,
     NonNegativeInt,
+    NumPatches,
     PositiveFloat,
     PositiveInt,
 )
 from ups.models.conditioning import condition_features
-from ups.models.patches import OverlappingPatches
+from ups.models.patches import Patches
 from ups.models.token_grid import Neighborhood
 
 
@@ -106,8 +106,8 @@ class MixerUPT(nn.Module):
 
     Args:
         spec: describes the field.
-        num_tokens: N of the latent state (B, N, W). In several dimensions their patches are as
-            square as they can be.
+        num_tokens: N of the latent state (B, N, W): one number for each axis, or their product, of
+            which the patches are as square as they can be.
         hidden_dim: W of the latent state.
         mlp_ratio: channels inside a block, as a multiple of ``hidden_dim``.
         dilations: distances of the tokens that the blocks of a part mix, in turn. In the
@@ -133,7 +133,7 @@ class MixerUPT(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: DivisorOfPoints = 64,
+        num_tokens: NumPatches = 64,
         hidden_dim: HiddenDim = 48,
         mlp_ratio: MlpRatio = 1.0,
         dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),
@@ -146,16 +146,17 @@ class MixerUPT(nn.Module):
     ) -> None:
         super().__init__()
         num_channels = spec.num_channels
-        self.patches = OverlappingPatches(spec, num_tokens, patch_overlap)
+        self.patches = Patches(spec, num_tokens)
+        self.neighborhood = self.patches.neighborhood(patch_overlap)
         self.tokens = self.patches.tokens
-        self.num_tokens = num_tokens
+        self.num_tokens = self.patches.number
         self.hidden_dim = hidden_dim
         self.num_channels = num_channels
         self.conserve_mean = conserve_mean and spec.conserves_mean
         num_carried = num_channels if self.conserve_mean else 0
         self.num_dynamic_channels = hidden_dim - num_carried
         self.latent_rms_limit = latent_rms_limit
-        patch_dim = self.patches.window * self.patches.size
+        patch_dim = self.neighborhood.window * self.patches.size
         sizes = (self.tokens, hidden_dim, mlp_ratio, dilations)
 
         self.patches_in = nn.Parameter(torch.randn(hidden_dim, patch_dim) * patch_dim**-0.5)
@@ -171,7 +172,7 @@ class MixerUPT(nn.Module):
     def encode(self, u: Tensor) -> Tensor:
         """Encode fields (B, *space, C) of unit scale into tokens (B, N, W)."""
         patches = self.patches.cut(u)
-        h = self.patches.neighborhood.read(patches, self.patches_in, self.constant.view(-1))
+        h = self.neighborhood.read(patches, self.patches_in, self.constant.view(-1))
         mean = self.patches.mean(u).flatten(1, -2).expand(-1, self.num_tokens, -1)
         return self._restore_mean(self.soft_rms_clip(self.encoder(self._placed(h))), mean)
 
@@ -184,7 +185,7 @@ class MixerUPT(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode tokens (B, N, W) into fields (B, *space, C) on the training grid."""
-        written = self.patches.neighborhood.write(self.decoder(z), self.patches_out)
+        written = self.neighborhood.write(self.decoder(z), self.patches_out)
         u = self.patches.join(written).to(z.dtype)
         if not self.conserve_mean:
             return u

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ups.core.fields import FieldSpec
-from ups.core.schema import Depth, DivisorOfPoints, MlpRatio, NonEmpty, NonNegativeInt, PositiveInt
+from ups.core.schema import Depth, MlpRatio, NonEmpty, NonNegativeInt, NumPatches, PositiveInt
 from ups.models.conditioning import condition_features
 from ups.models.mixer import block_matrices, mixer_blocks
-from ups.models.patches import OverlappingPatches
+from ups.models.patches import Patches
 
 
 class PatchStepper(nn.Module):
@@ -20,7 +20,8 @@ class PatchStepper(nn.Module):
 
     Args:
         spec: describes the field.
-        num_tokens: number of patches N; in several dimensions they are as square as they can be.
+        num_tokens: number of patches N; one number for each axis, or their product, of which they
+            are as square as they can be.
         hidden_channels: channels inside a step.
         mlp_ratio: channels inside a block, as a multiple of ``hidden_channels``.
         dilations: distances of the tokens that the blocks mix, in turn. Their sum, in tokens, must
@@ -43,7 +44,7 @@ class PatchStepper(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: DivisorOfPoints = 64,
+        num_tokens: NumPatches = 64,
         hidden_channels: PositiveInt = 48,
         mlp_ratio: MlpRatio = 1.0,
         dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),
@@ -52,13 +53,14 @@ class PatchStepper(nn.Module):
         conserve_mean: bool = True,
     ) -> None:
         super().__init__()
-        self.patches = OverlappingPatches(spec, num_tokens, patch_overlap)
+        self.patches = Patches(spec, num_tokens)
+        self.neighborhood = self.patches.neighborhood(patch_overlap)
         self.tokens = self.patches.tokens
-        self.num_tokens = num_tokens
+        self.num_tokens = self.patches.number
         self.hidden_dim = self.patches.size
         self.num_dynamic_channels = self.patches.size
         self.conserve_mean = conserve_mean and spec.conserves_mean
-        patch_dim = self.patches.window * self.patches.size
+        patch_dim = self.neighborhood.window * self.patches.size
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, patch_dim) * patch_dim**-0.5)
         self.condition = nn.Linear(1 + len(spec.parameters), hidden_channels)
         self.blocks = mixer_blocks(self.tokens, hidden_channels, mlp_ratio, dilations, depth)
@@ -81,7 +83,7 @@ class PatchStepper(nn.Module):
 
     def mix(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """What the blocks make of tokens (B, N, W): (B, N, hidden_channels)."""
-        h = self.patches.neighborhood.read(z, self.tokens_in)
+        h = self.neighborhood.read(z, self.tokens_in)
         if self.positions is not None:
             h = h + self.positions
         condition = self.condition(condition_features(dt, parameters))
@@ -90,7 +92,7 @@ class PatchStepper(nn.Module):
 
     def write(self, h: Tensor, weight: Tensor) -> Tensor:
         """What channels h (B, N, H) add to the points (B, N, values of a patch) by a linear map."""
-        change = self.patches.neighborhood.write(h, weight)
+        change = self.neighborhood.write(h, weight)
         if not self.conserve_mean:
             return change
         field = self.patches.join(change)

@@ -1,5 +1,6 @@
-"""Overlapping patches of a field on a grid, one for each token."""
+"""Patches of a field on a grid, one for each token."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -10,54 +11,65 @@ from ups.core.fields import FieldSpec, Grid
 from ups.models.token_grid import Neighborhood, token_shape
 
 
-class OverlappingPatches(nn.Module):
-    """Cuts a field into ``num_tokens`` patches, which their neighbors read and write too.
+class Patches:
+    """Cuts a field into patches.
 
     Args:
         spec: describes the field.
-        num_tokens: number of patches N.
-        overlap: number of patches along each axis, centered on a token, that it reads and writes;
-            odd.
+        number: number of patches N, one number for each axis or their product; of the product the
+            patches are as square as they can be.
+        key: the setting that ``number`` is, for messages.
 
     Attributes:
         shape: number of patches along each axis.
         size: number of values of a patch.
-        window: number of patches that a token reads and writes.
 
     Raises:
-        UpsError: the field is not on a grid, or the sizes don't fit together.
+        UpsError: the field is not on a grid, or its points can't be divided so.
     """
 
-    def __init__(self, spec: FieldSpec, num_tokens: int, overlap: int) -> None:
-        super().__init__()
+    def __init__(
+        self, spec: FieldSpec, number: int | Sequence[int], key: str = "model.num_tokens"
+    ) -> None:
         self.spec = spec
         space = spec.grid.shape
-        shape = token_shape(space, num_tokens)
-        if shape is None or min(shape) < overlap or overlap % 2 == 0:
+        shape = token_shape(space, number)
+        if shape is None:
             points = " x ".join(map(str, space))
             raise UpsError(
-                f"model.num_tokens={num_tokens}, model.patch_overlap={overlap}: "
-                f"the {points} points must be a multiple of num_tokens; "
-                "patch_overlap odd, at most num_tokens"
+                f"`{key}` must divide the {points} points, as one number or one for each axis, "
+                f"got {number}."
             )
         self.shape = shape
+        self.number = prod(shape)
         self.patch = tuple(points // n for points, n in zip(space, shape, strict=True))
         self.size = prod(self.patch) * spec.num_channels
-        self.window: int = overlap ** len(shape)
-        self.neighborhood = Neighborhood(shape, spec.grid.boundary, overlap, 1)
 
     @property
     def tokens(self) -> Grid:
-        """The grid of the tokens."""
+        """The grid of the patches."""
         grid = self.spec.grid
         return Grid(self.shape, grid.extent, grid.boundary)
+
+    def neighborhood(self, overlap: int) -> Neighborhood:
+        """The windows of ``overlap`` patches along each axis around each one.
+
+        Raises:
+            UpsError: they are wider than the field.
+        """
+        if overlap % 2 == 0 or overlap > min(self.shape):
+            raise UpsError(
+                "`model.patch_overlap` must be odd and at most "
+                f"{min(self.shape)}, the number of tokens along an axis, got {overlap}."
+            )
+        return Neighborhood(self.shape, self.spec.grid.boundary, overlap, 1)
 
     def cut(self, u: Tensor) -> Tensor:
         """Fields (B, *space, C) as patches (B, N, size)."""
         split = [size for axis in zip(self.shape, self.patch, strict=True) for size in axis]
         b = u.shape[0]
         u = u.reshape(b, *split, u.shape[-1]).permute(*self._order(grouped=False))
-        return u.reshape(b, prod(self.shape), self.size)
+        return u.reshape(b, self.number, self.size)
 
     def join(self, patches: Tensor) -> Tensor:
         """Patches (B, N, size) as fields (B, *space, C)."""
@@ -81,10 +93,10 @@ class OverlappingPatches(nn.Module):
 
     def with_mean(self, u: Tensor, mean: Tensor) -> Tensor:
         """Fields (B, *space, C), moved to the mean (B, C)."""
-        return u + (mean.view(u.shape[0], *(1 for _ in self.shape), -1) - self.mean(u))
+        return u - self.mean(u) + mean.view(u.shape[0], *(1 for _ in self.shape), -1)
 
     def positions(self, channels: int) -> nn.Parameter | None:
         """Learned values (N, channels) for each token, if the field is not the same everywhere."""
         if self.spec.is_homogeneous:
             return None
-        return nn.Parameter(torch.zeros(prod(self.shape), channels))
+        return nn.Parameter(torch.zeros(self.number, channels))

@@ -14,16 +14,21 @@ Sides = Sequence[tuple[Boundary, Boundary]]
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def token_shape(space: Sequence[int], num_tokens: int) -> tuple[int, ...] | None:
+def token_shape(space: Sequence[int], num_tokens: int | Sequence[int]) -> tuple[int, ...] | None:
     """The number of tokens along each axis so that their patches are as nearly cubes as can be.
 
     Args:
         space: number of points of each axis (D,).
-        num_tokens: number of tokens in all.
+        num_tokens: number of tokens in all, or along each axis (D,).
 
     Returns:
         Divisors of ``space`` (D,) whose product is ``num_tokens``; None if there are none.
     """
+    if not isinstance(num_tokens, int):
+        fits = len(num_tokens) == len(space) and not any(
+            points % n for points, n in zip(space, num_tokens, strict=True)
+        )
+        return tuple(num_tokens) if fits else None
     divisors = [[n for n in range(1, points + 1) if points % n == 0] for points in space]
     shapes = [shape for shape in product(*divisors) if prod(shape) == num_tokens]
     return min(shapes, key=lambda shape: (_longest_edge(space, shape), -min(shape)), default=None)
@@ -53,6 +58,7 @@ class Neighborhood(nn.Module):
         dilation: the distance of two of them.
 
     Attributes:
+        window: number of tokens of a window.
         num_outside: number of sides that are not periodic, beyond each of which lies a token.
     """
 
@@ -62,6 +68,7 @@ class Neighborhood(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         self.width = width
+        self.window: int = width ** len(self.shape)
         self.dilation = dilation
         self.offsets = [k * dilation for k in range(-(width // 2), width // 2 + 1)]
         self.num_outside = 2 * sum(tuple(sides) != PERIODIC_AXIS for sides in boundary)
@@ -119,8 +126,7 @@ class Neighborhood(nn.Module):
             rolled = [part.roll(k, 1) for part, k in zip(parts, self.offsets, strict=True)]
             return torch.stack(rolled).sum(0)
         # a token reads what the others write to it: the window seen from its other end
-        window = self.width ** len(self.shape)
-        seen = weight.unflatten(0, (window, -1)).flip(0).transpose(0, 1).flatten(1)
+        seen = weight.unflatten(0, (self.window, -1)).flip(0).transpose(0, 1).flatten(1)
         return self.read(h, seen).to(h.dtype)
 
 

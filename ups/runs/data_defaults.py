@@ -71,7 +71,8 @@ def follow_data(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     architecture: Callable[..., object] = get_architecture(cfg.model.architecture)
     for key, argument in arguments(architecture, skip=1).named.items():
         value = cfg.model.get(key)
-        if value is None or argument.marker(DividesPoints) is None or f"model.{key}" in named:
+        follows = isinstance(value, int) and argument.marker(DividesPoints) is not None
+        if not follows or f"model.{key}" in named:
             continue
         filled.model[key] = nearest_number(space, value)
         if filled.model[key] != value:

@@ -402,9 +402,12 @@ class Simulator(nn.Module):
     def plot(self, u: Tensor, truth: Tensor | None = None, sample: int = 0) -> Figure:
         """Draw a rollout over space and time, beside the truth and the error if it is known.
 
+        On a plane a few frames are drawn, and of a box the plane through the middle of its last
+        axis.
+
         Args:
-            u: fields (B, T, X) or (B, T, X, C) that ``rollout`` gave on the training grid. The
-                first channel is drawn.
+            u: fields (B, T, *space) or (B, T, *space, C) that ``rollout`` gave on the training
+                grid. The first channel is drawn.
             truth: what ``u`` should be, of the same shape.
             sample: which of the B.
 
@@ -412,7 +415,7 @@ class Simulator(nn.Module):
             A figure; ``figure.savefig("rollout.png")`` writes it, and notebooks show it.
 
         Raises:
-            UpsError: the fields are not on a line, or the shapes differ.
+            UpsError: the fields are not on a grid, or the shapes differ.
         """
         return rollout_figure(u, truth, sample, self.spec)
 
