@@ -1,13 +1,17 @@
 """The peers on lines, planes and boxes, with periodic, wall and open sides."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import ups
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid, PointCloud
+from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.models.convolutions import Convolution
 from ups.models.places import place_channels
@@ -321,3 +325,63 @@ def test_upt_refuses_patches_that_do_not_divide_a_plane(num_patches):
 def test_upt_refuses_tokens_too_small_for_the_positions_of_a_box():
     with pytest.raises(UpsError, match=r"`model\.hidden_dim` must be .* at least 6, got 4"):
         build({**UPT, "num_patches": 8, "hidden_dim": 4}, field_spec((4, 4, 4)))
+
+
+READER = """
+import numpy as np
+from ups.core.fields import Grid
+
+class Planes:
+    dt = 0.05
+
+    def __init__(self, path, temporal_downsampling=1, spatial_downsampling=1):
+        self.path = path
+        self.values = np.load(path)
+        self.trajectories, self.frames, *space, _ = self.values.shape
+        self.grid = Grid(tuple(space), (1.0, 2.0), (("periodic", "periodic"), ("wall", "open")))
+
+    def read(self, trajectories, start=0, frames=None):
+        stop = self.frames if frames is None else start + frames
+        return self.values[list(trajectories), start:stop]
+"""
+DATA = """
+defaults: [pdebench, _self_]
+reader: planes.Planes
+equation: null
+path: waves.npy
+num_train: 8
+num_validation: 2
+num_test: 3
+temporal_downsampling: 1
+spatial_downsampling: 1
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("architecture", ["resnet", "upt"])  # steps the field; tokens and losses
+def test_peer_trains_on_a_plane_by_the_same_command(architecture, ups_run, tmp_path):
+    (tmp_path / "planes.py").write_text(READER)
+    (tmp_path / "conf/data").mkdir(parents=True)
+    (tmp_path / "conf/data/planes.yaml").write_text(DATA)
+    phase = np.random.default_rng(0).random((13, 1, 1, 1, 2))
+    t, x, y = np.meshgrid(np.arange(8) / 20, np.arange(12) / 12, np.arange(8) / 8, indexing="ij")
+    waves = np.sin(2 * np.pi * (phase + (x + y / 2 - t)[..., None])) * np.exp(-t)[..., None]
+    np.save(tmp_path / "waves.npy", waves.astype(np.float32))
+    sizes = {"resnet": SPECS["resnet"], "upt": {"num_patches": 24, "hidden_dim": 16}}
+    ups_run(
+        *("--config-dir", "conf", "data=planes", f"model={architecture}", "name=run"),
+        *(f"model.{key}={value}" for key, value in sizes[architecture].items()),
+        *("data.samples_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=2"),
+        "preflight=false",
+    )
+    run = tmp_path / "outputs/run"
+    rows = json.loads((run / "reports/eval_operator.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == [architecture, architecture, "persistence"]
+    assert all(math.isfinite(row["nrmse"]) for row in rows)
+    assert "data:image/webp" in (run / "reports/report.html").read_text()
+    simulator = ups.load(run)
+    assert simulator.spec.grid.boundary == (PERIODIC, ("wall", "open"))
+    u = simulator.rollout(torch.from_numpy(waves[:2, 0]).float(), 3)
+    assert u.shape == (2, 3, 12, 8, 2)
+    assert len([axis for axis in simulator.plot(u).axes if axis.images]) == 3
+    assert "u0 (B, 12, 8, 2) on x, y in [0, 1) x [0, 2)" in render_model_card(run, "planes")

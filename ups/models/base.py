@@ -25,6 +25,9 @@ class GridModel(nn.Module):
         tokens: the grid of the field.
         in_channels: channels of ``forward``'s input: those of the field, dt, the parameters, and
             those that ``place_channels`` makes of the spec.
+
+    Raises:
+        UpsError: the field is not on a grid.
     """
 
     def __init__(self, spec: FieldSpec, conserve_mean: bool = True) -> None:
