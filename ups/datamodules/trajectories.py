@@ -98,7 +98,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
             ``initial_conditions``; None for its default.
         num_points: number of points of generated data along each axis, a divisor of
             ``reference_num_points``.
-        reference_num_points: number of points of the solver along each axis.
+        reference_num_points: number of points of the solver along each axis; None for as many as
+            the equation needs, see ``ups.physics.Equation``.
         dt: the time between frames of generated data.
         num_frames: number of frames T of generated data.
         num_train: number of training trajectories.
@@ -144,7 +145,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         nu: OneOrMore[PositiveFloat] | None = None,
         initial_conditions: str | None = None,
         num_points: Annotated[int, Ge(2), Le(LARGEST)] = 256,
-        reference_num_points: Annotated[int, Ge(4), Le(LARGEST)] = 1024,
+        reference_num_points: Annotated[int, Ge(4), Le(LARGEST)] | None = 1024,
         dt: Annotated[float, Gt(0), Le(1000)] = 0.05,
         num_frames: Annotated[int, Ge(2), Le(LARGEST)] = 41,
         num_train: PositiveInt = 1000,
@@ -189,10 +190,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
             )
         if path is None and self.equation is not None:
             self.initial_conditions = _chosen(self.equation, initial_conditions)
-        if path is None and reference_num_points % num_points:
+        if path is None and self._solver_points() % num_points:
             raise UpsError(
                 f"`data.num_points` must be a divisor of "
-                f"data.reference_num_points={reference_num_points}, got {num_points}."
+                f"data.reference_num_points={self._solver_points()}, got {num_points}."
             )
         self.doubts: list[str] = []  # about what was given, for warnings
         self.parts = self._parts(path, Path(cache_dir), nu)  # pairs of nu, or None, and a file
@@ -227,6 +228,13 @@ class TrajectoryDataModule(pl.LightningDataModule):
             file = self.open_files()[0]
             frames, values = file.frames, file.read([0], 0, 1).size
         return len(self.parts) * h.num_train * frames * values * 4
+
+    def _solver_points(self) -> int:
+        """The number of points along each axis with which data are generated."""
+        h: Any = self.hparams
+        if h.reference_num_points is not None or self.equation is None:
+            return int(h.reference_num_points)
+        return int(h.num_points * self.equation.solver_refinement)
 
     def _values_per_frame(self) -> int:
         """The number of values of a frame of generated data."""
@@ -528,7 +536,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
             "nu": nu,
             "seed": h.seed + part,  # different initial conditions for every nu
             "points": h.num_points,
-            "solver_points": h.reference_num_points,
+            "solver_points": self._solver_points(),
             "dt": h.dt,
             "frames": h.num_frames,
             "train": h.num_train,

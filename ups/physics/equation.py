@@ -114,6 +114,8 @@ class Equation:
         functionals: its functionals.
         has_maximum_principle: whether a solution stays within the range of its initial condition.
         is_homogeneous: whether a shifted solution is a solution; see ``FieldSpec``.
+        solver_refinement: how many times as many points along each axis as the data ``solve`` needs
+            for an error that does not matter.
     """
 
     name: str
@@ -134,6 +136,7 @@ class Equation:
     functionals: tuple[Functional, ...] = ()
     has_maximum_principle: bool = False
     is_homogeneous: bool = True
+    solver_refinement: int = 4
 
     @property
     def conserves_mean(self) -> bool:

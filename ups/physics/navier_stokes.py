@@ -385,4 +385,5 @@ EQUATION = Equation(
                    Law.NON_INCREASING, 2, FORCE / math.sqrt(2)),
     ),
     is_homogeneous=False,
+    solver_refinement=1,  # spectral
 )  # fmt: skip
