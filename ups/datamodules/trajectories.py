@@ -334,7 +334,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
             )
         return FieldSpec(
             file.grid,
-            tuple(f"u{c}" if c else "u" for c in range(values.shape[-1])),
+            self.channel_names(values.shape[-1]),
             self.parameter_names(),
             file.dt,
             mean=tuple(np.mean(values, axes, dtype=np.float64)),
@@ -343,6 +343,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
             time_unit=file.dt,
             parameter_units=tuple(self.parameters["train"].double().log().mean(0).exp().tolist()),
         )
+
+    def channel_names(self, number: int) -> tuple[str, ...]:
+        """The names of the channels of data without an equation."""
+        return tuple(f"u{c}" if c else "u" for c in range(number))
 
     def parameter_names(self) -> tuple[str, ...]:
         """The names of the parameters of data without an equation."""

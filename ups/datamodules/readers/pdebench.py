@@ -4,9 +4,8 @@
 """
 
 import hashlib
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -14,6 +13,7 @@ import numpy as np
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.datamodules.readers.coordinates import without_rounding
 from ups.datamodules.readers.hdf5 import open_hdf5
 
 
@@ -71,11 +71,14 @@ class TrajectoryFile:
                 "Leave it out, or read the file with data=own."
             )
         self.trajectories = trajectories
+        self.channels: tuple[str, ...] = ("u",)
+        self.parameters: Mapping[str, np.ndarray] = {}
+        self.splits: Mapping[str, Sequence[int]] | None = None
         self.x = x[::spatial_downsampling]
         self.t = t[:frames:temporal_downsampling]
         self.frames = len(self.t)
         # periodic: one cell more than the distance of the first and the last center
-        length = _without_rounding(float(x[-1] - x[0]) * points / (points - 1))
+        length = without_rounding(float(x[-1] - x[0]) * points / (points - 1))
         self.grid = Grid((len(self.x),), (length,), origin=(float(self.x[0]),))
         self.dt = float(self.t[1] - self.t[0])
 
@@ -195,12 +198,6 @@ class TrajectoryFile:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None}
-
-
-def _without_rounding(length: float) -> float:
-    """A length without the rounding of float32 coordinates: to six places, of short lines more."""
-    zeros = max(0, -math.floor(math.log10(length)) - 1)
-    return round(length, 6 + zeros)
 
 
 def digest(parts: Sequence[np.ndarray]) -> str:
