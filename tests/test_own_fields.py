@@ -251,11 +251,9 @@ def test_every_axis_is_thinned_and_the_grid_keeps_its_place(tmp_path):
         ArrayFile(tmp_path / "x.npz", 1, 4, dt=0.5)
 
 
-def test_slice_reads_only_what_it_needs(tmp_path, monkeypatch):
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["u"] = fields(2)
-        file.update(positions(2))
-    file = ArrayFile(tmp_path / "x.h5", 2, dt=1.0)
+@pytest.fixture
+def read_shapes(monkeypatch):
+    """The shapes of all that is read from HDF5 files."""
     read = h5py.Dataset.__getitem__
     shapes = []
 
@@ -265,8 +263,28 @@ def test_slice_reads_only_what_it_needs(tmp_path, monkeypatch):
         return values
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", recorded)
+    return shapes
+
+
+def test_trajectories_that_lie_interleaved_are_read_at_once(tmp_path, read_shapes):
+    u = fields(2)
+    with h5py.File(tmp_path / "x.mat", "w") as file:
+        file["u"] = np.moveaxis(u, 1, -1).T
+    file = ArrayFile(tmp_path / "x.mat", dt=1.0, length=1.0)
+    read_shapes.clear()
+    assert np.array_equal(file.read([9, 2, 5], 1, 2), expected(u, 2)[[9, 2, 5], 1:3])
+    assert read_shapes == [(2, 18, 16, 8)]
+
+
+def test_slice_reads_only_what_it_needs(tmp_path, read_shapes):
+    shapes = read_shapes
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["u"] = fields(2)
+        file.update(positions(2))
+    file = ArrayFile(tmp_path / "x.h5", 2, dt=1.0)
+    shapes.clear()
     file.read([3, 8], start=1, frames=2)
-    assert shapes == [(2, 16, 18)] * 2  # of each trajectory two frames, and not the one between
+    assert shapes == [(1, 2, 16, 18)] * 2  # of each trajectory two frames, and not the one between
     shapes.clear()
     ArrayFile(tmp_path / "x.h5", dt=1.0)
     assert max(map(np.prod, shapes)) < fields(2).size / 10

@@ -52,6 +52,7 @@ STD_LIMITS = (1e-12, 1e12)
 # of a mean that counts as conserved, in standard deviations of the data
 LARGEST_MEAN_DRIFT = 1e-3
 STATISTICS_TRAJECTORIES = 1000  # of each file; of twice as many, every second counts
+STATISTICS_VALUES = 2**28  # of each file, likewise: large fields would not fit into memory
 log = logging.getLogger(__name__)
 
 
@@ -255,12 +256,17 @@ class TrajectoryDataModule(pl.LightningDataModule):
             )
         rows = self.rows(first.trajectories)
         self.num_frames = first.frames
+        num_values = first.frames * first.read(rows["train"][:1], 0, 1).size  # of a trajectory
         if h.in_memory:
-            num_values = len(files) * len(rows["train"]) * first.frames * first.grid.num_points
-            check_memory(4 * num_values, "data.in_memory=true")
+            check_memory(4 * len(files) * len(rows["train"]) * num_values, "data.in_memory=true")
+        held_out = len(rows["validation"]) + len(rows["test"])
+        check_memory(4 * len(files) * held_out * num_values, "data.num_validation + data.num_test")
         self.train_sources = [(file, row) for file in files for row in rows["train"]]
         # statistics are of the same trajectories whether all are in memory or not
-        every = max(1, len(rows["train"]) // STATISTICS_TRAJECTORIES)
+        num_train = len(rows["train"])
+        every = max(
+            1, num_train // STATISTICS_TRAJECTORIES, num_train * num_values // STATISTICS_VALUES
+        )
         train_rows = rows["train"] if h.in_memory else rows["train"][::every]
         read = {
             split: [file.read(chosen) for file in files]

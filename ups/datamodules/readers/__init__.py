@@ -11,7 +11,10 @@ from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.schema import arguments
 from ups.datamodules.readers.arrays import ArrayFile
+from ups.datamodules.readers.pdearena import PDEArenaFiles
 from ups.datamodules.readers.pdebench import TrajectoryFile
+from ups.datamodules.readers.pdebench_2d import PDEBenchFiles
+from ups.datamodules.readers.the_well import WellFiles
 
 
 class Reader(Protocol):
@@ -59,7 +62,13 @@ class Reader(Protocol):
         """Read ``frames`` frames from ``start`` on: (B, frames, *space, C), float32."""
 
 
-READERS: dict[str, type[Reader]] = {"arrays": ArrayFile, "pdebench": TrajectoryFile}
+READERS: dict[str, type[Reader]] = {
+    "arrays": ArrayFile,
+    "pdebench": TrajectoryFile,
+    "pdebench_2d": PDEBenchFiles,
+    "pdearena": PDEArenaFiles,
+    "the_well": WellFiles,
+}
 
 
 def get_reader(name: str) -> type[Reader]:

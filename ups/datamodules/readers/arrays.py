@@ -24,7 +24,7 @@ from ups.datamodules.readers.axes import (
     named_axes,
     possible_dims,
 )
-from ups.datamodules.readers.coordinates import check_even, spacing
+from ups.datamodules.readers.coordinates import check_even, each_axis, spacing
 from ups.datamodules.readers.field_files import (
     Arrays,
     Contents,
@@ -141,8 +141,10 @@ class _Fields:
         if step is None or not has_length:
             raise self._unknown(step is not None, has_length)
         shape, extent, origin = [], [], []
-        sides = [Boundary(side) for side in self._each("boundary", boundary)]
-        lengths = self._each("length", length)
+        sides = [
+            Boundary(side) for side in each_axis(self.path, "boundary", boundary, self.num_dims)
+        ]
+        lengths = each_axis(self.path, "length", length, self.num_dims)
         for (axis, x), side, given in zip(positions.items(), sides, lengths, strict=True):
             points = self.sizes[axis]
             if side is Boundary.PERIODIC and self._has_both_ends(axis):
@@ -281,21 +283,6 @@ class _Fields:
             f"{self.path} doesn't say its {' and '.join(missing)}: give "
             f"{' '.join(f'{name}=...' for name in missing)}"
         )
-
-    def _each(self, key: str, value: Any) -> list[Any]:
-        """One value for each axis of space.
-
-        Raises:
-            UpsError: another number of values is given.
-        """
-        if not isinstance(value, list | tuple):
-            return [value] * self.num_dims
-        if len(value) != self.num_dims:
-            raise UpsError(
-                f"`data.{key}` must be one value, or one for each of the {self.num_dims} axes of "
-                f"{self.path}, got {len(value)}."
-            )
-        return list(value)
 
     def _has_both_ends(self, axis: str) -> bool:
         """Whether the last points along an axis are the first again, as in linspace(0, 1, N).

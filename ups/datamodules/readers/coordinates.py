@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,44 @@ def check_even(path: Path, name: str, values: np.ndarray, size: int, field: str)
             f"{steps.max():g}."
         )
     return values
+
+
+def common_steps(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """The times or positions (X,) of all trajectories, which are given once or for each (N, X).
+
+    Raises:
+        UpsError: their steps differ.
+    """
+    if values.ndim != 2 or 0 in values.shape:
+        return values
+    steps = np.diff(values.astype(np.float64), axis=1)
+    if not (np.abs(steps - steps[:1]) <= UNEVEN * np.abs(steps[:1]).mean()).all():
+        raise UpsError(
+            f"{path}: '{name}' must have the same steps in all trajectories, but they differ."
+        )
+    return values[0]
+
+
+def each_axis(path: Path, key: str, value: Any, num_dims: int) -> list[Any]:
+    """One value for each axis of space.
+
+    Args:
+        path: the file, for the message.
+        key: the setting.
+        value: its value: one for all axes, or a list.
+        num_dims: number of axes.
+
+    Raises:
+        UpsError: another number of values is given.
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * num_dims
+    if len(value) != num_dims:
+        raise UpsError(
+            f"`data.{key}` must be one value, or one for each of the {num_dims} axes of {path}, "
+            f"got {len(value)}."
+        )
+    return list(value)
 
 
 def spacing(values: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """What readers of fields on a grid share: arrays of one or several files, read axis by axis."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,11 @@ import numpy as np
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.datamodules.readers.axes import SPACE
 
 # arrays of an open file by name, each with a shape and a dtype, read in slices
 Arrays = Mapping[str, Any]
-SPACE = "xyz"
+INTERLEAVED_ROWS = 64
 
 
 class OpenFiles:
@@ -58,30 +59,42 @@ class FieldArray:
     axes: str
     channels: tuple[str, ...]
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many trajectories to read at once: several if they are not apart in the file."""
+        return 1 if self.axes.find("n") <= 0 else INTERLEAVED_ROWS
+
     def read(
-        self, arrays: Arrays, group: str, row: int, frames: slice, shape: Sequence[int]
+        self,
+        arrays: Arrays,
+        group: str,
+        rows: Sequence[int],
+        frames: slice,
+        shape: Sequence[int],
     ) -> np.ndarray:
-        """Read a trajectory (T, *shape, C), whose constant axes have one entry.
+        """Read trajectories (B, T, *shape, C), whose constant axes have one entry.
 
         Args:
             arrays: the arrays of a file.
             group: the beginning of their names.
-            row: index of the trajectory.
+            rows: indices of the trajectories (B,).
             frames: the frames.
             shape: number of points of each axis (D,), counted from the first one.
         """
-        picks: dict[str, int | slice] = {"n": row, "t": frames}
+        picks = {"n": slice(min(rows), max(rows) + 1), "t": frames}
         # all points of a line: strided reads of the last axis are slow
         index = tuple(picks.get(axis, slice(None)) for axis in self.axes)
         values = np.asarray(arrays[group + self.name][index])
-        rest = self.axes.replace("n", "")
-        wanted = "t" + SPACE[: len(shape)]
-        components = [place for place, axis in enumerate(rest) if axis == "c"]
-        values = values.transpose(*[rest.index(a) for a in wanted if a in rest], *components)
-        absent = [place for place, axis in enumerate(wanted) if axis not in rest]
+        wanted = "nt" + SPACE[: len(shape)]
+        components = [place for place, axis in enumerate(self.axes) if axis == "c"]
+        present = [self.axes.index(axis) for axis in wanted if axis in self.axes]
+        values = values.transpose(*present, *components)
+        absent = [place for place, axis in enumerate(wanted) if axis not in self.axes]
         values = np.expand_dims(values, absent)
-        cut = (slice(None), *(slice(points) for points in shape))
-        return values[cut].reshape(*values[cut].shape[: len(wanted)], len(self.channels))
+        values = values[(slice(None), slice(None), *(slice(points) for points in shape))]
+        if "n" in self.axes:
+            values = values[np.asarray(rows) - min(rows)]
+        return values.reshape(*values.shape[: len(wanted)], len(self.channels))
 
 
 @dataclass(frozen=True)
@@ -155,7 +168,9 @@ class FieldFiles:
         self.grid = Grid(shape, grid.extent, grid.boundary, grid.origin)
         self.frames = (contents.frames - 1) // temporal_downsampling + 1
         self.dt = temporal_downsampling * contents.dt
-        self.trajectories = sum(part.trajectories for part in contents.parts)
+        self._ends = np.cumsum([part.trajectories for part in contents.parts])
+        self.trajectories = int(self._ends[-1])
+        self._rows_at_once = max(array.rows_at_once for array in contents.arrays)
         self.channels = tuple(name for array in contents.arrays for name in array.channels)
         self.parameters = contents.parameters
         self.splits = contents.splits
@@ -176,29 +191,44 @@ class FieldFiles:
         chosen = slice(start * every, (stop - 1) * every + 1, every)
         space = self.grid.shape
         out = np.empty((len(trajectories), stop - start, *space, len(self.channels)), np.float32)
-        ends = np.cumsum([part.trajectories for part in self.contents.parts])
-        for i, row in enumerate(trajectories):
-            part = int(np.searchsorted(ends, row, side="right"))
-            self._read_row(out[i], part, int(row) - int(ends[part - 1] if part else 0), chosen)
+        parts = np.searchsorted(self._ends, trajectories, side="right")
+        rows = np.asarray(trajectories, np.int64) - np.append(0, self._ends)[parts]
+        for run in self._runs(parts):
+            part = self.contents.parts[parts[run.start]]
+            self._read_rows(out[run], part, rows[run].tolist(), chosen)
         return out
 
-    def _read_row(self, out: np.ndarray, part: int, row: int, frames: slice) -> None:
-        """Fill ``out`` (T, *space, C) with a trajectory of a part."""
-        where = self.contents.parts[part]
-        arrays = self.files[where.path]
-        thin = (slice(None), *[slice(None, None, self.spatial_downsampling)] * self.grid.num_dims)
+    def _runs(self, parts: np.ndarray) -> Iterator[slice]:
+        """Yield runs of trajectories of one part, no longer than are read at once.
+
+        Args:
+            parts: the part of each trajectory (B,).
+        """
+        first = 0
+        for last in range(1, len(parts) + 1):
+            is_full = last - first == self._rows_at_once
+            if is_full or last == len(parts) or parts[last] != parts[first]:
+                yield slice(first, last)
+                first = last
+
+    def _read_rows(self, out: np.ndarray, part: Part, rows: Sequence[int], frames: slice) -> None:
+        """Fill ``out`` (B, T, *space, C) with trajectories of a part."""
+        arrays = self.files[part.path]
+        thin = [slice(None, None, self.spatial_downsampling)] * self.grid.num_dims
+        shape = self.contents.grid.shape
         first = 0
         for array in self.contents.arrays:
-            name = where.group + array.name
-            shape = self.contents.grid.shape
-            read = partial(array.read, arrays, where.group, row, frames, shape)
-            values = read_array(where.path, name, read)
+            name = part.group + array.name
+            read = partial(array.read, arrays, part.group, rows, frames, shape)
+            values = read_array(part.path, name, read)
             last = first + len(array.channels)
             with np.errstate(over="ignore", invalid="ignore"):  # refused below
-                out[..., first:last] = values[thin]
-            if not np.isfinite(out[..., first:last]).all():
+                out[..., first:last] = values[(slice(None), slice(None), *thin)]
+            is_finite = np.isfinite(out[..., first:last]).reshape(len(rows), -1).all(1)
+            if not is_finite.all():
                 raise UpsError(
-                    f"{where.path}: '{name}' must be finite in float32; trajectory {row} is not."
+                    f"{part.path}: '{name}' must be finite in float32; trajectory "
+                    f"{rows[int(is_finite.argmin())]} is not."
                 )
             first = last
 
