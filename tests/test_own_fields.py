@@ -102,7 +102,7 @@ def test_shape_says_the_dimensions_where_it_is_unambiguous(tmp_path, shape, num_
 )
 def test_ambiguous_shape_is_refused_with_what_to_give(tmp_path, shape):
     np.save(tmp_path / "x.npy", numbered(*shape))
-    with pytest.raises(UpsError, match=r"`data\.num_dims` must be given: 'u' \(3, 4, .* may have"):
+    with pytest.raises(UpsError, match=r"`data\.num_dims` must be given: 'u' \(3, 4, .* may be in"):
         ArrayFile(tmp_path / "x.npy", dt=1.0, length=1.0)
 
 
@@ -379,3 +379,28 @@ def test_fit_hands_on_what_it_is_told_about_the_axes(tmp_path, monkeypatch):
     ups.fit(np.zeros((12, 5, 16)), **arguments, length=1)
     assert (made["length"], made["num_dims"], made["boundary"]) == (1, None, "periodic")
     assert made["channels"] is None
+
+
+class Bare:
+    """A reader that knows neither channels nor parameters nor splits."""
+
+    def __init__(self, path, temporal_downsampling=1, spatial_downsampling=1):
+        pass
+
+
+class Named(ArrayFile):
+    """A reader with a setting of its own kind."""
+
+    def __init__(self, path, temporal_downsampling=1, spatial_downsampling=1, length=1.0):
+        super().__init__(path, temporal_downsampling, spatial_downsampling, dt=3.0, length=length)
+
+
+def test_reader_of_another_package_reads_own_data(tmp_path):
+    np.save(tmp_path / "x.npy", fields(1))
+    path, here = str(tmp_path / "x.npy"), __name__
+    data = OwnDataModule(path, reader=f"{here}.Named", length=2.0)
+    assert (data.file.dt, data.file.grid.extent) == (3.0, (2.0,))
+    with pytest.raises(UpsError, match=r"`data\.field` must be null: data\.reader=.*Named has no"):
+        OwnDataModule(path, reader=f"{here}.Named", field="u")
+    with pytest.raises(UpsError, match=r"a class with the attributes channels, parameters, splits"):
+        OwnDataModule(path, reader=f"{here}.Bare")

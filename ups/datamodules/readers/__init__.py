@@ -100,11 +100,17 @@ def open_reader(
         settings: what is said about the file, by the names of the reader's arguments.
 
     Raises:
-        UpsError: the reader has no such argument, or the file has a fault.
+        UpsError: the reader has no such argument or lacks an attribute, or the file has a fault.
     """
     reader = get_reader(name)
     known = arguments(reader)
     for key in settings:
         if key not in known.named and not known.is_open:
             raise UpsError(f"`data.{key}` must be null: data.reader={name} has no use for it.")
-    return reader(path, *thinning, **settings)
+    opened = reader(path, *thinning, **settings)
+    missing = [key for key in ("channels", "parameters", "splits") if not hasattr(opened, key)]
+    if missing:
+        raise UpsError(
+            f"`data.reader` must name a class with the attributes {', '.join(missing)}, got {name}."
+        )
+    return opened

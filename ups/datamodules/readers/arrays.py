@@ -254,8 +254,8 @@ class _Fields:
         dims = num_dims if num_dims in possible else count_dims(shape, self._fitting(shape))
         if dims is None and possible:
             raise UpsError(
-                f"`data.num_dims` must be given: '{name}' {shape} of {self.path} may have "
-                f"{possible[0]} dimensions and {shape[-1]} channels, or {possible[1]} dimensions."
+                f"`data.num_dims` must be given: '{name}' {shape} of {self.path} may be in "
+                f"{possible[0]}D with {shape[-1]} channels, or in {possible[1]}D without."
             )
         return None if dims is None else counted_axes(dims, len(shape))
 

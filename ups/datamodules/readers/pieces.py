@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ class Piece:
         dt: the time between them.
         grid: the grid of the points.
         parameters: the parameters by name, (N,) each.
+        left_out: why a number of the file is no parameter, by its name.
     """
 
     where: str
@@ -38,6 +40,7 @@ class Piece:
     dt: float
     grid: Grid
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trajectories(self) -> int:
@@ -81,6 +84,13 @@ def join(
         name: np.concatenate([piece.parameters[name] for piece in pieces])
         for name in first.parameters
     }
+    left_out = {name: why for piece in pieces for name, why in piece.left_out.items()}
+    for name, values in parameters.items():
+        # networks see the logarithm
+        if not ((values > 0).all() and np.isfinite(values).all()):
+            left_out[name] = f"it is not positive, but from {values.min():g} to {values.max():g}"
+    for name, why in left_out.items():
+        _warn(f"{path}: '{name}' is no parameter: {why}.")
     sizes = {name: sum(piece.trajectories for piece in group) for name, group in groups.items()}
     return Contents(
         [part for piece in pieces for part in piece.parts],
@@ -88,7 +98,11 @@ def join(
         first.frames,
         first.dt,
         first.grid,
-        _positive(path, parameters),
+        {
+            name: values.astype(np.float64)
+            for name, values in parameters.items()
+            if name not in left_out
+        },
         _rows(path, sizes),
     )
 
@@ -127,18 +141,7 @@ def _rows(path: Path, sizes: Mapping[str, int]) -> dict[str, range] | None:
     return rows
 
 
-def _positive(path: Path, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters that networks can take, which see their logarithm; the log says the others."""
-    kept = {}
-    for name, values in parameters.items():
-        if (values > 0).all() and np.isfinite(values).all():
-            kept[name] = values.astype(np.float64)
-            continue
-        log.warning(
-            "%s: the parameter '%s' is left out, because it is not positive: it is from %g to %g.",
-            path,
-            name,
-            values.min(),
-            values.max(),
-        )
-    return kept
+@cache
+def _warn(text: str) -> None:
+    """Log a warning, once: a data module is made several times in a run."""
+    log.warning("%s", text)

@@ -4,7 +4,6 @@ Polymathic AI's format: groups `dimensions`, `boundary_conditions`, `scalars` an
 `t1_fields`, `t2_fields` (scalars, vectors and tensors), whose attributes say what varies.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -21,7 +20,6 @@ from ups.datamodules.readers.field_files import FieldArray, FieldFiles, OpenFile
 from ups.datamodules.readers.hdf5 import Datasets, hdf5_files, open_hdf5, texts
 from ups.datamodules.readers.pieces import SPLITS, Piece, join
 
-log = logging.getLogger(__name__)
 GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 
 
@@ -82,7 +80,7 @@ class _WellFile(Datasets):
             len(t),
             spacing(t),
             cells_around(axes, self._boundary()),
-            self._parameters(),
+            *self._numbers(),
         )
 
     def _arrays(self, sizes: Mapping[str, int]) -> list[FieldArray]:
@@ -138,26 +136,27 @@ class _WellFile(Datasets):
                         sides[name][side] = Boundary(kind)
         return [(lower, upper) for lower, upper in sides.values()]
 
-    def _parameters(self) -> dict[str, np.ndarray]:
-        """The numbers (N,) that are constant in time, by name."""
-        found: dict[str, np.ndarray] = {}
+    def _numbers(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """The numbers (N,) that are constant in time, and why others are not among them."""
+        stored: dict[str, Any] = {}
+        left_out = {}
         for name in self._names("scalars") if "scalars" in self.file else ():
             scalar = self._node(f"scalars/{name}")
             if self._attribute(scalar, "time_varying"):
-                log.warning("%s: the scalar '%s' is left out: it varies in time.", self.path, name)
+                left_out[name] = "it varies in time"
             else:
-                self._add_parameter(found, name, scalar[()])
+                stored[name] = scalar[()]
         for name in texts(self.file.attrs.get("simulation_parameters", [])):
-            if name not in found and name in self.file.attrs:
-                self._add_parameter(found, name, self.file.attrs[name])
-        return found
-
-    def _add_parameter(self, found: dict[str, np.ndarray], name: str, value: object) -> None:
-        values = np.asarray(value)
-        if values.dtype.kind in "fiu" and values.size in (1, self.trajectories):
-            found[name] = np.broadcast_to(values.reshape(-1), self.trajectories)
-        else:
-            log.warning("%s: '%s' is left out: it is no number.", self.path, name)
+            if name in self.file.attrs:
+                stored.setdefault(name, self.file.attrs[name])
+        found = {}
+        for name, value in stored.items():
+            values = np.asarray(value)
+            if values.dtype.kind in "fiu" and values.size in (1, self.trajectories):
+                found[name] = np.broadcast_to(values.reshape(-1), self.trajectories)
+            else:
+                left_out[name] = "it is not one number for each trajectory"
+        return found, left_out
 
     def _names(self, group: str) -> list[str]:
         return texts(self._attribute(self._node(group), "field_names"))
