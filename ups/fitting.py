@@ -65,22 +65,8 @@ def fit(
     Raises:
         UpsError: the array or a setting can't be used.
     """
-    u = np.asarray(array)
-    columns = {key: np.asarray(values) for key, values in (parameters or {}).items()}
-    for key, values in columns.items():
-        if key in TAKEN or values.shape != u.shape[:1]:
-            raise UpsError(
-                f"`parameters` must be arrays ({len(u)},), one number for each trajectory, under "
-                f"names other than {', '.join(TAKEN)}; got {key!r} of shape {values.shape}."
-            )
-    folder = Path(output_dir) / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
-    identity = short_hash({"arrays": content, "names": list(columns)})
-    path = folder / f"{name or 'fit'}-{identity}.npz"
+    path = _saved(array, parameters or {}, Path(output_dir) / "data", name or "fit")
     name = name or path.stem
-    if not path.exists():
-        np.savez(path, **{"u": u, **columns})  # type: ignore[arg-type]
     own = [
         "data=own",
         f"data.path={quoted(path)}",
@@ -98,6 +84,29 @@ def fit(
     with restored_session():
         pipeline.run(cfg, overrides)
         return load(Path(output_dir) / name)
+
+
+def _saved(array: ArrayLike, parameters: Mapping[str, ArrayLike], folder: Path, name: str) -> Path:
+    """Write fields and parameters to a file that is named by their content.
+
+    Raises:
+        UpsError: a parameter has another shape, or a name with another meaning.
+    """
+    u = np.asarray(array)
+    columns = {key: np.asarray(values) for key, values in parameters.items()}
+    for key, values in columns.items():
+        if key in TAKEN or values.shape != u.shape[:1]:
+            raise UpsError(
+                f"`parameters` must be arrays ({len(u)},), one number for each trajectory, under "
+                f"names other than {', '.join(TAKEN)}; got {key!r} of shape {values.shape}."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
+    identity = short_hash({"arrays": content, "names": list(columns)})
+    path = folder / f"{name}-{identity}.npz"
+    if not path.exists():
+        np.savez(path, **{"u": u, **columns})  # type: ignore[arg-type]
+    return path
 
 
 def _listed(values: object) -> str:
