@@ -4,9 +4,9 @@
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.datamodules.readers.coordinates import without_rounding
+from ups.datamodules.readers.field_files import OpenFiles
 from ups.datamodules.readers.hdf5 import open_hdf5
 
 
@@ -38,8 +39,7 @@ class TrajectoryFile:
         self.path = Path(path)
         self.temporal_downsampling = temporal_downsampling
         self.spatial_downsampling = spatial_downsampling
-        self._file: h5py.File | None = None
-        self._process = -1
+        self._files = OpenFiles(open_hdf5)
         if not self.path.exists():
             raise UpsError(f"there is no data file {self.path}")
         x, t = self._coordinate("x-coordinate"), self._coordinate("t-coordinate")
@@ -145,7 +145,8 @@ class TrajectoryFile:
         Raises:
             UpsError: they differ.
         """
-        known = self._open().attrs.get("hash")
+        file: Any = self._files[self.path]
+        known = file.attrs.get("hash")
         if known is not None and digest(parts) != known:
             raise UpsError(
                 f"{self.path}: the values of 'tensor' are not those that were written; "
@@ -154,7 +155,7 @@ class TrajectoryFile:
 
     def _dataset(self, name: str, rank: int) -> h5py.Dataset:
         try:
-            dataset = self._open().get(name)
+            dataset = self._files[self.path].get(name)
         except (OSError, RuntimeError, KeyError):  # a dangling link
             dataset = None
         if not isinstance(dataset, h5py.Dataset):
@@ -189,15 +190,6 @@ class TrajectoryFile:
                 "with at least 2 entries"
             )
         return values
-
-    def _open(self) -> h5py.File:
-        if self._file is None or self._process != os.getpid():  # HDF5 handles don't survive a fork
-            self._file = open_hdf5(self.path)
-            self._process = os.getpid()
-        return self._file
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None}
 
 
 def digest(parts: Sequence[np.ndarray]) -> str:
