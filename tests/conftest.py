@@ -32,6 +32,11 @@ TINY = [
 ]  # fmt: skip
 
 
+def ring(tokens):
+    """The grid of so many tokens on a periodic line."""
+    return Grid((tokens,), (1.0,))
+
+
 def line_spec(points=32, **changes):
     """A scalar with one parameter on a periodic line of ``points`` points."""
     return FieldSpec(Grid((points,), (1.0,)), **{"parameters": ("nu",), "dt": 0.05, **changes})

@@ -267,6 +267,7 @@ def test_old_field_is_a_scalar_on_a_periodic_line():
         "conserves_mean": True,
         "time_unit": 0.05,
         "parameter_units": (),
+        "is_homogeneous": True,
     }
     assert converted["training_parameters"] == [[0.4], [2.0]]
     del config["nus"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_simulator
+from conftest import make_simulator, ring
 from helpers.toy import (
     DT,
     FREE,
@@ -28,9 +28,12 @@ from torch import nn
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid
 from ups.core.schema import arguments
 from ups.datamodules import BurgersDataModule
+from ups.models import build
 from ups.models.denoiser import Denoiser
+from ups.models.token_grid import Neighborhood
 from ups.modules import ConsistencyModule, DiffusionModule
 from ups.physics import advection, burgers
 from ups.run import CONF
@@ -38,8 +41,9 @@ from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector, heun_sampler, heun_step
 from ups.simulation.latent import project_to_field
 from ups.simulation.residual_targets import LatentCache, ResidualTargets, residual_targets
+from ups.simulation.simulator import Simulator
 
-SIZES = {"num_tokens": TOKENS, "hidden_dim": WIDTH, "num_dynamic_channels": FREE}
+SIZES = {"tokens": ring(TOKENS), "hidden_dim": WIDTH, "num_dynamic_channels": FREE}
 NETS = {"mean_network": {"hidden_dim": 8, "depth": 1}, "denoiser": {"hidden_dim": 8, "depth": 1}}
 SIGMA_DATA = 0.5  # EDM's, on purpose not imported
 
@@ -268,7 +272,7 @@ def test_corrector_has_the_published_settings():
     corrector = ResidualCorrector(**SIZES, **NETS)
     about = {"sampler": "heun", "num_steps": 8, "sigma_min": 0.02, "sigma_max": 10.0}
     about |= {"rho": 7.0, "temperature": 0.25, "num_parameters": 1}
-    assert corrector.spec == SIZES | NETS | about
+    assert {"tokens": ring(TOKENS), **corrector.spec} == SIZES | NETS | about
     assert torch.equal(corrector.scale, torch.ones(FREE))
     assert "scale" in corrector.state_dict()
 
@@ -277,8 +281,8 @@ def test_corrector_spec_makes_the_same_corrector_again():
     about = {"sampler": "consistency", "num_steps": 3, "sigma_min": 0.3, "sigma_max": 2.0}
     about |= {"rho": 4.0, "temperature": 0.6, "num_parameters": 1}
     corrector = make_corrector(**about)
-    assert corrector.spec == SIZES | NETS | about
-    again = ResidualCorrector(**corrector.spec)
+    assert {"tokens": ring(TOKENS), **corrector.spec} == SIZES | NETS | about
+    again = ResidualCorrector(ring(TOKENS), **corrector.spec)
     again.load_state_dict(corrector.state_dict())
     z, pred, dt, parameters = states(2)
     noise = torch.randn(2, 1, TOKENS, FREE)
@@ -350,7 +354,7 @@ def test_denoiser_equals_written_out_network(num_parameters):
     torch.manual_seed(0)
     distances = (1, 2, 3)
     sizes = {"hidden_dim": 6, "mlp_ratio": 1.5, "depth": 4, "dilations": distances}
-    network = Denoiser(5, 7, 2, **sizes, num_parameters=num_parameters).double()
+    network = Denoiser(ring(5), 7, 2, **sizes, num_parameters=num_parameters).double()
     weights = dict(network.named_parameters())
     with torch.no_grad():
         for p in weights.values():
@@ -383,14 +387,14 @@ def test_denoiser_equals_written_out_network(num_parameters):
 
 def test_denoiser_is_zero_at_initialization_with_unit_size_inside():
     torch.manual_seed(0)
-    network = Denoiser(8, 100, 3, hidden_dim=64)
+    network = Denoiser(ring(8), 100, 3, hidden_dim=64)
     one = torch.ones(2)
     answer = network((torch.randn(2, 8, 100),), one, one, one[:, None])
     assert torch.equal(answer, torch.zeros(2, 8, 3))
     weights = dict(network.named_parameters())
     assert weights["tokens_in"].std().item() == pytest.approx(0.1, rel=0.05)
     assert len(network.muon_parameters()) == 12  # two in each of six blocks
-    other = Denoiser(8, 4, 1, hidden_dim=10, depth=3)
+    other = Denoiser(ring(8), 4, 1, hidden_dim=10, depth=3)
     assert [tuple(m.shape) for m in other.muon_parameters()] == [(10, 30), (10, 10)] * 3
 
 
@@ -398,7 +402,7 @@ def test_denoiser_default_dilations_are_1_2_4_1():
     """Two blocks carry a change 1 + 2 tokens far, four carry it 1 + 2 + 4 + 1."""
     for depth, reach in ((1, 1), (2, 3), (3, 7), (4, 8), (5, 9)):
         torch.manual_seed(0)
-        network = Denoiser(32, 1, 1, hidden_dim=6, depth=depth).double()
+        network = Denoiser(ring(32), 1, 1, hidden_dim=6, depth=depth).double()
         nn.init.normal_(network.tokens_out)
         x, one = torch.zeros(2, 32, 1, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
         x[1, 16] = 1
@@ -1104,11 +1108,23 @@ def test_corrected_steps_draw_white_noise():
 
 def test_simulator_add_corrector_takes_its_sizes_from_the_model():
     simulator = toy_simulator()
-    made = simulator.add_corrector(
-        "diffusion", NETS | {"num_tokens": 99, "hidden_dim": 98, "num_steps": 5}
-    )
+    made = simulator.add_corrector("diffusion", NETS | {"hidden_dim": 98, "num_steps": 5})
     assert simulator.correctors["diffusion"] is made
-    assert {name: made.spec[name] for name in (*SIZES, "num_steps")} == SIZES | {"num_steps": 5}
+    sizes = {name: size for name, size in SIZES.items() if name != "tokens"}
+    assert {name: made.spec[name] for name in (*sizes, "num_steps")} == sizes | {"num_steps": 5}
+    assert made.mean_network.blocks[0].neighborhood.shape == (TOKENS,)  # a ring
+
+
+def test_corrector_mixes_tokens_where_its_model_has_them():
+    spec = FieldSpec(Grid((8, 8), (1.0, 1.0)), ("w",), ("nu",), dt=0.05)
+    model = build({"architecture": "mixer", "num_tokens": 16, "hidden_dim": WIDTH}, spec)
+    simulator = Simulator(model, spec)
+    corrector = simulator.add_corrector("diffusion", NETS)
+    shapes = {m.shape for m in corrector.modules() if isinstance(m, Neighborhood)}
+    assert shapes == {(4, 4)}
+    u = torch.randn(2, 8, 8)
+    frames = simulator.rollout(u, 2, parameters={"nu": 1e-3}, correct="diffusion")
+    assert frames.shape == (2, 2, 8, 8)
 
 
 @pytest.mark.parametrize("mode", ["latent", "physical"])

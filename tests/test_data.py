@@ -11,11 +11,12 @@ import torch
 from conftest import SPEC
 
 from ups.core.errors import UpsError
+from ups.core.fields import Grid
 from ups.datamodules import BurgersDataModule, TrajectoryDataModule, trajectories
 from ups.datamodules.readers.pdebench import TrajectoryFile
 from ups.models import build
 from ups.modules import OperatorModule
-from ups.physics import burgers
+from ups.physics import burgers, navier_stokes
 from ups.simulation.simulator import Simulator
 
 SMALL = {
@@ -103,6 +104,85 @@ def test_generation_leaves_no_file_when_it_fails(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         small(tmp_path)
     assert not list(tmp_path.glob("*.hdf5*[!k]"))
+
+
+def test_interrupted_generation_goes_on_with_what_is_left(tmp_path, monkeypatch):
+    whole = small(tmp_path / "whole")
+    monkeypatch.setattr("ups.datamodules.generate.GROUP", 0)  # one trajectory at a time
+    monkeypatch.setattr("ups.datamodules.generate.os.cpu_count", lambda: 1)
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(len(arguments[0]))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return burgers.EQUATION.solve(*arguments)
+
+    data = BurgersDataModule(cache_dir=str(tmp_path / "parts"), **SMALL)
+    data.equation = dataclasses.replace(burgers.EQUATION, solve=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.prepare_data()
+    assert not data.path.exists()
+    folder = data.path.with_suffix(".parts")
+    assert len(list(folder.glob("*.npy"))) >= 4
+    data.prepare_data()
+    data.setup()
+    assert calls == [1] * (11 + 1)  # each once, and the one that failed again
+    assert not folder.exists()
+    assert np.array_equal(data.train_values, whole.train_values)
+    assert data.dataset["hash"] == whole.dataset["hash"]
+
+
+def test_generated_planes_solve_the_equation_and_are_read_as_they_were_written(tmp_path):
+    settings = {
+        "equation": "navier_stokes",
+        "nu": 2e-3,
+        "cache_dir": tmp_path,
+        "num_points": 16,
+        "reference_num_points": 32,
+        "dt": 0.5,
+        "num_frames": 4,
+        "num_train": 5,
+        "num_validation": 2,
+        "num_test": 3,
+        "unroll_steps": 2,
+        "batch_size": 4,
+    }
+    data = TrajectoryDataModule(**settings)
+    assert data.space() == (16, 16)
+    assert data.to_be_made() == 2 * 10 * 4 * 16 * 16 * 4
+    assert data.train_bytes() == 5 * 4 * 16 * 16 * 4
+    data.prepare_data()
+    data.setup()
+    assert data.spec.shape == (16, 16, 1)
+    assert data.spec.grid.extent == (1.0, 1.0)
+    assert data.spec.grid.origin == pytest.approx((0.5 / 32, 0.5 / 32))
+    assert (data.spec.channels, data.spec.parameters) == (("w",), ("nu",))
+    assert data.spec.conserves_mean
+    assert not data.spec.is_homogeneous
+    fine = Grid((32, 32), (1.0, 1.0))
+    u0 = navier_stokes.EQUATION.initial_conditions["published"](3, fine, 2)
+    times = [0.5 * k for k in range(4)]
+    u = navier_stokes.EQUATION.solve(u0, times, [2e-3], fine, torch.float64)
+    assert torch.allclose(data.values["test"], u[:, :, ::2, ::2], atol=1e-6)
+    (batch, *_) = data.train_dataloader()
+    assert batch.u.shape == (4, 3, 16, 16, 1)
+    with h5py.File(data.path) as file:
+        assert file["tensor"].shape == (10, 4, 16, 16)
+        assert file["y-coordinate"].shape == (16,)
+    thinned = TrajectoryFile(data.path, temporal_downsampling=2, spatial_downsampling=4)
+    read = thinned.read([9], 1, 1)
+    assert np.array_equal(read, data.values["test"][2:, 2:3, ::4, ::4].numpy())
+    assert thinned.grid.origin == pytest.approx((0.5 / 32, 0.5 / 32))
+
+
+def test_file_of_another_number_of_dimensions_than_the_equation_is_refused(tmp_path):
+    path = pdebench_file(tmp_path / "nu0.002.hdf5")
+    data = TrajectoryDataModule(
+        equation="navier_stokes", path=str(path), num_train=5, num_validation=1, num_test=2
+    )
+    with pytest.raises(UpsError, match="navier_stokes, 2D with 1 channels; its fields are 1D"):
+        data.setup()
 
 
 def test_pdebench_file_is_read_into_splits_spec_and_batches(tmp_path):

@@ -8,7 +8,7 @@ import ups
 import ups.pipeline
 from ups.core.errors import UpsError
 from ups.run import CONF
-from ups.runs.data_defaults import follow_data, nearest_divisor, without_generated_sizes
+from ups.runs.data_defaults import follow_data, nearest_number, without_generated_sizes
 
 
 def composed(*overrides):
@@ -48,11 +48,21 @@ def test_run_is_named_by_its_data(overrides, name):
 
 
 @pytest.mark.parametrize(
-    ("points", "target", "divisor"),
-    [(256, 64, 64), (100, 64, 50), (100, 32, 25), (101, 64, 101), (202, 64, 101), (96, 64, 48)],
+    ("space", "target", "number"),
+    [
+        ((256,), 64, 64),
+        ((100,), 64, 50),
+        ((100,), 32, 25),
+        ((101,), 64, 101),
+        ((202,), 64, 101),
+        ((96,), 64, 48),
+        ((64, 64), 64, 64),
+        ((5, 7), 64, 35),
+        ((30, 7), 64, 70),  # 10 x 7
+    ],
 )
-def test_nearest_divisor_is_nearest_as_a_ratio(points, target, divisor):
-    assert nearest_divisor(points, target) == divisor
+def test_nearest_number_of_tokens_is_nearest_as_a_ratio(space, target, number):
+    assert nearest_number(space, target) == number
 
 
 @pytest.mark.parametrize(
@@ -78,6 +88,11 @@ def test_tokens_divide_the_points_of_generated_data():
 
 def test_latent_tokens_of_the_paper_need_not_divide_the_points(waves):
     assert follow_data(composed(*waves, "model=upt"), waves).model.num_tokens == 64
+
+
+def test_patches_given_for_each_axis_are_left_as_they_are(waves):
+    cfg = composed(*waves, "model=upt", "model.num_patches=[30]")
+    assert follow_data(cfg, waves).model.num_patches == [30]
 
 
 def test_split_without_a_size_is_a_share(waves):

@@ -17,11 +17,15 @@ def test_grid_points_are_cell_centers_by_default():
     assert grid.positions()[1, 1].tolist() == [0.375, 2.25]
 
 
-def test_grid_origin_moves_the_points_and_refining_centers_them_again():
+def test_finer_and_coarser_grids_have_the_edges_of_the_cells():
     grid = Grid((4,), (2.0,), origin=(0.0,))
     assert grid.axis(0).tolist() == [0.0, 0.5, 1.0, 1.5]
-    assert grid.refined(2).axis(0)[:2].tolist() == [0.125, 0.375]
-    assert grid.coarsened(2).shape == (2,)
+    assert grid.refined(2).axis(0)[:2].tolist() == [-0.125, 0.125]
+    assert grid.coarsened(2).axis(0).tolist() == [0.25, 1.25]
+    assert grid.edges == grid.refined(2).edges == grid.coarsened(2).edges
+    centered = Grid((4, 2), (2.0, 3.0))
+    assert centered.refined(2) == Grid((8, 4), (2.0, 3.0))
+    assert centered.coarsened(2) == Grid((2, 1), (2.0, 3.0))
 
 
 @pytest.mark.parametrize(
@@ -62,12 +66,19 @@ def test_grid_that_cannot_be_coarsened_says_so():
             0.1,
             (1.0, 0.0),
             (0.5, 2.0),
+            is_homogeneous=False,
         ),
         FieldSpec(PointCloud(((0.0, 0.1), (0.5, 0.2), (0.3, 0.9))), ("p",)),
     ],
 )
 def test_field_spec_survives_plain_values(spec):
     assert FieldSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_field_of_an_older_checkpoint_is_homogeneous():
+    values = FieldSpec(Grid((8,), (1.0,))).to_dict()
+    del values["is_homogeneous"]
+    assert FieldSpec.from_dict(values).is_homogeneous
 
 
 def test_field_spec_axes_follow_the_domain():

@@ -347,7 +347,7 @@ def test_data_module_describes_and_windows_fields_of_every_dimension(tmp_path, n
     data.setup()
     assert data.spec.channels == ("a", "b")
     assert data.spec.grid.shape == SHAPES[num_dims]
-    assert data.num_points() == np.prod(SHAPES[num_dims])
+    assert data.space() == SHAPES[num_dims]
     rows = data.rows(N)
     train = expected(u, num_dims)[rows["train"]]
     assert data.spec.mean == pytest.approx(train.mean(tuple(range(num_dims + 2)), np.float64))

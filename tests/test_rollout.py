@@ -1,5 +1,7 @@
 """Simulator: shapes, positions, modes, refusals, and the equivariance that the model claims."""
 
+import math
+
 import pytest
 import torch
 from conftest import SPEC, line_spec, make_simulator
@@ -7,6 +9,7 @@ from conftest import SPEC, line_spec, make_simulator
 import ups
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid, PointCloud
+from ups.hub.export import to_xarray
 from ups.metrics import pdebench_metrics
 from ups.models import build
 from ups.models.interpolation import interpolate, merge_coincident, wrap
@@ -312,7 +315,7 @@ def test_build_refuses_code_unknown_arguments_and_sizes_that_do_not_fit():
         build({"architecture": "os.system"}, line_spec())
     with pytest.raises(UpsError, match=r"model\.depth"):
         build({**SPEC, "depth": 3}, line_spec())
-    with pytest.raises(UpsError, match="multiple of num_tokens"):
+    with pytest.raises(UpsError, match="must divide the 32 points"):
         build({**SPEC, "num_tokens": 5}, line_spec())
 
 
@@ -455,32 +458,75 @@ def test_simulator_of_two_channels_is_rebuilt_from_its_configuration(pair_simula
     )
 
 
+class Doubling(torch.nn.Module):
+    def encode(self, u):
+        return u
+
+    def step(self, z, dt, parameters):
+        return 2 * z
+
+    def decode(self, z):
+        return z
+
+
+WALLED = Grid((32,), (1.0,), (("wall", "open"),))
+PLANE = Grid((24, 16), (2.0, 1.0), origin=(0.0, 0.3))
+
+
 @pytest.mark.parametrize(
-    ("domain", "words"),
+    ("domain", "option", "value", "words"),
     [
-        (
-            Grid((32,), (1.0,), (("wall", "open"),)),
-            "`x` and `x_out` must be None: the domain is not a periodic line",
-        ),
-        (PointCloud(((0.1, 0.2),) * 32), "this needs a field on a grid"),
+        (WALLED, "x", [0.5] * 32, "`x` must be None: the domain is not a periodic line"),
+        (WALLED, "x_out", [0.5, 1.1], "`x_out` must lie from 0 to 1 along axis 0, which is not"),
+        (PLANE, "x_out", [0.5, 1.1], r"`x_out` must have shape \(P, 2\) with P >= 1"),
+        (PLANE, "x_out", [[0.5, 1.1, 0.2]], r"`x_out` must have shape \(P, 2\)"),
+        (PointCloud(((0.1, 0.2),) * 32), "x_out", [0.5], "`x_out` must be None: the domain is not"),
     ],
 )
-def test_rollout_takes_no_positions_when_the_domain_is_no_periodic_line(domain, words):
-    class Doubling(torch.nn.Module):
-        def encode(self, u):
-            return u
-
-        def step(self, z, dt, parameters):
-            return 2 * z
-
-        def decode(self, z):
-            return z
-
-    simulator, u0 = Simulator(Doubling(), FieldSpec(domain)), fields()
+def test_rollout_refuses_positions_that_the_domain_does_not_have(domain, option, value, words):
+    simulator = Simulator(Doubling(), FieldSpec(domain))
+    u0 = torch.randn(3, *domain.shape)
     assert torch.equal(simulator.rollout(u0, 2), torch.stack((2 * u0, 4 * u0), 1))
-    for option in ("x", "x_out"):
-        with pytest.raises(UpsError, match=words):
-            simulator.rollout(u0, 1, **{option: torch.full((32,), 0.5)})
+    with pytest.raises(UpsError, match=words):
+        simulator.rollout(u0, 1, **{option: torch.tensor(value)})
+
+
+def waves(places):
+    """Smooth fields (P, 2) at positions (P, 2) of PLANE, of its periods."""
+    x, y = 2 * math.pi * places[:, 0] / 2.0, 2 * math.pi * places[:, 1]
+    return torch.stack(((x + 0.3).sin() * y.cos(), (x - y).cos()), -1)
+
+
+def test_rollout_on_a_plane_gives_frames_at_any_positions():
+    simulator = Simulator(Doubling(), FieldSpec(PLANE, ("h", "v")))
+    u0 = waves(PLANE.positions().flatten(0, 1)).unflatten(0, PLANE.shape)[None]
+    places = torch.rand(50, 2) * torch.tensor([6.0, 3.0]) - 2  # other periods too
+    frames = simulator.rollout(u0, 2, x_out=places)
+    assert frames.shape == (1, 2, 50, 2)
+    assert torch.allclose(frames[0, 1], 4 * waves(places), atol=0.02)
+    on_grid = simulator.rollout(u0, 1, x_out=PLANE.positions().flatten(0, 1))
+    assert torch.allclose(on_grid[0, 0], 2 * u0.flatten(1, 2)[0], atol=1e-5)
+    data = to_xarray(simulator, u0, 2, x_out=places)
+    assert data.h.dims == ("trajectory", "time", "point")
+    assert data.y.values == pytest.approx(places[:, 1].numpy())
+    assert data.v.values[0, 2] == pytest.approx(frames[0, 1, :, 1].numpy())
+
+
+def test_positions_on_a_plane_have_gradients():
+    simulator = Simulator(Doubling(), FieldSpec(PLANE, ("h", "v")))
+    u0 = waves(PLANE.positions().flatten(0, 1)).unflatten(0, PLANE.shape)[None]
+    places = torch.tensor([[0.41, 0.77]], requires_grad=True)
+    (slope,) = torch.autograd.grad(simulator.rollout(u0, 1, x_out=places)[0, 0, 0, 1], places)
+    x, y = (2 * math.pi * places[0] / torch.tensor([2.0, 1.0])).tolist()
+    by_hand = [-2 * math.pi * math.sin(x - y), 4 * math.pi * math.sin(x - y)]
+    assert slope[0].tolist() == pytest.approx(by_hand, rel=0.05)
+
+
+def test_rollout_between_walls_repeats_the_last_point_beyond_it():
+    simulator = Simulator(Doubling(), FieldSpec(WALLED))
+    u0 = WALLED.axis(0)[None]
+    frames = simulator.rollout(u0, 1, x_out=[0.0, 0.5, 1.0])
+    assert frames[0, 0].tolist() == pytest.approx([1 / 32, 1.0, 2 - 1 / 32], abs=0.01)
 
 
 def test_calling_a_simulator_gives_the_next_frame(simulator):

@@ -147,7 +147,7 @@ def test_the_same_command_again_trains_nothing(finished):
         ("lambda_inv=-1", "`lambda_inv` must be a number >= 0, got -1."),
         ("name=a/b", "folder's name"),
         ("trainer.max_time=soon", "DD:HH:MM:SS"),
-        ("model.num_tokens=7", "multiple of num_tokens"),
+        ("model.num_tokens=7", "`model.num_tokens` must divide the 32 points"),
         ("data=pdebench", "`data.path` must be a PDEBench file"),
         ("lambda_invv=1", "`lambda_invv` is not a key of this configuration"),
         ("lamda_inv=1", "Close to it: lambda_inv"),

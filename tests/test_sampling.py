@@ -7,7 +7,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import SPEC, line_spec, make_simulator
+from conftest import SPEC, line_spec, make_simulator, ring
 
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
@@ -64,7 +64,7 @@ def toy(steps=400):
     """
     torch.manual_seed(0)
     corrector = ResidualCorrector(
-        num_tokens=4,
+        tokens=ring(4),
         hidden_dim=4,
         num_dynamic_channels=3,
         **NETS,
@@ -120,7 +120,7 @@ def test_sampler_recovers_bimodal_distribution():
 def test_corrector_refuses_an_unknown_sampler():
     with pytest.raises(UpsError, match="`sampler` must be one of heun, consistency"):
         ResidualCorrector(
-            num_tokens=4, hidden_dim=4, num_dynamic_channels=3, **NETS, sampler="euler"
+            tokens=ring(4), hidden_dim=4, num_dynamic_channels=3, **NETS, sampler="euler"
         )
 
 

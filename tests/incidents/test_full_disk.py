@@ -62,7 +62,7 @@ def refused(done):
 def test_generation_is_refused_with_both_sizes_when_the_disk_is_too_small(small_disk, tmp_path):
     folder = small_disk("1m")
     text = refused(run(tmp_path, f"data.cache_dir={folder}/data", "data.num_train=2000"))
-    assert "the generated data set needs 2.8 MB at" in text
+    assert "the generated data set needs 5.7 MB at" in text
     assert "only 1." in text
     assert not list(folder.rglob("*.hdf5"))
 

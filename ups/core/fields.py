@@ -112,8 +112,8 @@ class Grid:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
 
     def refined(self, factor: int) -> "Grid":
-        """The grid of cell centers with ``factor`` times as many points along each axis."""
-        return Grid(tuple(n * factor for n in self.shape), self.extent, self.boundary)
+        """The grid of the same edges with ``factor`` times as many cells along each axis."""
+        return self._with_shape(tuple(n * factor for n in self.shape))
 
     def can_coarsen_to(self, num_points: int) -> bool:
         """Whether there is a coarser grid of ``num_points`` points along the first axis."""
@@ -121,14 +121,22 @@ class Grid:
         return rest == 0 and factor > 0 and all(n % factor == 0 for n in self.shape)
 
     def coarsened(self, factor: int) -> "Grid":
-        """The grid of cell centers whose cells are ``factor`` cells wide.
+        """The grid of the same edges whose cells are ``factor`` cells wide.
 
         Raises:
             UpsError: ``factor`` does not divide the shape.
         """
         if any(n % factor for n in self.shape):
             raise UpsError(f"a grid of {self.shape} points can't be coarsened by {factor}.")
-        return Grid(tuple(n // factor for n in self.shape), self.extent, self.boundary)
+        return self._with_shape(tuple(n // factor for n in self.shape))
+
+    def _with_shape(self, shape: tuple[int, ...]) -> "Grid":
+        """The grid of as many cells, between the outer edges of this one's cells."""
+        old = self.cell_size
+        new = (length / n for length, n in zip(self.extent, shape, strict=True))
+        moved = (b / 2 - a / 2 for a, b in zip(old, new, strict=True))
+        origin = tuple(first + by for first, by in zip(self.origin, moved, strict=True))
+        return Grid(shape, self.extent, self.boundary, origin)
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,8 @@ class FieldSpec:
         time_unit: a usual time between frames, the unit of dt at the input of networks.
         parameter_units: usual values (P,) of the parameters, their units at the input of networks;
             default: ``PARAMETER_UNIT``.
+        is_homogeneous: whether a shifted solution is a solution. If not, models that can't tell
+            positions apart get them as inputs.
 
     Raises:
         UpsError: there is no channel, or a value is out of its range.
@@ -188,6 +198,7 @@ class FieldSpec:
     conserves_mean: bool = True
     time_unit: float = TIME_UNIT
     parameter_units: tuple[float, ...] = ()
+    is_homogeneous: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))

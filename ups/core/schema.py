@@ -77,7 +77,6 @@ BOOKKEEPING_EVERYWHERE = Bookkeeping(everywhere=True)
 T = TypeVar("T")
 PositiveInt = Annotated[int, Ge(1), Le(LARGEST)]
 NonNegativeInt = Annotated[int, Ge(0), Le(LARGEST)]
-DivisorOfPoints = Annotated[int, Ge(1), Le(LARGEST), DividesPoints()]
 PositiveFloat = Annotated[float, Gt(0), Le(LARGEST_NUMBER)]
 NonNegativeFloat = Annotated[float, Ge(0), Le(LARGEST_NUMBER)]
 Fraction = Annotated[float, Ge(0), Le(1)]
@@ -88,6 +87,7 @@ Depth = Annotated[int, Ge(0), Le(1000)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 NonEmpty = Annotated[Sequence[T], Len(1)]
 OneOrMore = Union[T, NonEmpty[T]]  # noqa: UP007  # `|` takes no type variable
+NumPatches = Annotated[OneOrMore[PositiveInt], DividesPoints()]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$"), Words("a non-empty string")]
 EquationName = Annotated[
     str,

@@ -1,8 +1,12 @@
-"""Generate trajectories of an equation by its solver, as a file of PDEBench's 1D layout."""
+"""Generate trajectories of an equation by its solver, as a file of PDEBench's layout.
+
+What is solved is kept in parts until the file is whole, so that an interrupted call goes on.
+"""
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +21,13 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.io import atomic_write
+from ups.datamodules.readers.axes import SPACE
 from ups.datamodules.readers.pdebench import digest
 from ups.physics import Equation
 
+# fields of LINE points that are solved in one call; of larger ones as many points
+GROUP, GPU_GROUP = 16, 512
+LINE = 1024
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -57,22 +65,28 @@ def generate(equation: Equation, recipe: Recipe, path: Path) -> None:
         path: the file.
     """
     keep = recipe["solver_points"] // recipe["points"]
-    grid = Grid((recipe["solver_points"],), (1.0,))
+    dims = equation.num_dims
+    grid = Grid((recipe["solver_points"],) * dims, (1.0,) * dims)
     draw = equation.initial_conditions[recipe["initial_conditions"]]
     u0 = [draw(recipe[split], grid, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
-    times = np.arange(recipe["frames"]) * recipe["dt"]
-    values = solve_all(equation, u0, times.tolist(), [recipe["nu"]], grid, keep)
+    times = (np.arange(recipe["frames"]) * recipe["dt"]).tolist()
+    folder = path.with_suffix(".parts")
+    folder.mkdir(exist_ok=True)
+    values = solve_all(equation, u0, times, [recipe["nu"]], grid, keep, folder)
     with (
         atomic_write(path) as temporary,
         h5py.File(temporary, "w", locking="best-effort") as file,
     ):
-        file["tensor"] = values[..., 0].numpy()
-        file["x-coordinate"] = grid.axis(0)[::keep].numpy()
+        has_channels = len(equation.channels) > 1
+        file["tensor"] = (values if has_channels else values[..., 0]).numpy()
+        for d in range(dims):
+            file[f"{SPACE[d]}-coordinate"] = grid.axis(d)[::keep].numpy()
         file["t-coordinate"] = (np.arange(recipe["frames"] + 1) * recipe["dt"]).astype(np.float32)
         for name in equation.parameters:
             file.attrs[name] = recipe["nu"]
         file.attrs["recipe"] = json.dumps(recipe)
         file.attrs["hash"] = digest([values.numpy()])
+    shutil.rmtree(folder)
 
 
 def short_hash(recipe: Mapping[str, object]) -> str:
@@ -87,6 +101,7 @@ def solve_all(
     parameters: Sequence[float],
     grid: Grid,
     keep: int,
+    folder: Path | None = None,
 ) -> Tensor:
     """Solve the initial conditions of all splits, on the GPU if there is one.
 
@@ -100,6 +115,7 @@ def solve_all(
         parameters: the parameters (P,).
         grid: the grid of the solver.
         keep: keep every ``keep``-th point of each axis.
+        folder: keeps what is solved, and what is there is not solved again; None keeps nothing.
 
     Returns:
         Fields (sum of N_i, T, *space / keep, C).
@@ -108,13 +124,21 @@ def solve_all(
         raise UpsError(f"the equation {equation.name} has no solve to generate data with.")
     solver = equation.solve
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = 16 if device.type == "cpu" else 512
     every_keep = (slice(None), slice(None), *(slice(None, None, keep) for _ in grid.shape))
 
-    def solve(group: Tensor) -> Tensor:
+    def solve(number: int, group: Tensor) -> Tensor:
+        part = None if folder is None else folder / f"{number}.npy"
+        if part is not None and part.exists():
+            return torch.from_numpy(np.load(part))
         frames = solver(group.to(device), times, parameters, grid, torch.float64)
-        return frames[every_keep].cpu()
+        kept = frames[every_keep].cpu().contiguous()
+        if part is not None:
+            with atomic_write(part) as temporary, temporary.open("wb") as file:
+                np.save(file, kept.numpy())
+        return kept
 
+    size = GROUP if device.type == "cpu" else GPU_GROUP
+    size = max(1, size * LINE // grid.num_points)
     groups = [group for split in u0 for group in split.split(size)]
     return torch.cat(_map_with_progress(solve, groups, _task(equation, parameters, grid), device))
 
@@ -129,7 +153,10 @@ def _task(equation: Equation, parameters: Sequence[float], grid: Grid) -> str:
 
 
 def _map_with_progress(
-    solve: Callable[[Tensor], Tensor], groups: Sequence[Tensor], task: str, device: torch.device
+    solve: Callable[[int, Tensor], Tensor],
+    groups: Sequence[Tensor],
+    task: str,
+    device: torch.device,
 ) -> list[Tensor]:
     """Solve groups in parallel threads, with a progress bar."""
     columns = (
@@ -143,7 +170,7 @@ def _map_with_progress(
         bar = progress.add_task(task, total=sum(map(len, groups)))
         done = []
         try:
-            for solved in pool.map(solve, groups):
+            for solved in pool.map(solve, range(len(groups)), groups):
                 done.append(solved)
                 progress.advance(bar, len(solved))
         except BaseException:

@@ -97,8 +97,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
             says or else its name.
         initial_conditions: the recipe of generated data's initial conditions, one of the equation's
             ``initial_conditions``; None for its default.
-        num_points: number of points X of generated data, a divisor of ``reference_num_points``.
-        reference_num_points: number of points of the solver.
+        num_points: number of points of generated data along each axis, a divisor of
+            ``reference_num_points``.
+        reference_num_points: number of points of the solver along each axis.
         dt: the time between frames of generated data.
         num_frames: number of frames T of generated data.
         num_train: number of training trajectories.
@@ -213,26 +214,33 @@ class TrajectoryDataModule(pl.LightningDataModule):
                         generate(self.equation, self._recipe(i, nu), path)
 
     def to_be_made(self) -> int:
-        """The number of bytes that ``prepare_data`` will write."""
+        """The number of bytes that ``prepare_data`` will write: files, and their parts before."""
         h: Any = self.hparams
         trajectories = h.num_train + h.num_validation + h.num_test
-        each = trajectories * h.num_frames * h.num_points * 4
+        each = 2 * trajectories * h.num_frames * self._values_per_frame() * 4
         return 0 if h.path is not None else sum(each for _, path in self.parts if not path.exists())
 
     def train_bytes(self) -> int:
         """The number of bytes of the training data in memory."""
         h: Any = self.hparams
-        frames, values = h.num_frames, h.num_points
+        frames, values = h.num_frames, self._values_per_frame()
         if h.path is not None:
             file = self.open_files()[0]
             frames, values = file.frames, file.read([0], 0, 1).size
         return len(self.parts) * h.num_train * frames * values * 4
 
-    def num_points(self) -> int:
-        """The number of points X of the data, known before ``setup``."""
-        if self.hparams["path"] is None:
-            return int(self.hparams["num_points"])
-        return self.open_files()[0].grid.num_points
+    def _values_per_frame(self) -> int:
+        """The number of values of a frame of generated data."""
+        if self.equation is None:
+            return 0
+        points = self.hparams["num_points"] ** self.equation.num_dims
+        return int(points) * len(self.equation.channels)
+
+    def space(self) -> tuple[int, ...]:
+        """The number of points along each axis, known before ``setup``."""
+        if self.hparams["path"] is None and self.equation is not None:
+            return (int(self.hparams["num_points"]),) * self.equation.num_dims
+        return self.open_files()[0].grid.shape
 
     def setup(self, stage: str | None = None) -> None:
         if self.ready:
@@ -258,7 +266,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.num_frames = first.frames
         num_values = first.frames * first.read(rows["train"][:1], 0, 1).size  # of a trajectory
         if h.in_memory:
-            check_memory(4 * len(files) * len(rows["train"]) * num_values, "data.in_memory=true")
+            check_memory(self.train_bytes(), "data.in_memory=true")
         held_out = len(rows["validation"]) + len(rows["test"])
         check_memory(4 * len(files) * held_out * num_values, "data.num_validation + data.num_test")
         self.train_sources = [(file, row) for file in files for row in rows["train"]]
@@ -329,6 +337,13 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 f"to {high:g}, got {', '.join(f'{value:g}' for value in std)}."
             )
         if self.equation is not None:
+            found = f"{file.grid.num_dims}D with {values.shape[-1]} channels"
+            wanted = f"{self.equation.num_dims}D with {len(self.equation.channels)} channels"
+            if found != wanted:
+                raise UpsError(
+                    f"{file.path} must be of the equation {self.equation_name}, {wanted}; "
+                    f"its fields are {found}."
+                )
             # the mean is kept in the field: removing it would break the symmetry u -> -u
             return FieldSpec(
                 file.grid,
@@ -337,6 +352,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 file.dt,
                 std=tuple(std),
                 conserves_mean=self.equation.conserves_mean,
+                is_homogeneous=self.equation.is_homogeneous,
             )
         return FieldSpec(
             file.grid,
@@ -348,6 +364,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
             conserves_mean=conserves_mean(values, std),
             time_unit=file.dt,
             parameter_units=tuple(self.parameters["train"].double().log().mean(0).exp().tolist()),
+            is_homogeneous=False,  # nothing says that it is
         )
 
     def channel_names(self, number: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
 from ups.core.gradients import to_tensor
 from ups.core.norms import RELATIVE_ERROR_FLOOR
-from ups.physics import Equation, Law
+from ups.physics import Equation, Functional, Law
 
 VRMSE_FLOOR = 1e-7  # added to a variance
 NAMES = ("rmse", "nrmse", "crmse", "brmse", "max_error", "frmse_low", "frmse_mid", "frmse_high")
@@ -279,7 +279,8 @@ class PhysicsChecks(Metric):
         for functional in self.non_increasing:
             values = functional.compute(frames, self.spec.grid)
             floor = (RELATIVE_ERROR_FLOOR * size) ** functional.degree
-            checks[f"{functional.name}_growth"] = _growth(values, floor)
+            allowed = _largest_after(values, functional, self.spec.dt)
+            checks[f"{functional.name}_growth"] = _growth(values, allowed, floor)
         if self.has_maximum_principle:
             above = (pred.amax(axes) - u0.amax(axes)).clamp_min(0)
             below = (u0.amin(axes) - pred.amin(axes)).clamp_min(0)
@@ -300,15 +301,24 @@ def _mean_size(values: Tensor) -> Tensor:
     return values.abs().flatten(2).mean(2)
 
 
-def _growth(values: Tensor, floor: Tensor) -> Tensor:
-    """The relative growth (B, T) between consecutive ``values`` (B, T + 1), 0 for a decrease.
+def _largest_after(values: Tensor, functional: Functional, dt: float) -> Tensor:
+    """The largest values (B, T) that a force allows a time ``dt`` later."""
+    if functional.growth_rate == 0:
+        return values
+    roots = values.clamp_min(0) ** (1 / functional.degree)
+    return (roots + functional.growth_rate * dt) ** functional.degree
+
+
+def _growth(values: Tensor, allowed: Tensor, floor: Tensor) -> Tensor:
+    """The relative growth (B, T) of consecutive ``values`` (B, T + 1) beyond the ``allowed`` ones
+    a step later, 0 where there is none.
 
     It is relative to the earlier value or to ``floor`` (B, 1), whichever is larger. The floor is
     for fields that are constant or have decayed to almost zero: round-off is not growth.
     """
     before = values[:, :-1]
-    after = values[:, 1:]
-    return (after - before).clamp_min(0) / torch.maximum(before, floor).clamp_min(1e-12)
+    growth = (values[:, 1:] - allowed[:, :-1]).clamp_min(0)
+    return growth / torch.maximum(before, floor).clamp_min(1e-12)
 
 
 def _correlation(a: Tensor, b: Tensor, spec: FieldSpec) -> Tensor:
@@ -329,11 +339,16 @@ def _correlation(a: Tensor, b: Tensor, spec: FieldSpec) -> Tensor:
 def energy_spectrum(u: Tensor, spec: FieldSpec) -> Tensor:
     """The energy u^2/2 of fields (..., *space, C) by wave number |k|, rounded: (..., K).
 
-    Its sum is the mean of u^2/2 over space, summed over channels (Parseval).
+    Wave numbers count the waves along the longest axis. The sum over them is the mean of u^2/2 over
+    space, summed over channels (Parseval).
     """
     axes = spec.space_axes
     power = torch.fft.fftn(u.double(), dim=axes, norm="forward").abs().square().sum(-1) / 2
-    numbers = [torch.fft.fftfreq(n, 1 / n, device=u.device) for n in spec.domain.shape]
+    longest = max(spec.grid.extent)
+    numbers = [
+        torch.fft.fftfreq(n, length / (n * longest), device=u.device)
+        for n, length in zip(spec.grid.shape, spec.grid.extent, strict=True)
+    ]
     radius = torch.stack(torch.meshgrid(*numbers, indexing="ij")).square().sum(0).sqrt()
     shells = radius.round().long().flatten()
     power = power.flatten(-spec.domain.num_dims)

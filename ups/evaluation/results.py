@@ -262,6 +262,7 @@ class Tested(Protocol):
     rows: list[Row]
     examples: dict[str, tuple[Tensor, Tensor]]
     spectra: tuple[Tensor, Tensor] | None
+    channel_nrmse: Tensor | None
 
 
 class TestedData(Protocol):

@@ -38,7 +38,7 @@ from ups.hub.model_card import render_model_card
 from ups.runs.provenance import git_state, hardware
 from ups.simulation.checkpoint import load
 from ups.simulation.model_folder import to_safetensors
-from ups.simulation.resampling import Resampling
+from ups.simulation.resampling import resampling
 from ups.simulation.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def to_xarray(
 
     Returns:
         A data set with a variable (trajectory, time, *space) for each channel and a coordinate
-        (trajectory,) for each parameter.
+        (trajectory,) for each parameter. With ``x_out`` in several dimensions the variables are
+        (trajectory, time, point).
 
     Raises:
         UpsError: xarray is not installed.
@@ -213,12 +214,19 @@ def to_xarray(
     fields, _ = spec.add_channel_axis(to_tensor(u0, None, None).detach().to(simulator.mean))
     arguments = {**options, "grad": False}
     u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **arguments)
-    positions = (None if p is None else to_tensor(p, None, None).detach() for p in (x, x_out))
-    resampling = Resampling(spec.grid, *positions)
-    first = resampling.from_grids(resampling.to_grids(fields.to(u.device)))
-    values = torch.cat((first[:, None], u), 1).cpu().numpy()
     names = "xyz"[: spec.domain.num_dims]
-    axes = [spec.grid.axis(d) for d in range(len(names))] if x_out is None else [x_out]
+    places = [
+        None if p is None else to_tensor(p, None, None).detach().reshape(-1, len(names))
+        for p in (x, x_out)
+    ]
+    sampling = resampling(spec.grid, *places)
+    queries = places[1]
+    first = sampling.from_grids(sampling.to_grids(fields.to(u.device)))
+    values = torch.cat((first[:, None], u), 1).cpu().numpy()
+    axes = [spec.grid.axis(d) for d in range(len(names))] if queries is None else queries.mT
+    # values at any points of a plane lie along one axis
+    is_scattered = queries is not None and len(names) > 1
+    dims = ("point",) if is_scattered else tuple(names)
     one = {"units": "1"}  # everything is dimensionless
     coordinates: dict[str, object] = {
         "trajectory": range(len(u)),
@@ -231,14 +239,14 @@ def to_xarray(
     for name, axis, (low, high) in zip(names, axes, spec.grid.edges, strict=True):
         where = f"position, from {low:g} to {high:g}"
         about = {**one, "axis": name.upper(), "long_name": where}
-        coordinates[name] = (name, torch.as_tensor(axis).detach().cpu().numpy(), about)
+        coordinates[name] = ("point" if is_scattered else name, axis.cpu().numpy(), about)
     given = dict(options.get("parameters") or {}) or dict.fromkeys(spec.parameters, nu)
     for name, value in given.items():
         column = to_tensor(value, None, None).detach().expand(len(u)).cpu().numpy()
         coordinates[name] = ("trajectory", column, {**one, "long_name": "parameter of the data"})
     variables = {
         channel: (
-            ("trajectory", "time", *names),
+            ("trajectory", "time", *dims),
             values[..., c],
             {**one, "long_name": "field"},
         )

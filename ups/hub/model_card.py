@@ -37,7 +37,7 @@ CARD = """---
 
     import ups
     sim = ups.load("{name}")    # a path to this folder, or the name of a model that comes with UPS
-    u = sim.rollout(u0, steps={frames}{nu})    # u0 (B, {sizes}) on x in {domain} -> \
+    u = sim.rollout(u0, steps={frames}{nu})    # u0 (B, {sizes}) on {axes} in {domain} -> \
 (B, {frames}, {sizes}), every {dt:g}
 
 {parameters} parameters in float32: {parts}. The model: {model}.
@@ -124,7 +124,8 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         nus=f"nu = {', '.join(nus)}, " if nus else "",
         sizes=", ".join(str(n) for n in (*spec.grid.shape, *channels)),
         frames=dataset["frames"] - 1,
-        points=dataset["points"],
+        points=" x ".join(map(str, spec.grid.shape)),
+        axes=", ".join("xyz"[: spec.grid.num_dims]),
         domain=" x ".join(f"[{low:g}, {high:g})" for low, high in spec.grid.edges),
         dt=simulator.dt,
         parameters=f"{sum(counts.values()):,}",

@@ -8,7 +8,8 @@ A model has three maps between fields (B, *space, C) of unit scale and latent to
 
 ``muon_parameters()`` lists the weights that the optimizer treats as matrices, if any.
 ``num_tokens`` and ``hidden_dim`` are N and W; ``num_dynamic_channels`` is the number of channels,
-from the first, that a step may change. A model without latent tokens is a
+from the first, that a step may change; ``tokens`` is the grid on which the tokens lie, without it
+they lie on a ring. A model without latent tokens is a
 ``ups.models.base.GridModel``, which needs one method.
 """
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec, Grid
+from ups.core.fields import FieldSpec
 from ups.models.conditioning import condition_features
+from ups.models.places import place_channels
 
 
 class GridModel(nn.Module):
@@ -17,21 +17,30 @@ class GridModel(nn.Module):
     (``lambda_inv=0``).
 
     Args:
-        spec: describes the field.
+        spec: describes the field, on a grid.
         conserve_mean: whether changes of the mean of each channel are removed, if the field
             conserves it.
 
     Attributes:
-        in_channels: channels of ``forward``'s input: those of the field, dt and the parameters.
+        tokens: the grid of the field.
+        in_channels: channels of ``forward``'s input: those of the field, dt, the parameters, and
+            those that ``place_channels`` makes of the spec.
+
+    Raises:
+        UpsError: the field is not on a grid.
     """
 
     def __init__(self, spec: FieldSpec, conserve_mean: bool = True) -> None:
         super().__init__()
-        self.num_tokens = spec.domain.num_points
+        self.tokens = spec.grid
+        self.num_tokens = spec.grid.num_points
         self.hidden_dim = spec.num_channels
         self.num_dynamic_channels = spec.num_channels
         self.num_channels = spec.num_channels
-        self.in_channels = spec.num_channels + 1 + len(spec.parameters)
+        places = place_channels(spec)
+        self.register_buffer("places", places, persistent=False)
+        self.places: Tensor
+        self.in_channels = spec.num_channels + 1 + len(spec.parameters) + len(places)
         self.space = spec.domain.shape
         self.conserve_mean = conserve_mean and spec.conserves_mean
 
@@ -39,7 +48,7 @@ class GridModel(nn.Module):
         """The change of the field over one step.
 
         Args:
-            u: the field of unit scale and the condition (B, in_channels, *space).
+            u: the field of unit scale, the condition and the places (B, in_channels, *space).
 
         Returns:
             The change (B, num_channels, *space).
@@ -57,29 +66,11 @@ class GridModel(nn.Module):
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
         condition = condition_features(dt, parameters)[:, None].expand(-1, z.shape[1], -1)
-        inputs = torch.cat((z, condition), -1).mT.unflatten(-1, self.space)
+        fields = torch.cat((z, condition), -1).mT.unflatten(-1, self.space)
+        inputs = torch.cat((fields, self.places.expand(z.shape[0], *self.places.shape)), 1)
         change = self(inputs).flatten(2).mT
         return z + (change - change.mean(1, keepdim=True) if self.conserve_mean else change)
 
     def muon_parameters(self) -> list[Tensor]:
         """The weights that the optimizer may treat as matrices: none."""
         return []
-
-
-def convolution_weights(*modules: nn.Module) -> list[Tensor]:
-    """The weights of all real convolutions in ``modules``, which Muon treats as matrices."""
-    kinds = (nn.Conv1d, nn.ConvTranspose1d)
-    layers = [layer for module in modules for layer in module.modules()]
-    return [layer.weight for layer in layers if isinstance(layer, kinds)]
-
-
-def periodic_line(spec: FieldSpec, model: str) -> int:
-    """The number of points of a field on a periodic line.
-
-    Raises:
-        UpsError: the field has another domain, which ``model`` can't work on.
-    """
-    domain = spec.domain
-    if not (isinstance(domain, Grid) and domain.num_dims == 1 and domain.is_periodic):
-        raise UpsError(f"{model} works on periodic lines only; `data` must be of that kind.")
-    return domain.num_points

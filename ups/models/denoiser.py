@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ups.core.fields import Grid
 from ups.core.schema import (
     Depth,
     MlpRatio,
@@ -17,7 +18,7 @@ from ups.core.schema import (
     PositiveInt,
 )
 from ups.models.conditioning import condition_features
-from ups.models.mixer import MixerBlock
+from ups.models.mixer import block_matrices, mixer_blocks
 
 NUM_FREQUENCIES = 4  # number of sines and of cosines that encode a noise level
 
@@ -28,7 +29,7 @@ class Denoiser(nn.Module):
     Its blocks are those of ``ups.models.mixer.MixerUPT``.
 
     Args:
-        num_tokens: number of tokens N.
+        tokens: the grid of the tokens, N in all.
         in_channels: channels of all input states together.
         out_channels: channels of the output, which is zero at initialization.
         hidden_dim: channels between the blocks.
@@ -40,7 +41,7 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        num_tokens: int,
+        tokens: Grid,
         in_channels: int,
         out_channels: int,
         hidden_dim: PositiveInt = 64,
@@ -50,16 +51,10 @@ class Denoiser(nn.Module):
         num_parameters: int = 1,
     ) -> None:
         super().__init__()
-        mlp_dim = max(1, round(mlp_ratio * hidden_dim))
         self.tokens_in = nn.Parameter(torch.randn(hidden_dim, in_channels) * in_channels**-0.5)
         self.constant = nn.Parameter(torch.randn(hidden_dim, 1, 1))
         self.condition = nn.Linear(1 + num_parameters + 2 * NUM_FREQUENCIES, hidden_dim)
-        self.blocks = nn.Sequential(
-            *(
-                MixerBlock(num_tokens, hidden_dim, mlp_dim, dilations[i % len(dilations)])
-                for i in range(depth)
-            )
-        )
+        self.blocks = mixer_blocks(tokens, hidden_dim, mlp_ratio, dilations, depth)
         self.tokens_out = nn.Parameter(torch.zeros(out_channels, hidden_dim))
         self.register_buffer(
             "frequencies", 0.25 * 2.0 ** torch.arange(NUM_FREQUENCIES), persistent=False
@@ -90,4 +85,4 @@ class Denoiser(nn.Module):
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""
-        return [p for m in self.modules() if isinstance(m, MixerBlock) for p in (m.w1, m.w2)]
+        return block_matrices(self)

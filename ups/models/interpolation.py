@@ -1,7 +1,9 @@
-"""Periodic interpolation between point sets."""
+"""Interpolation: between point sets of a periodic line, and from grids of any dimension."""
 
 import torch
 from torch import Tensor
+
+from ups.core.fields import PERIODIC_AXIS, Grid
 
 
 def wrap(x: Tensor, length: float) -> Tensor:
@@ -61,3 +63,44 @@ def _bend(a: Tensor, b: Tensor) -> Tensor:
     The second, smaller term decides if there is no bend at all.
     """
     return (a - b).abs() + (a + b).abs() / 2
+
+
+def interpolate_on_grid(u: Tensor, grid: Grid, query: Tensor) -> Tensor:
+    """Interpolation of fields on a grid by the cubic kernel of R. G. Keys (IEEE TASSP 29, 1981).
+
+    It is of third order, and uses the four nearest points along each axis; beyond a side that is
+    not periodic the last point is repeated.
+
+    Args:
+        u: fields (B, *space, C).
+        grid: where they lie.
+        query: positions (Q, D).
+
+    Returns:
+        Values (B, Q, C).
+    """
+    index = torch.zeros(len(query), 1, dtype=torch.long, device=query.device)
+    weight = torch.ones_like(query[:, :1])
+    for d, n in enumerate(grid.shape):
+        cells = (query[:, d] - grid.origin[d]) / grid.cell_size[d]
+        first = cells.detach().floor()
+        nearest = first.long()[:, None] + torch.arange(-1, 3, device=query.device)
+        is_periodic = grid.boundary[d] == PERIODIC_AXIS
+        nearest = nearest % n if is_periodic else nearest.clamp(0, n - 1)
+        index = (index[:, :, None] * n + nearest[:, None]).flatten(1)
+        weight = (weight[:, :, None] * _keys_weights(cells - first)[:, None]).flatten(1)
+    return (u.flatten(1, -2)[:, index] * weight[..., None]).sum(2)
+
+
+def _keys_weights(t: Tensor) -> Tensor:
+    """The weights (Q, 4) of the points around positions ``t`` (Q,) between the second and third."""
+    s = 1 - t
+    return torch.stack(
+        (
+            -0.5 * t * s * s,
+            1 + t * t * (1.5 * t - 2.5),
+            1 + s * s * (1.5 * s - 2.5),
+            -0.5 * s * t * t,
+        ),
+        -1,
+    )

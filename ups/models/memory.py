@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from ups.core.fields import FieldSpec
 from ups.core.schema import (
     Depth,
-    DivisorOfPoints,
     MlpRatio,
     NonEmpty,
     NonNegativeInt,
+    NumPatches,
     PositiveFloat,
     PositiveInt,
 )
@@ -45,7 +45,7 @@ class MemoryUPT(PatchStepper):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: DivisorOfPoints = 64,
+        num_tokens: NumPatches = 64,
         memory_channels: PositiveInt = 8,
         memory_rms_limit: PositiveFloat = 3.0,
         hidden_channels: PositiveInt = 48,
@@ -70,21 +70,23 @@ class MemoryUPT(PatchStepper):
         self.hidden_dim = self.num_dynamic_channels + num_carried
         self.sizes = [self.patches.size, memory_channels, num_carried]
         self.memory_rms_limit = memory_rms_limit
-        token_dim = patch_overlap * self.num_dynamic_channels
+        token_dim = self.neighborhood.window * self.num_dynamic_channels
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, token_dim) * token_dim**-0.5)
-        self.first_memory = nn.Linear(patch_overlap * self.patches.size, memory_channels)
+        patch_dim = self.neighborhood.window * self.patches.size
+        self.first_memory = nn.Linear(patch_dim, memory_channels)
         self.next_memory = nn.Linear(hidden_channels, memory_channels)
         # small: a decoded field starts as the points
-        patch_dim = patch_overlap * self.patches.size
         self.memory_out = nn.Parameter(
             0.1 * torch.randn(patch_dim, memory_channels) * memory_channels**-0.5
         )
 
     def encode(self, u: Tensor) -> Tensor:
-        """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
+        """Encode fields (B, *space, C) of unit scale into tokens (B, N, W)."""
         points = super().encode(u)
-        mean = u.mean(1, keepdim=True)[..., : self.sizes[2]].expand(-1, self.num_tokens, -1)
-        return self._join(points, self.first_memory(self.patches.gather(points)), mean)
+        mean = self.patches.mean(u)[..., : self.sizes[2]].flatten(1, -2)
+        first = self.first_memory
+        memory = self.neighborhood.read(points, first.weight, first.bias)
+        return self._join(points, memory, mean.expand(-1, self.num_tokens, -1))
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
@@ -94,7 +96,7 @@ class MemoryUPT(PatchStepper):
         return self._join(self._moved(points, mean), self.next_memory(h), mean)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode tokens (B, N, W) into fields (B, X, C)."""
+        """Decode tokens (B, N, W) into fields (B, *space, C)."""
         points, memory, mean = z.split(self.sizes, -1)
         points = points + self.write(memory, self.memory_out).to(z.dtype)
         return super().decode(self._moved(points, mean))
@@ -104,7 +106,7 @@ class MemoryUPT(PatchStepper):
         if not self.conserve_mean:
             return points
         field = self.patches.join(points)
-        return self.patches.cut(field + (mean.mean(1, keepdim=True) - field.mean(1, keepdim=True)))
+        return self.patches.cut(self.patches.with_mean(field, mean.mean(1)))
 
     def _join(self, points: Tensor, memory: Tensor, mean: Tensor) -> Tensor:
         bounded = soft_rms_clip(memory, self.memory_rms_limit)

@@ -1,66 +1,93 @@
-"""A token mixer on patches of a periodic line, built for speed on a fixed set of tokens.
+"""A token mixer on patches of a grid, built for speed on a fixed set of tokens.
 
 It has the structure of the Universal Physics Transformer (Alkin et al., "Universal Physics
 Transformers", NeurIPS 2024): an encoder to a fixed number of latent tokens, an approximator that
-steps the tokens, and a decoder. It has no attention and no absolute positions. Token j is centered
-at (j + 1/2) L/N and reads the field through an overlapping circular patch; tokens mix with their
-neighbors on the circle. A shift of the field by the width of a token is therefore exactly a shift
-of the tokens.
+steps the tokens, and a decoder. It has no attention. Tokens lie on a grid of their own; each reads
+the field through an overlapping patch, and tokens mix with their neighbors. Where the field is the
+same everywhere there are no absolute positions: on a periodic grid a shift of the field by the
+width of a token is exactly a shift of the tokens.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.core.fields import FieldSpec
+from ups.core.fields import FieldSpec, Grid
 from ups.core.schema import (
     Depth,
-    DivisorOfPoints,
     HiddenDim,
     MlpRatio,
     NonEmpty,
     NonNegativeInt,
+    NumPatches,
     PositiveFloat,
     PositiveInt,
 )
 from ups.models.conditioning import condition_features
-from ups.models.patches import OverlappingPatches, circular_neighbor_indices
+from ups.models.patches import Patches
+from ups.models.token_grid import Neighborhood
 
 
 class MixerBlock(nn.Module):
-    """h + W2 silu(W1 [h_{j-d}, h_j, h_{j+d}] + b): mixes tokens at distance d, then channels.
+    """h + W2 silu(W1 [tokens of the window] + b): mixes tokens at distance d, then channels.
 
-    Tokens are rows of W channels: one copy concatenates three tokens to a row, and the rest is two
-    matrix products.
+    The window of a token is the token and its neighbors at distance d along each axis, three on a
+    line and nine on a plane.
 
     Args:
-        num_tokens: number of tokens N.
+        tokens: the grid of the tokens.
         hidden_dim: channels W of a token.
         mlp_dim: channels inside the block.
         dilation: the distance d in tokens.
     """
 
-    def __init__(self, num_tokens: int, hidden_dim: int, mlp_dim: int, dilation: int) -> None:
+    def __init__(self, tokens: Grid, hidden_dim: int, mlp_dim: int, dilation: int) -> None:
         super().__init__()
-        self.register_buffer(
-            "mix_indices",
-            circular_neighbor_indices(num_tokens, (-dilation, 0, dilation)),
-            persistent=False,
-        )
-        self.w1 = nn.Parameter(torch.randn(mlp_dim, 3 * hidden_dim) * (3 * hidden_dim) ** -0.5)
+        self.neighborhood = Neighborhood(tokens.shape, tokens.boundary, 3, dilation)
+        inputs = 3**tokens.num_dims * hidden_dim
+        self.w1 = nn.Parameter(torch.randn(mlp_dim, inputs) * inputs**-0.5)
         self.b1 = nn.Parameter(torch.zeros(mlp_dim, 1))
         self.w2 = nn.Parameter(torch.randn(hidden_dim, mlp_dim) * 0.5 * mlp_dim**-0.5)
-        self.mix_indices: Tensor
+        self.outside = None
+        if sides := self.neighborhood.num_outside:  # a token beyond each wall or open side
+            self.outside = nn.Parameter(torch.zeros(sides, hidden_dim))
 
     def forward(self, h: Tensor) -> Tensor:
         """Map tokens (B, N, W) to tokens (B, N, W)."""
         b, n, c = h.shape
-        rows = h.index_select(1, self.mix_indices).view(b * n, 3 * c)
-        y = F.silu(F.linear(rows, self.w1, self.b1.view(-1)))
+        y = F.silu(self.neighborhood.read(h, self.w1, self.b1.view(-1), self.outside))
         if torch.is_autocast_enabled(h.device.type):
             # products in low precision, the running sum in full precision
             return h + F.linear(y, self.w2).view(b, n, c)
-        return torch.addmm(h.reshape(b * n, c), y, self.w2.T).view(b, n, c)
+        return torch.addmm(h.reshape(b * n, c), y.view(b * n, -1), self.w2.T).view(b, n, c)
+
+
+def mixer_blocks(
+    tokens: Grid, hidden_dim: int, mlp_ratio: float, dilations: Sequence[int], depth: int
+) -> nn.Sequential:
+    """``depth`` blocks that mix tokens at distances ``dilations`` in turn.
+
+    Args:
+        tokens: the grid of the tokens.
+        hidden_dim: channels W of a token.
+        mlp_ratio: channels inside a block, as a multiple of ``hidden_dim``.
+        dilations: the distances.
+        depth: number of blocks.
+    """
+    mlp_dim = max(1, round(mlp_ratio * hidden_dim))
+    return nn.Sequential(
+        *(
+            MixerBlock(tokens, hidden_dim, mlp_dim, dilations[i % len(dilations)])
+            for i in range(depth)
+        )
+    )
+
+
+def block_matrices(module: nn.Module) -> list[Tensor]:
+    """The weight matrices of all blocks in ``module``, which an optimizer may treat as matrices."""
+    return [p for m in module.modules() if isinstance(m, MixerBlock) for p in (m.w1, m.w2)]
 
 
 def soft_rms_clip(z: Tensor, limit: float) -> Tensor:
@@ -75,11 +102,12 @@ def soft_rms_clip(z: Tensor, limit: float) -> Tensor:
 
 
 class MixerUPT(nn.Module):
-    """Encoder, approximator and decoder of ``MixerBlock`` over tokens on a periodic line.
+    """Encoder, approximator and decoder of ``MixerBlock`` over tokens on a grid.
 
     Args:
-        spec: describes the field, of a multiple of ``num_tokens`` points.
-        num_tokens: N of the latent state (B, N, W).
+        spec: describes the field.
+        num_tokens: N of the latent state (B, N, W): one number for each axis, or their product, of
+            which the patches are as square as they can be.
         hidden_dim: W of the latent state.
         mlp_ratio: channels inside a block, as a multiple of ``hidden_dim``.
         dilations: distances of the tokens that the blocks of a part mix, in turn. In the
@@ -87,8 +115,8 @@ class MixerUPT(nn.Module):
         encoder_depth: number of blocks in the encoder.
         approximator_depth: number of blocks in the approximator.
         decoder_depth: number of blocks in the decoder.
-        patch_overlap: number of patches of num_points/num_tokens points, centered on a token, that
-            it reads and writes; odd.
+        patch_overlap: number of patches along each axis, centered on a token, that it reads and
+            writes; odd.
         latent_rms_limit: root mean square at which tokens saturate; see ``soft_rms_clip``.
         conserve_mean: whether the mean of each channel is carried, if the field conserves it: the
             last channels of every token, as many as the field has, hold it through all steps and
@@ -96,6 +124,7 @@ class MixerUPT(nn.Module):
 
     Attributes:
         num_dynamic_channels: number of channels, from the first, that a step may change.
+        tokens: the grid of the tokens.
 
     Raises:
         UpsError: the sizes don't fit together.
@@ -104,7 +133,7 @@ class MixerUPT(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: DivisorOfPoints = 64,
+        num_tokens: NumPatches = 64,
         hidden_dim: HiddenDim = 48,
         mlp_ratio: MlpRatio = 1.0,
         dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),
@@ -117,55 +146,53 @@ class MixerUPT(nn.Module):
     ) -> None:
         super().__init__()
         num_channels = spec.num_channels
-        self.patches = OverlappingPatches(spec, "model=mixer_small", num_tokens, patch_overlap)
-        self.num_tokens = num_tokens
+        self.patches = Patches(spec, num_tokens)
+        self.neighborhood = self.patches.neighborhood(patch_overlap)
+        self.tokens = self.patches.tokens
+        self.num_tokens = self.patches.number
         self.hidden_dim = hidden_dim
         self.num_channels = num_channels
         self.conserve_mean = conserve_mean and spec.conserves_mean
         num_carried = num_channels if self.conserve_mean else 0
         self.num_dynamic_channels = hidden_dim - num_carried
         self.latent_rms_limit = latent_rms_limit
-        mlp_dim = max(1, round(mlp_ratio * hidden_dim))
-        patch_dim = patch_overlap * self.patches.size
-
-        def stack(depth: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    MixerBlock(num_tokens, hidden_dim, mlp_dim, dilations[i % len(dilations)])
-                    for i in range(depth)
-                )
-            )
+        patch_dim = self.neighborhood.window * self.patches.size
+        sizes = (self.tokens, hidden_dim, mlp_ratio, dilations)
 
         self.patches_in = nn.Parameter(torch.randn(hidden_dim, patch_dim) * patch_dim**-0.5)
         # without a constant input, tokens of u and of 2 u would be multiples of each other
         self.constant = nn.Parameter(torch.randn(hidden_dim, 1, 1))
         self.condition = nn.Linear(1 + len(spec.parameters), hidden_dim)
-        self.encoder = stack(encoder_depth)
-        self.approximator = stack(approximator_depth)
-        self.decoder = stack(decoder_depth)
+        self.encoder = mixer_blocks(*sizes, encoder_depth)
+        self.approximator = mixer_blocks(*sizes, approximator_depth)
+        self.decoder = mixer_blocks(*sizes, decoder_depth)
         self.patches_out = nn.Parameter(torch.randn(patch_dim, hidden_dim) * 0.5 * hidden_dim**-0.5)
+        self.positions = self.patches.positions(hidden_dim)
 
     def encode(self, u: Tensor) -> Tensor:
-        """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
-        patches = self.patches.gather(self.patches.cut(u))
-        h = F.linear(patches, self.patches_in, self.constant.view(-1))
-        mean = u.mean(1, keepdim=True).expand(-1, self.num_tokens, -1)
-        return self._restore_mean(self.soft_rms_clip(self.encoder(h)), mean)
+        """Encode fields (B, *space, C) of unit scale into tokens (B, N, W)."""
+        patches = self.patches.cut(u)
+        h = self.neighborhood.read(patches, self.patches_in, self.constant.view(-1))
+        mean = self.patches.mean(u).flatten(1, -2).expand(-1, self.num_tokens, -1)
+        return self._restore_mean(self.soft_rms_clip(self.encoder(self._placed(h))), mean)
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
         # a condition (B, W) for all tokens of a sample
         condition = self.condition(condition_features(dt, parameters))
-        h = self.soft_rms_clip(self.approximator(z + condition[:, None]))
+        h = self.soft_rms_clip(self.approximator(self._placed(z + condition[:, None])))
         return self._restore_mean(h, z[..., -self.num_channels :])
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode tokens (B, N, W) into fields (B, X, C) on the training grid."""
-        written = F.linear(self.decoder(z), self.patches_out)
-        u = self.patches.join(self.patches.overlap_add(written)).to(z.dtype)
+        """Decode tokens (B, N, W) into fields (B, *space, C) on the training grid."""
+        written = self.neighborhood.write(self.decoder(z), self.patches_out)
+        u = self.patches.join(written).to(z.dtype)
         if not self.conserve_mean:
             return u
-        return u - u.mean(1, keepdim=True) + z[..., -self.num_channels :].mean(1, keepdim=True)
+        return self.patches.with_mean(u, z[..., -self.num_channels :].mean(1))
+
+    def _placed(self, h: Tensor) -> Tensor:
+        return h if self.positions is None else h + self.positions
 
     def soft_rms_clip(self, z: Tensor) -> Tensor:
         """The function of this name, at ``latent_rms_limit``."""
@@ -176,4 +203,4 @@ class MixerUPT(nn.Module):
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""
-        return [p for m in self.modules() if isinstance(m, MixerBlock) for p in (m.w1, m.w2)]
+        return block_matrices(self)

@@ -1,39 +1,41 @@
 """A token mixer that steps the field itself: the peer that shares our blocks, without latents."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.core.fields import FieldSpec
-from ups.core.schema import Depth, DivisorOfPoints, MlpRatio, NonEmpty, NonNegativeInt, PositiveInt
+from ups.core.schema import Depth, MlpRatio, NonEmpty, NonNegativeInt, NumPatches, PositiveInt
 from ups.models.conditioning import condition_features
-from ups.models.mixer import MixerBlock
-from ups.models.patches import OverlappingPatches
+from ups.models.mixer import block_matrices, mixer_blocks
+from ups.models.patches import Patches
 
 
 class PatchStepper(nn.Module):
-    """Cuts a field on a periodic line into patches and adds ``MixerBlock``s' change to them.
+    """Cuts a field on a grid into patches and adds ``MixerBlock``s' change to them.
 
     A token is the values of its patch, so encode and decode only reshape. A step reads
     ``patch_overlap`` tokens around each one, mixes, and adds to the points of as many. Latent and
     physical rollouts are the same, and the inverse losses are zero and must be off
-    (``lambda_inv=0``). A shift of the field by a patch is exactly a shift of the tokens.
+    (``lambda_inv=0``). In a homogeneous field a shift by a patch is exactly a shift of the tokens.
 
     Args:
-        spec: describes the field, of a multiple of ``num_tokens`` points.
-        num_tokens: number of patches N.
+        spec: describes the field.
+        num_tokens: number of patches N; one number for each axis, or their product, of which they
+            are as square as they can be.
         hidden_channels: channels inside a step.
         mlp_ratio: channels inside a block, as a multiple of ``hidden_channels``.
         dilations: distances of the tokens that the blocks mix, in turn. Their sum, in tokens, must
             reach as far as information travels in one step.
         depth: number of blocks.
-        patch_overlap: number of patches, centered on a token, that it reads and writes; odd.
+        patch_overlap: number of patches along each axis, centered on a token, that it reads and
+            writes; odd.
         conserve_mean: whether changes of the mean of each channel are removed, if the field
             conserves it.
 
     Attributes:
         hidden_dim: channels W of a token: its values, point by point.
         num_dynamic_channels: all of them.
+        tokens: the grid of the patches.
 
     Raises:
         UpsError: the sizes don't fit together.
@@ -42,7 +44,7 @@ class PatchStepper(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: DivisorOfPoints = 64,
+        num_tokens: NumPatches = 64,
         hidden_channels: PositiveInt = 48,
         mlp_ratio: MlpRatio = 1.0,
         dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),
@@ -51,27 +53,24 @@ class PatchStepper(nn.Module):
         conserve_mean: bool = True,
     ) -> None:
         super().__init__()
-        self.patches = OverlappingPatches(spec, "model=patch_stepper", num_tokens, patch_overlap)
-        self.num_tokens = num_tokens
+        self.patches = Patches(spec, num_tokens)
+        self.neighborhood = self.patches.neighborhood(patch_overlap)
+        self.tokens = self.patches.tokens
+        self.num_tokens = self.patches.number
         self.hidden_dim = self.patches.size
         self.num_dynamic_channels = self.patches.size
         self.conserve_mean = conserve_mean and spec.conserves_mean
-        mlp_dim = max(1, round(mlp_ratio * hidden_channels))
-        patch_dim = patch_overlap * self.patches.size
+        patch_dim = self.neighborhood.window * self.patches.size
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, patch_dim) * patch_dim**-0.5)
         self.condition = nn.Linear(1 + len(spec.parameters), hidden_channels)
-        self.blocks = nn.Sequential(
-            *(
-                MixerBlock(num_tokens, hidden_channels, mlp_dim, dilations[i % len(dilations)])
-                for i in range(depth)
-            )
-        )
+        self.blocks = mixer_blocks(self.tokens, hidden_channels, mlp_ratio, dilations, depth)
         self.patches_out = nn.Parameter(
             torch.randn(patch_dim, hidden_channels) * 0.5 * hidden_channels**-0.5
         )
+        self.positions = self.patches.positions(hidden_channels)
 
     def encode(self, u: Tensor) -> Tensor:
-        """Return fields (B, X, C) as tokens (B, N, W)."""
+        """Return fields (B, *space, C) as tokens (B, N, W)."""
         return self.patches.cut(u)
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
@@ -79,24 +78,26 @@ class PatchStepper(nn.Module):
         return z + self.write(self.mix(z, dt, parameters), self.patches_out).to(z.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return tokens (B, N, W) as fields (B, X, C)."""
+        """Return tokens (B, N, W) as fields (B, *space, C)."""
         return self.patches.join(z)
 
     def mix(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """What the blocks make of tokens (B, N, W): (B, N, hidden_channels)."""
-        h = F.linear(self.patches.gather(z), self.tokens_in)
+        h = self.neighborhood.read(z, self.tokens_in)
+        if self.positions is not None:
+            h = h + self.positions
         condition = self.condition(condition_features(dt, parameters))
         mixed: Tensor = self.blocks((h + condition[:, None]).to(z.dtype))
         return mixed
 
     def write(self, h: Tensor, weight: Tensor) -> Tensor:
         """What channels h (B, N, H) add to the points (B, N, values of a patch) by a linear map."""
-        change = self.patches.overlap_add(F.linear(h, weight).to(h.dtype))
+        change = self.neighborhood.write(h, weight)
         if not self.conserve_mean:
             return change
         field = self.patches.join(change)
-        return (field - field.mean(1, keepdim=True)).view_as(change)
+        return self.patches.cut(field - self.patches.mean(field))
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""
-        return [p for m in self.modules() if isinstance(m, MixerBlock) for p in (m.w1, m.w2)]
+        return block_matrices(self)

@@ -1,76 +1,102 @@
-"""Overlapping patches of a field on a periodic line, one for each token."""
+"""Patches of a field on a grid, one for each token."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec
-from ups.models.base import periodic_line
+from ups.core.fields import FieldSpec, Grid
+from ups.models.token_grid import Neighborhood, token_shape
 
 
-def circular_neighbor_indices(num_tokens: int, offsets: Sequence[int]) -> Tensor:
-    """The indices of each token's neighbors on a circle, token by token.
-
-    Args:
-        num_tokens: number of tokens N.
-        offsets: distances of the neighbors.
-
-    Returns:
-        Indices (N * len(offsets),).
-    """
-    return ((torch.arange(num_tokens)[:, None] + torch.tensor(offsets)) % num_tokens).flatten()
-
-
-class OverlappingPatches(nn.Module):
-    """Cuts a field into ``num_tokens`` patches, which their neighbors read and write too.
+class Patches:
+    """Cuts a field into patches.
 
     Args:
-        spec: describes the field, of a multiple of ``num_tokens`` points.
-        model: the name of the model, for messages.
-        num_tokens: number of patches N.
-        overlap: number of patches, centered on a token, that it reads and writes; odd.
+        spec: describes the field.
+        number: number of patches N, one number for each axis or their product; of the product the
+            patches are as square as they can be.
+        key: the setting that ``number`` is, for messages.
 
     Attributes:
+        shape: number of patches along each axis.
         size: number of values of a patch.
 
     Raises:
-        UpsError: the field is not on a periodic line, or the sizes don't fit together.
+        UpsError: the field is not on a grid, or its points can't be divided so.
     """
 
-    indices: Tensor
-
-    def __init__(self, spec: FieldSpec, model: str, num_tokens: int, overlap: int) -> None:
-        super().__init__()
-        num_points = periodic_line(spec, model)
-        if num_points % num_tokens or num_tokens < overlap or overlap % 2 == 0:
+    def __init__(
+        self, spec: FieldSpec, number: int | Sequence[int], key: str = "model.num_tokens"
+    ) -> None:
+        self.spec = spec
+        space = spec.grid.shape
+        shape = token_shape(space, number)
+        if shape is None:
+            points = " x ".join(map(str, space))
             raise UpsError(
-                f"model.num_tokens={num_tokens}, model.patch_overlap={overlap}: "
-                f"the {num_points} points must be a multiple of num_tokens; "
-                "patch_overlap odd, at most num_tokens"
+                f"`{key}` must divide the {points} points, as one number or one for each axis, "
+                f"got {number}."
             )
-        self.num_tokens = num_tokens
-        self.num_channels = spec.num_channels
-        self.size = num_points // num_tokens * spec.num_channels
-        self.offsets = range(-(overlap // 2), overlap // 2 + 1)
-        indices = circular_neighbor_indices(num_tokens, self.offsets)
-        self.register_buffer("indices", indices, persistent=False)
+        self.shape = shape
+        self.number = prod(shape)
+        self.patch = tuple(points // n for points, n in zip(space, shape, strict=True))
+        self.size = prod(self.patch) * spec.num_channels
+
+    @property
+    def tokens(self) -> Grid:
+        """The grid of the patches."""
+        grid = self.spec.grid
+        return Grid(self.shape, grid.extent, grid.boundary)
+
+    def neighborhood(self, overlap: int) -> Neighborhood:
+        """The windows of ``overlap`` patches along each axis around each one.
+
+        Raises:
+            UpsError: they are wider than the field.
+        """
+        if overlap % 2 == 0 or overlap > min(self.shape):
+            raise UpsError(
+                "`model.patch_overlap` must be odd and at most "
+                f"{min(self.shape)}, the number of tokens along an axis, got {overlap}."
+            )
+        return Neighborhood(self.shape, self.spec.grid.boundary, overlap, 1)
 
     def cut(self, u: Tensor) -> Tensor:
-        """Fields (B, X, C) as patches (B, N, size)."""
-        return u.reshape(u.shape[0], self.num_tokens, self.size)
+        """Fields (B, *space, C) as patches (B, N, size)."""
+        split = [size for axis in zip(self.shape, self.patch, strict=True) for size in axis]
+        b = u.shape[0]
+        u = u.reshape(b, *split, u.shape[-1]).permute(*self._order(grouped=False))
+        return u.reshape(b, self.number, self.size)
 
     def join(self, patches: Tensor) -> Tensor:
-        """Patches (B, N, size) as fields (B, X, C)."""
-        return patches.reshape(patches.shape[0], -1, self.num_channels)
+        """Patches (B, N, size) as fields (B, *space, C)."""
+        channels = self.spec.num_channels
+        b = patches.shape[0]
+        u = patches.reshape(b, *self.shape, *self.patch, channels)
+        return u.permute(*self._order(grouped=True)).reshape(b, *self.spec.shape)
 
-    def gather(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, W) with their neighbors': (B, N, overlap * W)."""
-        return tokens.index_select(1, self.indices).view(*tokens.shape[:2], -1)
+    def _order(self, grouped: bool) -> list[int]:
+        """The axes (B, tokens and points in turn, C) as (B, tokens, points, C), or the inverse."""
+        dims = len(self.shape)
+        if grouped:
+            middle = [axis for d in range(dims) for axis in (1 + d, 1 + dims + d)]
+        else:
+            middle = [*range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2)]
+        return [0, *middle, 2 * dims + 1]
 
-    def overlap_add(self, values: Tensor) -> Tensor:
-        """What tokens (B, N, overlap * size) write, summed where they overlap: (B, N, size)."""
-        parts = values.view(*values.shape[:2], len(self.offsets), -1).unbind(2)
-        rolled = [part.roll(k, 1) for part, k in zip(parts, self.offsets, strict=True)]
-        return torch.stack(rolled).sum(0)
+    def mean(self, u: Tensor) -> Tensor:
+        """The mean of fields (B, *space, C) over space, with its axes: (B, 1, ..., C)."""
+        return u.mean(self.spec.space_axes, keepdim=True)
+
+    def with_mean(self, u: Tensor, mean: Tensor) -> Tensor:
+        """Fields (B, *space, C), moved to the mean (B, C)."""
+        return u - self.mean(u) + mean.view(u.shape[0], *(1 for _ in self.shape), -1)
+
+    def positions(self, channels: int) -> nn.Parameter | None:
+        """Learned values (N, channels) for each token, if the field is not the same everywhere."""
+        if self.spec.is_homogeneous:
+            return None
+        return nn.Parameter(torch.zeros(self.number, channels))

@@ -2,13 +2,15 @@
 
 from torch import Tensor, nn
 
-from ups.core.fields import FieldSpec
+from ups.core.errors import UpsError
+from ups.core.fields import PERIODIC_AXIS, FieldSpec
 from ups.core.schema import Depth, NonEmpty, PositiveInt
-from ups.models.base import GridModel, convolution_weights, periodic_line
+from ups.models.base import GridModel
+from ups.models.convolutions import Convolution, convolution_weights
 
 
 class DilatedResNet(GridModel):
-    """Residual blocks of circular convolutions with growing and shrinking dilation.
+    """Residual blocks of convolutions with growing and shrinking dilation.
 
     Source: Stachenfeld et al., "Learned coarse models for efficient turbulence simulation", ICLR
     2022; as in PDEArena and APEBench.
@@ -17,8 +19,11 @@ class DilatedResNet(GridModel):
         spec: describes the field.
         hidden_channels: channels.
         num_blocks: number of residual blocks.
-        dilations: the dilations of the convolutions of three points in each block.
+        dilations: the dilations of the convolutions of three points an axis in each block.
         conserve_mean: see ``GridModel``.
+
+    Raises:
+        UpsError: a dilation is longer than a periodic axis.
     """
 
     def __init__(
@@ -30,18 +35,25 @@ class DilatedResNet(GridModel):
         conserve_mean: bool = True,
     ) -> None:
         super().__init__(spec, conserve_mean)
-        periodic_line(spec, "model=resnet")
+        grid = spec.grid
+        axes = zip(grid.shape, grid.boundary, strict=True)
+        shortest = min((n for n, sides in axes if sides == PERIODIC_AXIS), default=max(dilations))
+        if max(dilations) > shortest:
+            raise UpsError(
+                f"`model.dilations` must be at most {shortest}, the number of points of a periodic "
+                f"axis, got {max(dilations)}."
+            )
 
         def block() -> nn.Sequential:
             pairs = (
-                (circular(hidden_channels, hidden_channels, 3, dilation=d), nn.ReLU())
+                (Convolution(grid, hidden_channels, hidden_channels, dilation=d), nn.ReLU())
                 for d in dilations
             )
             return nn.Sequential(*(layer for pair in pairs for layer in pair))
 
-        self.lift = circular(self.in_channels, hidden_channels, 3)
+        self.lift = Convolution(grid, self.in_channels, hidden_channels)
         self.blocks = nn.ModuleList(block() for _ in range(num_blocks))
-        self.project = circular(hidden_channels, self.num_channels, 3)
+        self.project = Convolution(grid, hidden_channels, self.num_channels)
 
     def forward(self, u: Tensor) -> Tensor:
         h = self.lift(u)
@@ -52,16 +64,3 @@ class DilatedResNet(GridModel):
     def muon_parameters(self) -> list[Tensor]:
         """The convolutions of the blocks, which an optimizer may treat as matrices."""
         return convolution_weights(self.blocks)
-
-
-def circular(
-    channels_in: int, channels_out: int, kernel: int, dilation: int = 1, stride: int = 1
-) -> nn.Conv1d:
-    """A convolution on a periodic grid.
-
-    It keeps the number of points or divides it by ``stride``.
-    """
-    padding = dilation * (kernel - 1) // 2
-    return nn.Conv1d(
-        channels_in, channels_out, kernel, stride, padding, dilation, padding_mode="circular"
-    )

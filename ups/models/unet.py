@@ -1,4 +1,4 @@
-"""A U-Net for periodic lines."""
+"""A U-Net."""
 
 from itertools import pairwise
 from typing import Annotated
@@ -8,23 +8,26 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec
+from ups.core.fields import FieldSpec, Grid
 from ups.core.schema import PositiveInt
-from ups.models.base import GridModel, convolution_weights, periodic_line
-from ups.models.resnet import circular
+from ups.models.base import GridModel
+from ups.models.convolutions import Convolution, convolution_weights, upsampling
 
 
 class UNet(GridModel):
-    """Pairs of circular convolutions at several resolutions, joined by skip connections.
+    """Pairs of convolutions at several resolutions, joined by skip connections.
 
     Source: Ronneberger et al., MICCAI 2015; for PDEs as in PDEArena (Gupta and Brandstetter, TMLR
     2023) and APEBench, with group normalization.
 
     Args:
-        spec: describes the field, of a multiple of 2**num_levels points.
+        spec: describes the field, of a multiple of 2**num_levels points along each axis.
         hidden_channels: channels at full resolution; each level doubles them.
         num_levels: how often the resolution is halved.
         conserve_mean: see ``GridModel``.
+
+    Raises:
+        UpsError: the resolution can't be halved that often.
     """
 
     def __init__(
@@ -35,22 +38,21 @@ class UNet(GridModel):
         conserve_mean: bool = True,
     ) -> None:
         super().__init__(spec, conserve_mean)
-        num_points = periodic_line(spec, "model=unet")
-        if num_points % 2**num_levels:
+        grid = spec.grid
+        if any(n % 2**num_levels for n in grid.shape):
+            points = " x ".join(map(str, grid.shape))
             raise UpsError(
-                f"model.num_levels={num_levels}: "
-                f"the {num_points} points must be a multiple of {2**num_levels}"
+                f"model.num_levels={num_levels}: the points along each axis ({points}) must be a "
+                f"multiple of {2**num_levels}."
             )
         widths = [hidden_channels * 2**level for level in range(num_levels + 1)]
         pairs = list(pairwise(widths))
-        self.lift = _double(self.in_channels, hidden_channels)
-        self.halve = nn.ModuleList(circular(fine, fine, 3, stride=2) for fine, _ in pairs)
-        self.down = nn.ModuleList(_double(fine, coarse) for fine, coarse in pairs)
-        self.widen = nn.ModuleList(
-            nn.ConvTranspose1d(coarse, fine, 2, stride=2) for fine, coarse in pairs
-        )
-        self.up = nn.ModuleList(_double(2 * fine, fine) for fine, _ in pairs)
-        self.project = circular(hidden_channels, self.num_channels, 3)
+        self.lift = _double(grid, self.in_channels, hidden_channels)
+        self.halve = nn.ModuleList(Convolution(grid, fine, fine, stride=2) for fine, _ in pairs)
+        self.down = nn.ModuleList(_double(grid, fine, coarse) for fine, coarse in pairs)
+        self.widen = nn.ModuleList(upsampling(grid, coarse, fine) for fine, coarse in pairs)
+        self.up = nn.ModuleList(_double(grid, 2 * fine, fine) for fine, _ in pairs)
+        self.project = Convolution(grid, hidden_channels, self.num_channels)
 
     def forward(self, u: Tensor) -> Tensor:
         h = self.lift(u)
@@ -69,13 +71,12 @@ class UNet(GridModel):
         return convolution_weights(self.lift[1:], self.halve, self.down, self.widen, self.up)
 
 
-def _double(channels_in: int, channels_out: int) -> nn.Sequential:
-    first, second = circular(channels_in, channels_out, 3), circular(channels_out, channels_out, 3)
+def _double(grid: Grid, channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
-        first,
+        Convolution(grid, channels_in, channels_out),
         nn.GroupNorm(1, channels_out),
         nn.GELU(),
-        second,
+        Convolution(grid, channels_out, channels_out),
         nn.GroupNorm(1, channels_out),
         nn.GELU(),
     )

@@ -3,19 +3,21 @@
 It has absolute positions and perceivers.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
-from ups.core.schema import Depth, DivisorOfPoints, PositiveInt
-from ups.models.base import periodic_line
+from ups.core.schema import Depth, NumPatches, PositiveInt
 from ups.models.conditioning import condition_features
+from ups.models.patches import Patches
 
 
 class UPT(nn.Module):
-    """The Universal Physics Transformer of the paper, on a periodic line.
+    """The Universal Physics Transformer of the paper, on grids.
 
     Source: Alkin et al., "Universal Physics Transformers", NeurIPS 2024.
 
@@ -29,7 +31,8 @@ class UPT(nn.Module):
 
     Args:
         spec: describes the field.
-        num_patches: number of patches in which the encoder gathers the points.
+        num_patches: number of patches in which the encoder gathers the points: one number for each
+            axis, or their product, of which the patches are as close to cubes as they can be.
         num_tokens: number of latent tokens N.
         hidden_dim: channels W of a token.
         num_heads: number of attention heads.
@@ -44,7 +47,7 @@ class UPT(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_patches: DivisorOfPoints = 64,
+        num_patches: NumPatches = 64,
         num_tokens: PositiveInt = 64,
         hidden_dim: PositiveInt = 48,
         num_heads: PositiveInt = 4,
@@ -53,18 +56,18 @@ class UPT(nn.Module):
         decoder_depth: Depth = 2,
     ) -> None:
         super().__init__()
-        num_points = periodic_line(spec, "model=upt")
-        if num_points % num_patches or hidden_dim % num_heads or hidden_dim % 4:
+        self.patches = Patches(spec, num_patches, "model.num_patches")
+        shape = spec.grid.shape
+        self.space = shape
+        if hidden_dim % num_heads or hidden_dim % 4 or hidden_dim < 2 * len(shape):
             raise UpsError(
-                f"model.num_patches={num_patches}, model.hidden_dim={hidden_dim}, "
-                f"model.num_heads={num_heads}: the {num_points} points must be a multiple of "
-                "num_patches, hidden_dim one of 4 and of num_heads"
+                f"`model.hidden_dim` must be a multiple of 4 and of `model.num_heads`, which is "
+                f"{num_heads}, and at least {2 * len(shape)}, got {hidden_dim}."
             )
-        self.num_patches = num_patches
         self.num_tokens = num_tokens
         self.hidden_dim = hidden_dim
         self.num_dynamic_channels = hidden_dim
-        self.embed = nn.Linear(num_points // num_patches * spec.num_channels, hidden_dim)
+        self.embed = nn.Linear(self.patches.size, hidden_dim)
         self.encoder = nn.ModuleList(Block(hidden_dim, num_heads) for _ in range(encoder_depth))
         self.queries = nn.Parameter(torch.randn(num_tokens, hidden_dim) * 0.02)
         self.pool = Attention(hidden_dim, num_heads)
@@ -83,21 +86,15 @@ class UPT(nn.Module):
             nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, spec.num_channels)
         )
         self.register_buffer(
-            "patch_places",
-            sine_cosine((torch.arange(num_patches) + 0.5) / num_patches, hidden_dim),
-            persistent=False,
+            "patch_places", grid_places(self.patches.shape, hidden_dim), persistent=False
         )
-        self.register_buffer(
-            "point_places",
-            sine_cosine((torch.arange(num_points) + 0.5) / num_points, hidden_dim),
-            persistent=False,
-        )
+        self.register_buffer("point_places", grid_places(shape, hidden_dim), persistent=False)
         self.patch_places: Tensor
         self.point_places: Tensor
 
     def encode(self, u: Tensor) -> Tensor:
-        """Encode fields (B, X, C) of unit scale into tokens (B, N, W)."""
-        h = self.embed(u.reshape(u.shape[0], self.num_patches, -1)) + self.patch_places
+        """Encode fields (B, *space, C) of unit scale into tokens (B, N, W)."""
+        h = self.embed(self.patches.cut(u)) + self.patch_places
         for block in self.encoder:
             h = block(h)
         z = self.queries + self.pool(self.queries.expand(u.shape[0], -1, -1), h)
@@ -111,12 +108,12 @@ class UPT(nn.Module):
         return _unit(z)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode tokens (B, N, W) into fields (B, X, C) on the training grid."""
+        """Decode tokens (B, N, W) into fields (B, *space, C) on the training grid."""
         for block in self.decoder:
             z = block(z)
         places = self.place(self.point_places).expand(z.shape[0], -1, -1)
         h = places + self.read(places, z)
-        return self.project(h + self.read_mlp(h))
+        return self.project(h + self.read_mlp(h)).unflatten(1, self.space)
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""
@@ -192,6 +189,18 @@ class Block(nn.Module):
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.qkv(h).chunk(3, -1)
         )
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+
+
+def grid_places(shape: Sequence[int], hidden_dim: int) -> Tensor:
+    """Sines and cosines (N, C) of the positions of the N cells of a grid, of each axis in turn.
+
+    The axes share the channels; those that remain are zero.
+    """
+    share = hidden_dim // (2 * len(shape)) * 2
+    axes = [(torch.arange(n) + 0.5) / n for n in shape]
+    positions = torch.cartesian_prod(*axes).reshape(-1, len(shape))
+    places = torch.cat([sine_cosine(x, share) for x in positions.unbind(1)], 1)
+    return F.pad(places, (0, hidden_dim - places.shape[1]))
 
 
 def sine_cosine(x: Tensor, hidden_dim: int) -> Tensor:

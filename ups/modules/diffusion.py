@@ -18,7 +18,7 @@ from ups.simulation.simulator import Simulator
 # a corrector's settings; its sizes are those of the latent state
 CORRECTOR = SettingsOf(
     ResidualCorrector,
-    without=("num_tokens", "hidden_dim", "num_dynamic_channels", "num_parameters"),
+    without=("tokens", "hidden_dim", "num_dynamic_channels", "num_parameters"),
 )
 
 

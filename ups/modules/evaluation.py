@@ -47,6 +47,8 @@ class MeasurementModule(pl.LightningModule):
             median and the worst trajectory.
         spectra: energy of truth and first prediction at the last frame by wave number (K,), mean
             over trajectories.
+        channel_nrmse: nRMSE of the first prediction in each frame and channel (T, C), mean over
+            trajectories.
     """
 
     def __init__(self, spec: FieldSpec, measurements: "Sequence[Measurement]") -> None:
@@ -56,6 +58,7 @@ class MeasurementModule(pl.LightningModule):
         self.rows: list[Row] = []
         self.examples: dict[str, tuple[Tensor, Tensor]] = {}
         self.spectra: tuple[Tensor, Tensor] | None = None
+        self.channel_nrmse: Tensor | None = None
 
     def on_test_start(self) -> None:
         self.first: list[tuple[Tensor, Tensor]] = []
@@ -78,6 +81,11 @@ class MeasurementModule(pl.LightningModule):
         order = errors.argsort().tolist()
         chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
         self.examples = {name: (target[k].cpu(), pred[k].cpu()) for name, k in chosen.items()}
+        channels = zip(pred.split(1, -1), target.split(1, -1), strict=True)
+        over_time = [
+            relative_l2_squared(*each, spec.space_axes).sqrt().mean(0) for each in channels
+        ]
+        self.channel_nrmse = torch.stack(over_time, -1).cpu()
         self.spectra = (
             energy_spectrum(target[:, -1], spec).mean(0).cpu(),
             energy_spectrum(pred[:, -1], spec).mean(0).cpu(),

@@ -29,12 +29,15 @@ class Functional:
         compute: maps fields (..., *space, C) on a grid to values (...).
         law: how the value of a solution changes with time.
         degree: the power d with which it grows, F(a u) = a^d F(u).
+        growth_rate: the most by which F^(1/d) grows in a unit of time, if a force drives a
+            functional that would not increase.
     """
 
     name: str
     compute: Callable[[Tensor, Grid], Tensor]
     law: Law
     degree: int = 1
+    growth_rate: float = 0.0
 
 
 Solve = Callable[[Tensor, Sequence[float], Sequence[float], Grid, torch.dtype], Tensor]
@@ -110,6 +113,7 @@ class Equation:
         boost: its symmetry under boosts, which ``MovingFrame`` uses; None if it has none.
         functionals: its functionals.
         has_maximum_principle: whether a solution stays within the range of its initial condition.
+        is_homogeneous: whether a shifted solution is a solution; see ``FieldSpec``.
     """
 
     name: str
@@ -129,12 +133,13 @@ class Equation:
     boost: Boost | None = None
     functionals: tuple[Functional, ...] = ()
     has_maximum_principle: bool = False
+    is_homogeneous: bool = True
 
     @property
     def conserves_mean(self) -> bool:
-        """Whether the mean of its field stays the same: it has a conserved "mass"."""
+        """Whether the mean of its field stays the same: it has a conserved "mass" or "mean"."""
         laws = {functional.name: functional.law for functional in self.functionals}
-        return laws.get("mass") is Law.CONSERVED
+        return Law.CONSERVED in (laws.get("mass"), laws.get("mean"))
 
     def symmetry(self, name: str) -> Symmetry | None:
         """The symmetry ``name``, or None if the equation does not have it."""

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
@@ -12,6 +12,7 @@ from ups.core.schema import DividesPoints, arguments
 from ups.core.settings import override_keys
 from ups.datamodules import TrajectoryDataModule
 from ups.models import get_architecture
+from ups.models.token_grid import possible_numbers
 
 log = logging.getLogger("ups")
 # sizes of generated data, which a file has itself
@@ -63,28 +64,28 @@ def follow_data(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
         if cfg.data[key] is None:
             filled.data[key] = data.hparams[key]
     try:
-        num_points = data.num_points()
+        space = data.space()
     except UpsError:  # of a finished run nothing else is read; otherwise the training refuses it
         return filled
     named = override_keys(overrides)
     architecture: Callable[..., object] = get_architecture(cfg.model.architecture)
     for key, argument in arguments(architecture, skip=1).named.items():
         value = cfg.model.get(key)
-        if value is None or argument.marker(DividesPoints) is None or f"model.{key}" in named:
+        follows = isinstance(value, int) and argument.marker(DividesPoints) is not None
+        if not follows or f"model.{key}" in named:
             continue
-        filled.model[key] = nearest_divisor(num_points, value)
+        filled.model[key] = nearest_number(space, value)
         if filled.model[key] != value:
             log.warning(
-                "model.%s=%d instead of %d, which does not divide the %d points.",
+                "model.%s=%d instead of %d, which does not divide the %s points.",
                 key,
                 filled.model[key],
                 value,
-                num_points,
+                " x ".join(map(str, space)),
             )
     return filled
 
 
-def nearest_divisor(number: int, target: int) -> int:
-    """The divisor of ``number`` whose ratio to ``target`` is closest to one."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    return min(divisors, key=lambda n: max(n / target, target / n))
+def nearest_number(space: Sequence[int], target: int) -> int:
+    """The number of tokens that divides ``space`` and whose ratio to ``target`` is closest to 1."""
+    return min(possible_numbers(space), key=lambda n: max(n / target, target / n))

@@ -127,6 +127,7 @@ def convert_model_spec(spec: PlainDict) -> PlainDict:
 def convert_corrector_spec(spec: PlainDict) -> PlainDict:
     """Convert the arguments of ``ups.simulation.correctors.ResidualCorrector``."""
     converted = _renamed(spec, CORRECTOR_KEYS)
+    converted.pop("num_tokens", None)  # the model now says where its tokens lie
     for network in ("mean_network", "denoiser"):
         if network in converted:
             converted[network] = _renamed(converted[network], _BLOCKS)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
+from ups.core.fields import Grid
 from ups.core.schema import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsOf
 from ups.core.settings import PlainDict
 from ups.models.denoiser import Denoiser
@@ -21,9 +22,7 @@ from ups.models.denoiser import Denoiser
 # EDM's sigma_data: the size of the remainder, in units of the residual's standard deviation
 SIGMA_DATA = 0.5
 # what a corrector's networks get from the latent state
-NETWORK = SettingsOf(
-    Denoiser, without=("num_tokens", "in_channels", "out_channels", "num_parameters")
-)
+NETWORK = SettingsOf(Denoiser, without=("tokens", "in_channels", "out_channels", "num_parameters"))
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -31,7 +30,7 @@ class ResidualCorrector(nn.Module):
     """Draws the operator's residual, given the state and the operator's prediction.
 
     Args:
-        num_tokens: N of the latent state.
+        tokens: the grid of the N tokens of the latent state.
         hidden_dim: W of the latent state.
         num_dynamic_channels: number of channels, from the first, that may be corrected. The others
             (for example a conserved mean) keep the predicted values.
@@ -53,7 +52,7 @@ class ResidualCorrector(nn.Module):
 
     def __init__(
         self,
-        num_tokens: int,
+        tokens: Grid,
         hidden_dim: int,
         num_dynamic_channels: int,
         mean_network: Annotated[PlainDict, NETWORK],
@@ -70,7 +69,6 @@ class ResidualCorrector(nn.Module):
         if sampler not in SAMPLERS:
             raise UpsError(f"`sampler` must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
         self.spec = {
-            "num_tokens": num_tokens,
             "hidden_dim": hidden_dim,
             "num_dynamic_channels": num_dynamic_channels,
             "mean_network": dict(mean_network),
@@ -92,14 +90,14 @@ class ResidualCorrector(nn.Module):
         self.rho = rho
         state_channels = 2 * hidden_dim
         self.mean_network = Denoiser(
-            num_tokens,
+            tokens,
             state_channels,
             num_dynamic_channels,
             num_parameters=num_parameters,
             **mean_network,
         )
         self.denoiser = Denoiser(
-            num_tokens,
+            tokens,
             state_channels + 2 * num_dynamic_channels,
             num_dynamic_channels,
             num_parameters=num_parameters,

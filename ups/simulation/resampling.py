@@ -5,27 +5,75 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid, PointCloud
-from ups.models.interpolation import interpolate, merge_coincident, wrap
+from ups.models.interpolation import (
+    interpolate,
+    interpolate_on_grid,
+    merge_coincident,
+    wrap,
+)
 
 ON_GRID = 1e-3  # positions that are closer to a point of the grid than this, in cells, are on it
 
 
-class Resampling:
-    """Takes initial fields at any positions, and gives predicted ones at any positions.
+class GridOutput:
+    """Gives predicted fields on a grid of any dimension at any positions (Q, D).
+
+    Args:
+        grid: where the fields lie.
+        x_out: positions (Q, D) of the predicted fields.
+    """
+
+    num_grids = 1
+
+    def __init__(self, grid: Grid, x_out: Tensor) -> None:
+        self.grid = grid
+        self.x_out = x_out
+
+    def to_grids(self, u0: Tensor) -> Tensor:
+        """The initial fields (B, *space, C) as they are."""
+        return u0
+
+    def from_grids(self, u: Tensor) -> Tensor:
+        """Predicted fields (B, *space, C) at the positions of the output: (B, Q, C)."""
+        return interpolate_on_grid(u, self.grid, self.x_out)
+
+
+def resampling(
+    domain: Grid | PointCloud, x: Tensor | None, x_out: Tensor | None
+) -> "LineResampling | GridOutput":
+    """What takes initial fields at positions ``x``, and gives predicted ones at ``x_out``.
+
+    Args:
+        domain: where the training data lie.
+        x: positions (P, D) of the initial fields, on a periodic line only; None: the domain's.
+        x_out: positions (Q, D) of the predicted fields; None: the domain's.
+
+    Raises:
+        UpsError: the domain is not such that positions can be taken.
+    """
+    is_line = isinstance(domain, Grid) and domain.num_dims == 1 and domain.is_periodic
+    if is_line or (x is None and x_out is None):
+        return LineResampling(domain, *(None if p is None else p[:, 0] for p in (x, x_out)))
+    if x is not None:
+        raise UpsError("`x` must be None: the domain is not a periodic line.")
+    if not isinstance(domain, Grid) or x_out is None:
+        raise UpsError("`x_out` must be None: the domain is not a grid.")
+    return GridOutput(domain, x_out)
+
+
+class LineResampling:
+    """Takes initial fields at any positions of a periodic line, and gives predicted ones at any.
 
     Grid values do not determine where between two points a shock lies. For output off the training
     grid a field is therefore rolled out on several grids: the training grid, and one with an offset
     of half a cell. Consecutive states then hold the same field on the different grids.
 
     Args:
-        domain: where the training data lie.
+        domain: where the training data lie; a periodic line if positions are given.
         x: positions (P,) of the initial fields; default: those of the domain. A whole number of
             periods makes no difference. Values at the same position are averaged, for example those
             at both ends of the line.
         x_out: positions (Q,) of the predicted fields, likewise; default: those of the domain.
-
-    Raises:
-        UpsError: positions are given, and the domain is not a periodic line.
 
     Attributes:
         num_grids: number of grids on which a field is rolled out.
@@ -35,10 +83,8 @@ class Resampling:
         self.x = None
         self.x_out = None
         self.num_grids = 1
-        if x is None and x_out is None:
+        if not isinstance(domain, Grid) or (x is None and x_out is None):
             return
-        if not (isinstance(domain, Grid) and domain.num_dims == 1 and domain.is_periodic):
-            raise UpsError("`x` and `x_out` must be None: the domain is not a periodic line.")
         grid = domain
         self.length = grid.extent[0]
         self.x = None if x is None else wrap(x, self.length)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec
+from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
 from ups.core.gradients import needs_gradients, to_tensor
 from ups.core.precision import float32_by_default
 from ups.core.schema import plain
@@ -26,7 +26,7 @@ from ups.simulation.guidance import TTC, Guided
 from ups.simulation.input_range import outside
 from ups.simulation.latent import LatentStepper
 from ups.simulation.picture import rollout_figure
-from ups.simulation.resampling import Resampling
+from ups.simulation.resampling import resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
 
 MODES = ("latent", "physical")
@@ -142,7 +142,8 @@ class Simulator(nn.Module):
             The corrector.
         """
         sizes = {
-            "num_tokens": self.model.num_tokens,
+            # a model that does not say where its tokens lie has them on a ring
+            "tokens": getattr(self.model, "tokens", Grid((self.model.num_tokens,), (1.0,))),
             "hidden_dim": self.model.hidden_dim,
             "num_dynamic_channels": self.num_dynamic_channels,
             "num_parameters": len(self.spec.parameters),
@@ -244,10 +245,10 @@ class Simulator(nn.Module):
             parameters: the parameters by name, each one number or (B,), instead of ``nu``.
             ttc: whether to choose among corrected candidates and guide them by the equation at
                 every step.
-            x: positions (P,) of ``u0``, any number in any order, within one period of the line;
-                default: the training grid.
-            x_out: positions (Q,) of the result, any number in any order; default: the training
-                grid. See ``ups.simulation.resampling``.
+            x: positions (P,) of ``u0``, any number in any order, within one period, if the domain
+                is a periodic line; default: the training grid.
+            x_out: positions (Q,), or (Q, D) in D dimensions, of the result, any number in any
+                order; default: the training grid. See ``ups.simulation.resampling``.
             temperature: factor on the draws of a corrector. 1 samples the learned distribution, as
                 ensembles need; 0 takes its mean, the best single prediction; default: the
                 corrector's own. Draws use torch's global random numbers.
@@ -357,25 +358,25 @@ class Simulator(nn.Module):
         places = [self._validate_positions(p, name) for p, name in ((x, "x"), (x_out, "x_out"))]
         fields, has_channels = self._validate_fields(u0, places[0])
         values = self._validate_parameters(nu, parameters, len(fields))
-        resampling = Resampling(self.spec.domain, *places)
-        stepper = self.stepper(correct, ttc, temperature, resampling.num_grids)
-        u = resampling.to_grids(fields)
-        self._warn(u.detach(), values.detach(), resampling.num_grids)
+        sampling = resampling(self.spec.domain, *places)
+        stepper = self.stepper(correct, ttc, temperature, sampling.num_grids)
+        u = sampling.to_grids(fields)
+        self._warn(u.detach(), values.detach(), sampling.num_grids)
         frames = symmetric_rollout(
             stepper,
             u,
             steps,
-            values.repeat_interleave(resampling.num_grids, 0),
+            values.repeat_interleave(sampling.num_grids, 0),
             spec=self.spec,
             equation=self.equation,
             trained=self.training_parameters,
             reencode=mode == "physical",
-            group_size=resampling.num_grids,
+            group_size=sampling.num_grids,
             frames_per_decode=max(1, fields_per_decode // len(u)),
             checkpoint_every=checkpoint_every,
         )
         for u in frames:
-            out = resampling.from_grids(u)
+            out = sampling.from_grids(u)
             yield out if has_channels else out.squeeze(-1)
 
     def forward(self, u0: Tensor, **options: Any) -> Tensor:
@@ -401,9 +402,12 @@ class Simulator(nn.Module):
     def plot(self, u: Tensor, truth: Tensor | None = None, sample: int = 0) -> Figure:
         """Draw a rollout over space and time, beside the truth and the error if it is known.
 
+        On a plane a few frames are drawn, and of a box the plane through the middle of its last
+        axis.
+
         Args:
-            u: fields (B, T, X) or (B, T, X, C) that ``rollout`` gave on the training grid. The
-                first channel is drawn.
+            u: fields (B, T, *space) or (B, T, *space, C) that ``rollout`` gave on the training
+                grid. The first channel is drawn.
             truth: what ``u`` should be, of the same shape.
             sample: which of the B.
 
@@ -411,7 +415,7 @@ class Simulator(nn.Module):
             A figure; ``figure.savefig("rollout.png")`` writes it, and notebooks show it.
 
         Raises:
-            UpsError: the fields are not on a line, or the shapes differ.
+            UpsError: the fields are not on a grid, or the shapes differ.
         """
         return rollout_figure(u, truth, sample, self.spec)
 
@@ -534,23 +538,34 @@ class Simulator(nn.Module):
             )
 
     def _validate_positions(self, x: object, name: str) -> Tensor | None:
-        """Check positions on a line and return them as a tensor (P,)."""
+        """Check positions and return them as a tensor (P, D)."""
         if x is None:
             return None
-        length = self.spec.grid.extent[0]
         x = to_tensor(x, self.mean.dtype, self.mean.device)
-        x = x.squeeze(-1) if x.ndim == 2 else x
-        if x.ndim != 1 or len(x) == 0:
-            raise UpsError(f"`{name}` must have shape (P,) with P >= 1, got {tuple(x.shape)}.")
+        if not isinstance(self.spec.domain, Grid):
+            raise UpsError(f"`{name}` must be None: the domain is not a grid.")
+        grid = self.spec.domain
+        x = x[:, None] if x.ndim == 1 and grid.num_dims == 1 else x
+        if x.ndim != 2 or len(x) == 0 or x.shape[1] != grid.num_dims:
+            wanted = "(P,)" if grid.num_dims == 1 else f"(P, {grid.num_dims})"
+            raise UpsError(f"`{name}` must have shape {wanted} with P >= 1, got {tuple(x.shape)}.")
         if not bool(x.isfinite().all()):
             raise UpsError(f"`{name}` must be finite, got values that are not.")
-        low = x.min().item()
-        high = x.max().item()
-        # an output may span several periods; an input that does is in other units
-        if name == "x" and high - low > length * (1 + 1e-6):
-            raise UpsError(
-                f"`x` must span at most one period of {length:g}, got {low:g} to {high:g}."
-            )
+        for d, sides in enumerate(grid.boundary):
+            low = x[:, d].min().item()
+            high = x[:, d].max().item()
+            # an output may span several periods; an input that does is in other units
+            if name == "x" and high - low > grid.extent[d] * (1 + 1e-6):
+                raise UpsError(
+                    f"`x` must span at most one period of {grid.extent[d]:g}, "
+                    f"got {low:g} to {high:g}."
+                )
+            first, last = grid.edges[d]
+            if sides != PERIODIC_AXIS and not (first <= low and high <= last):
+                raise UpsError(
+                    f"`{name}` must lie from {first:g} to {last:g} along axis {d}, which is not "
+                    f"periodic; got {low:g} to {high:g}."
+                )
         return x
 
     def config(self) -> dict[str, object]:

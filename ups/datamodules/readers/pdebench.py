@@ -1,6 +1,8 @@
-"""PDEBench's 1D HDF5 layout.
+"""PDEBench's 1D HDF5 layout, which generated files of any number of dimensions have too.
 
 `tensor` (N, T, X) float32, `x-coordinate` (X,), and `t-coordinate` (T,) or, as published, (T + 1,).
+In two dimensions `tensor` is (N, T, X, Y), and there is a `y-coordinate` (Y,), in three a
+`z-coordinate`. Fields of several channels have an axis more, the last.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ import numpy as np
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.datamodules.readers.axes import SPACE
 from ups.datamodules.readers.coordinates import without_rounding
 from ups.datamodules.readers.field_files import OpenFiles
 from ups.datamodules.readers.hdf5 import open_hdf5
@@ -42,45 +45,46 @@ class TrajectoryFile:
         self._files = OpenFiles(open_hdf5)
         if not self.path.exists():
             raise UpsError(f"there is no data file {self.path}")
-        x, t = self._coordinate("x-coordinate"), self._coordinate("t-coordinate")
-        tensor = self._dataset("tensor", 3)
-        trajectories, frames, points = tensor.shape
-        if len(x) != points:
-            raise UpsError(
-                f"{self.path}: 'x-coordinate' must have {points} entries, as 'tensor' has points; "
-                f"got {len(x)}."
-            )
+        names = [n for n in SPACE if n == "x" or self._find(f"{n}-coordinate") is not None]
+        axes = {name: self._coordinate(f"{name}-coordinate") for name in names}
+        t = self._coordinate("t-coordinate")
+        tensor = self._tensor(len(axes))
+        trajectories, frames, *space = tensor.shape[: 2 + len(axes)]
+        for (name, x), points in zip(axes.items(), space, strict=True):
+            if len(x) != points:
+                raise UpsError(
+                    f"{self.path}: '{name}-coordinate' must have {points} entries, as 'tensor' has "
+                    f"points; got {len(x)}."
+                )
         if len(t) not in (frames, frames + 1):
             raise UpsError(
                 f"{self.path}: 't-coordinate' must have {frames} or {frames + 1} entries, as "
                 f"'tensor' has {frames} frames; got {len(t)}."
             )
-        if (
-            points % spatial_downsampling
-            or points // spatial_downsampling < 2
-            or (frames - 1) // temporal_downsampling < 1
-        ):
-            raise UpsError(
-                f"{self.path}: spatial_downsampling={spatial_downsampling} must divide its "
-                f"{points} points, and at least 2 points and 2 of its {frames} frames must be left "
-                f"at temporal_downsampling={temporal_downsampling}"
-            )
-        if points > 2 and self._has_both_ends(tensor, x):
+        self._check_thinning(frames, space)
+        if any(self._has_both_ends(tensor, d, x) for d, x in enumerate(axes.values())):
             raise UpsError(
                 f"{self.path}: the last point must not repeat the first, as in linspace(0, 1, N). "
                 "Leave it out, or read the file with data=own."
             )
         self.trajectories = trajectories
-        self.channels: tuple[str, ...] = ("u",)
+        has_channels = tensor.ndim > 2 + len(axes)
+        num_channels = tensor.shape[-1] if has_channels else 1
+        self.channels = tuple(f"u{c}" if c else "u" for c in range(num_channels))
         self.parameters: Mapping[str, np.ndarray] = {}
         self.splits: Mapping[str, Sequence[int]] | None = None
-        self.x = x[::spatial_downsampling]
         self.t = t[:frames:temporal_downsampling]
         self.frames = len(self.t)
-        # periodic: one cell more than the distance of the first and the last center
-        length = without_rounding(float(x[-1] - x[0]) * points / (points - 1))
-        self.grid = Grid((len(self.x),), (length,), origin=(float(self.x[0]),))
         self.dt = float(self.t[1] - self.t[0])
+        # periodic: one cell more than the distance of the first and the last center
+        extent = [
+            without_rounding(float(x[-1] - x[0]) * len(x) / (len(x) - 1)) for x in axes.values()
+        ]
+        self.grid = Grid(
+            tuple(n // spatial_downsampling for n in space),
+            tuple(extent),
+            origin=tuple(float(x[0]) for x in axes.values()),
+        )
 
     def read(
         self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
@@ -93,26 +97,28 @@ class TrajectoryFile:
             frames: number of frames that are kept; default: all.
 
         Returns:
-            Fields (B, frames, X, 1), float32.
+            Fields (B, frames, *space, C), float32.
 
         Raises:
             UpsError: a trajectory can't be read or is not finite.
         """
-        tensor = self._dataset("tensor", 3)
+        tensor = self._tensor(self.grid.num_dims)
         stop = self.frames if frames is None else start + frames
-        out = np.empty((len(trajectories), stop - start, len(self.x), 1), np.float32)
+        shape = (len(trajectories), stop - start, *self.grid.shape, len(self.channels))
+        out = np.empty(shape, np.float32)
+        every_point = (slice(None, None, self.spatial_downsampling),) * self.grid.num_dims
         first = start * self.temporal_downsampling
         last = (stop - 1) * self.temporal_downsampling
         for row, i in enumerate(trajectories):
-            # read whole lines and subsample in memory: strided reads of the last axis are slow
+            # read whole frames and subsample in memory: strided reads of the last axis are slow
             try:
-                lines = tensor[i, first : last + 1 : self.temporal_downsampling]
+                whole = tensor[i, first : last + 1 : self.temporal_downsampling]
             except (OSError, RuntimeError) as error:  # a damaged chunk
                 raise UpsError(
                     f"{self.path}: trajectory {i} of 'tensor' can't be read "
                     f"({str(error).splitlines()[0]})"
                 ) from None
-            out[row, ..., 0] = lines[:, :: self.spatial_downsampling]
+            out[row] = whole[:, *every_point].reshape(shape[1:])
             if not np.isfinite(out[row]).all():
                 raise UpsError(
                     f"{self.path}: 'tensor' has a value that is not finite in trajectory {i}; "
@@ -120,21 +126,32 @@ class TrajectoryFile:
                 )
         return out
 
-    def _has_both_ends(self, tensor: h5py.Dataset, x: np.ndarray) -> bool:
-        """Whether fields end as they begin, on points that are no centers of cells.
+    def _check_thinning(self, frames: int, space: Sequence[int]) -> None:
+        every, each = self.temporal_downsampling, self.spatial_downsampling
+        if any(n % each or n // each < 2 for n in space) or (frames - 1) // every < 1:
+            points = " x ".join(map(str, space))
+            raise UpsError(
+                f"{self.path}: spatial_downsampling={each} must divide its {points} points, and at "
+                f"least 2 points and 2 of its {frames} frames must be left at "
+                f"temporal_downsampling={every}"
+            )
+
+    def _has_both_ends(self, tensor: h5py.Dataset, axis: int, x: np.ndarray) -> bool:
+        """Whether fields end along an axis of space as they begin, on points that are no centers
+        of cells.
 
         It looks at the first frames of some trajectories.
         """
         cells = x[0] / (x[1] - x[0])
-        if abs(cells - round(cells)) > 0.01:
+        if len(x) < 3 or abs(cells - round(cells)) > 0.01:
             return False
         try:
             with np.errstate(invalid="ignore"):  # values are checked when they are read
                 some = np.asarray(tensor[:8, 0], np.float64)
         except (OSError, RuntimeError):  # a damaged chunk is refused when it is read
             return False
-        gap = np.abs(some[:, -1] - some[:, 0]).max()
-        return bool(gap <= 1e-6 * np.ptp(some) and np.ptp(some) > 0)
+        first, last = some.take(0, 1 + axis), some.take(-1, 1 + axis)
+        return bool(np.abs(last - first).max() <= 1e-6 * np.ptp(some) and np.ptp(some) > 0)
 
     def verify_checksum(self, parts: Sequence[np.ndarray]) -> None:
         """Compare the content of the file with its recorded hash, if it has one.
@@ -153,12 +170,23 @@ class TrajectoryFile:
                 "remove the file and it is made again"
             )
 
-    def _dataset(self, name: str, rank: int) -> h5py.Dataset:
+    def _tensor(self, num_dims: int) -> h5py.Dataset:
+        """The dataset of fields, whose axis of channels may be left out."""
+        rank = 2 + num_dims
+        found = self._find("tensor")
+        has_channels = found is not None and found.ndim == rank + 1
+        return self._dataset("tensor", rank + has_channels)
+
+    def _find(self, name: str) -> h5py.Dataset | None:
         try:
-            dataset = self._files[self.path].get(name)
-        except (OSError, RuntimeError, KeyError):  # a dangling link
-            dataset = None
-        if not isinstance(dataset, h5py.Dataset):
+            found = self._files[self.path].get(name)
+        except (OSError, RuntimeError, KeyError):  # a dangling link, or a damaged group
+            return None
+        return found if isinstance(found, h5py.Dataset) else None
+
+    def _dataset(self, name: str, rank: int) -> h5py.Dataset:
+        dataset = self._find(name)
+        if dataset is None:
             raise UpsError(
                 f"{self.path}: there is no dataset '{name}'; PDEBench's layout has 'tensor', "
                 "'x-coordinate' and 't-coordinate'"

@@ -14,6 +14,7 @@ from ups.core.io import write_text
 from ups.core.renamed_keys import load_config
 from ups.core.settings import flatten_config
 from ups.evaluation.report import plots
+from ups.evaluation.report.animation import animation
 from ups.evaluation.results import (
     DatasetInfo,
     Provenance,
@@ -125,8 +126,14 @@ def write_run(
     assert tested.spectra is not None
     dataset = data.dataset
     run = RunResults(folder, dataset, {row.label: row for row in tested.rows}, cfg)
+    spec = data.spec
+    by_channel = []
+    if spec.num_channels > 1 and tested.channel_nrmse is not None:
+        svg = plots.channel_errors(tested.channel_nrmse, spec)
+        by_channel = [{"title": "error over time of each channel, of the first row", "svg": svg}]
     curves = [
-        {"title": "error over time", "svg": plots.error_over_time(run.rows, data.spec.dt)},
+        {"title": "error over time", "svg": plots.error_over_time(run.rows, spec.dt)},
+        *by_channel,
         {"title": "error against cost, on this machine", "svg": plots.error_against_cost(run.rows)},
         {
             "title": "energy spectrum at the last frame, mean over test trajectories",
@@ -152,7 +159,8 @@ def write_run(
             f"Commit {commit}, seed {origin['seed']}, {origin['hardware']}, {origin['time']}.",
         ],
         tables=[_headline(run.rows, {times_in_words(cfg, dataset)}), _checks(run.rows)],
-        images=plots.rollouts(tested.examples, data.spec),
+        images=plots.rollouts(tested.examples, spec),
+        animation=None if spec.grid.num_dims == 1 else animation(*tested.examples["median"], spec),
         curves=curves,
         texts=[
             {"title": "Settings", "text": OmegaConf.to_yaml(cfg, resolve=True)},

@@ -13,10 +13,11 @@ from torch import Tensor
 from ups.core.fields import FieldSpec
 from ups.core.io import atomic_write
 from ups.evaluation.results import Row
-from ups.simulation.picture import draw_fields
+from ups.simulation.picture import draw_fields, few_frames, frames_figure
 
 # Okabe and Ito's palette, distinguishable with color blindness
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#666666")
+NUM_CHANNELS = 3  # of fields with more, the first ones are shown
 
 
 def svg(figure: Figure) -> str:
@@ -44,10 +45,17 @@ def axes(width: float = 5.2, height: float = 3.4) -> tuple[Figure, Axes]:
 def rollouts(
     examples: Mapping[str, tuple[Tensor, Tensor]], spec: FieldSpec
 ) -> list[dict[str, str]]:
-    """Plot truth, prediction and error (T, X, C) over space and time, one image each.
+    """Plot truth, prediction and error (T, *space, C) of each example.
 
-    The first channel is shown.
+    On a line these are three images over space and time of the first channel; in more dimensions
+    one image of a few frames for each of the first channels.
     """
+    if spec.grid.num_dims > 1:
+        return [
+            _frames(which, *fields, channel, spec)
+            for channel in range(min(NUM_CHANNELS, spec.num_channels))
+            for which, fields in examples.items()
+        ]
     found = []
     for which, (truth, pred) in examples.items():
         truth = truth[..., 0]
@@ -93,6 +101,24 @@ def rollouts(
     return found
 
 
+def _frames(
+    which: str, truth: Tensor, pred: Tensor, channel: int, spec: FieldSpec
+) -> dict[str, str]:
+    """One image of truth, prediction and error (T, *space, C) at a few times."""
+    truth = truth[..., channel]
+    pred = pred[..., channel]
+    sizes = truth.flatten(1).norm(dim=-1).clamp_min(1e-30)
+    nrmse = float(((pred - truth).flatten(1).norm(dim=-1) / sizes).mean())
+    fields = {"truth": truth, "prediction": pred, "error": pred - truth}
+    times = ", ".join(f"{spec.dt * (frame + 1):.3g}" for frame in few_frames(len(truth)))
+    name = f", {spec.channels[channel]}" if spec.num_channels > 1 else ""
+    return {
+        "title": f"{which}{name} (nRMSE {nrmse:.4f})",
+        "source": png(frames_figure(fields, spec, about_zero=bool(truth.min() < 0))),
+        "words": f"{which} test trajectory{name}: truth, prediction and error at t = {times}",
+    }
+
+
 def error_over_time(rows: Mapping[str, Row], dt: float | None) -> str:
     """Plot the nRMSE of every frame.
 
@@ -113,6 +139,17 @@ def error_over_time(rows: Mapping[str, Row], dt: float | None) -> str:
             [(k + 1) * (dt or 1) for k in range(len(errors))], errors, label=label, **style
         )
     axis.set(xlabel="t" if dt else "frame", ylabel="nRMSE of a frame")
+    axis.legend(fontsize=7, framealpha=0.5)
+    return svg(figure)
+
+
+def channel_errors(errors: Tensor, spec: FieldSpec) -> str:
+    """Plot the nRMSE (T, C) of each channel in every frame."""
+    figure, axis = axes()
+    times = [spec.dt * (frame + 1) for frame in range(len(errors))]
+    for i, (name, values) in enumerate(zip(spec.channels, errors.unbind(-1), strict=True)):
+        axis.semilogy(times, values, color=COLOURS[i % len(COLOURS)], label=name)
+    axis.set(xlabel="t", ylabel="nRMSE of a frame")
     axis.legend(fontsize=7, framealpha=0.5)
     return svg(figure)
 
@@ -179,29 +216,39 @@ def learning_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
 
 
 def draw_rollout(path: Path, truth: Tensor, pred: Tensor, spec: FieldSpec, title: str) -> None:
-    """Draw truth, prediction and error (T, X, C) over space and time, and three frames.
+    """Draw truth, prediction and error (T, *space, C) of the first channel.
 
-    The first channel is shown.
+    On a line they are drawn over space and time, with three frames beside them.
 
     Args:
         path: the png file to write.
-        truth: fields (T, X, C).
-        pred: fields (T, X, C).
+        truth: fields (T, *space, C).
+        pred: fields (T, *space, C).
         spec: describes the field.
         title: title of the figure.
     """
     truth = truth[..., 0]
     pred = pred[..., 0]
+    fields = {"truth": truth, "rollout": pred, "error": pred - truth}
+    if spec.grid.num_dims == 1:
+        figure = _line_figure(fields, spec)
+    else:
+        figure = frames_figure(fields, spec, bool(truth.min() < 0), panel_width=2.4)
+    figure.suptitle(title, fontsize=10)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def _line_figure(fields: Mapping[str, Tensor], spec: FieldSpec) -> Figure:
+    """Truth, rollout and error (T, X) over space and time, and three frames of the first two."""
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    fields = {"truth": truth, "rollout": pred, "error": pred - truth}
     draw_fields(figure, axes[:3], fields, spec)
+    truth, pred = fields["truth"], fields["rollout"]
     x = spec.grid.axis(0)
     for frame, colour in zip((0, len(truth) // 4, len(truth) - 1), ("C0", "C1", "C2"), strict=True):
         axes[3].plot(x, truth[frame], color=colour, label=f"t = {spec.dt * (frame + 1):.2f}")
         axes[3].plot(x, pred[frame], color=colour, linestyle="--")
     axes[3].set(title="truth (line), rollout (- -)", xlabel="x", ylabel="u")
     axes[3].legend()
-    figure.suptitle(title, fontsize=10)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    return figure
