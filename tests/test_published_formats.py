@@ -1,5 +1,6 @@
 """The Well, PDEBench's files of several channels, and PDEArena: values, axes, splits, refusals."""
 
+import json
 import os
 import pickle
 
@@ -546,3 +547,18 @@ def test_choice_of_data_has_its_reader(ups_run, choice):
     refused = ups_run(f"data={choice}", check=False)
     assert refused.returncode == 2
     assert "`data.path` must be a path, got null" in refused.stderr
+
+
+@pytest.mark.integration
+def test_published_data_train_and_test_a_model(ups_run, tmp_path):
+    write_well_splits(tmp_path / "made_up/data")
+    ups_run(
+        "stage=operator", "data=the_well", "data.path=made_up", "data.field=[density,velocity]",
+        "data.num_train=4", "data.batch_size=4", "data.samples_per_trajectory=1",
+        "model=resnet", "model.hidden_channels=8", "trainer.max_epochs=1", "preflight=false",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "outputs/made_up/reports/eval_operator.json").read_text())
+    assert results["dataset"]["trajectories"] == 3
+    rows = {row["model"]: row for row in results["rows"]}
+    assert set(rows) == {"resnet", "persistence"}
+    assert all(np.isfinite(row["nrmse"]) for row in rows.values())
