@@ -125,7 +125,12 @@ def test_real_numbers_of_every_kind_are_read(tmp_path, kind):
         ({"a": waves(), "b": waves()}, {}, "`data.field` must name .* got None; it holds a \\(20"),
         ({"a": waves()}, {"field": "v"}, "got 'v'"),
         ({"u": waves() + 1j}, {}, "must be real numbers .* got complex128"),
-        ({"u": np.zeros((3, 4, 32, 32))}, {}, "32 channels on a line.*two dimensions are not"),
+        (
+            {"u": np.zeros((3, 4, 16, 12))},
+            {},
+            "`data.num_dims` must be given: .* in 1D with 12 channels, or in 2D without",
+        ),
+        ({"u": np.zeros((3, 4, 4, 4, 4, 4, 4))}, {"field": "u"}, "must be real numbers with the"),
         ({"u": np.zeros((0, 4, 32))}, {}, "must be real numbers with the axes"),
         (
             {"u": waves(), "t": np.arange(T) ** 2.0 + 1},

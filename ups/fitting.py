@@ -9,9 +9,10 @@ from numpy.typing import ArrayLike
 
 from ups import pipeline
 from ups.core.errors import UpsError
+from ups.core.schema import plain
 from ups.core.settings import quoted
 from ups.datamodules.generate import short_hash
-from ups.datamodules.readers.arrays import POSITIONS, TIMES
+from ups.datamodules.readers.arrays import RESERVED
 from ups.datamodules.readers.pdebench import digest
 from ups.run import CONF
 from ups.runs.session import restored_session
@@ -19,21 +20,24 @@ from ups.simulation.checkpoint import load
 from ups.simulation.simulator import Simulator
 
 # keys with a meaning of their own in the file, and arguments of np.savez
-RESERVED = ("u", *TIMES, *POSITIONS, "file", "allow_pickle")
+TAKEN = ("u", *RESERVED, "file", "allow_pickle")
 
 
 def fit(
     array: ArrayLike,
     *,
     dt: float,
-    length: float,
+    length: float | Sequence[float],
+    num_dims: int | None = None,
+    boundary: str | Sequence[str] = "periodic",
+    channels: Sequence[str] | None = None,
     parameters: Mapping[str, ArrayLike] | None = None,
     name: str | None = None,
     output_dir: str | Path = "outputs",
     init_from: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Simulator:
-    """Train a model on trajectories of any periodic line, and test it.
+    """Train a model on trajectories in one, two or three dimensions, and test it.
 
     It is ``python -m ups.run stage=operator data=own``: eight tenths of the trajectories are for
     training, a tenth each for validation and for the test; no equation is assumed. The run's folder
@@ -41,9 +45,14 @@ def fit(
     what is done.
 
     Args:
-        array: fields (N, T, X) or (N, T, X, C): trajectories, frames, points, channels.
+        array: fields (N, T, *space) or (N, T, *space, C): trajectories, frames, points of one to
+            three axes, channels.
         dt: the time between frames.
-        length: the length of the line, one cell more than from its first to its last point.
+        length: the length of each axis, or one for all: one cell more than from its first to its
+            last point.
+        num_dims: number of axes of space; None if the shape or ``length`` says it.
+        boundary: "periodic", "wall" or "open", for all axes or one for each.
+        channels: names of the channels; None for u, u1, ...
         parameters: positive numbers (N,) by name, one for each trajectory.
         name: the run's folder; None for one that the array names, fit-1a2b3c4d.
         output_dir: the folder of all runs.
@@ -56,27 +65,16 @@ def fit(
     Raises:
         UpsError: the array or a setting can't be used.
     """
-    u = np.asarray(array)
-    columns = {key: np.asarray(values) for key, values in (parameters or {}).items()}
-    for key, values in columns.items():
-        if key in RESERVED or values.shape != u.shape[:1]:
-            raise UpsError(
-                f"`parameters` must be arrays ({len(u)},), one number for each trajectory, under "
-                f"names other than {', '.join(RESERVED)}; got {key!r} of shape {values.shape}."
-            )
-    folder = Path(output_dir) / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
-    identity = short_hash({"arrays": content, "names": list(columns)})
-    path = folder / f"{name or 'fit'}-{identity}.npz"
+    path = _saved(array, parameters or {}, Path(output_dir) / "data", name or "fit")
     name = name or path.stem
-    if not path.exists():
-        np.savez(path, **{"u": u, **columns})  # type: ignore[arg-type]
     own = [
         "data=own",
         f"data.path={quoted(path)}",
         f"data.dt={dt}",
-        f"data.length={length}",
+        f"data.length={_listed(length)}",
+        f"data.num_dims={'null' if num_dims is None else num_dims}",
+        f"data.boundary={_listed(boundary)}",
+        f"data.channels={'null' if channels is None else _listed(channels)}",
         f"name={quoted(name)}",
         f"output_dir={quoted(output_dir)}",
         f"init_from={'null' if init_from is None else quoted(init_from)}",
@@ -86,3 +84,34 @@ def fit(
     with restored_session():
         pipeline.run(cfg, overrides)
         return load(Path(output_dir) / name)
+
+
+def _saved(array: ArrayLike, parameters: Mapping[str, ArrayLike], folder: Path, name: str) -> Path:
+    """Write fields and parameters to a file that is named by their content.
+
+    Raises:
+        UpsError: a parameter has another shape, or a name with another meaning.
+    """
+    u = np.asarray(array)
+    columns = {key: np.asarray(values) for key, values in parameters.items()}
+    for key, values in columns.items():
+        if key in TAKEN or values.shape != u.shape[:1]:
+            raise UpsError(
+                f"`parameters` must be arrays ({len(u)},), one number for each trajectory, under "
+                f"names other than {', '.join(TAKEN)}; got {key!r} of shape {values.shape}."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    content = [digest([np.ascontiguousarray(each)[..., None]]) for each in (u, *columns.values())]
+    identity = short_hash({"arrays": content, "names": list(columns)})
+    path = folder / f"{name}-{identity}.npz"
+    if not path.exists():
+        np.savez(path, **{"u": u, **columns})  # type: ignore[arg-type]
+    return path
+
+
+def _listed(values: object) -> str:
+    """A value, or a list of values, as Hydra's overrides take them."""
+    plain_values = plain(values)
+    if not isinstance(plain_values, list):
+        return quoted(plain_values) if isinstance(plain_values, str) else str(plain_values)
+    return f"[{','.join(map(_listed, plain_values))}]"

@@ -21,7 +21,8 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.io import atomic_write
-from ups.datamodules.readers.pdebench import AXES, digest
+from ups.datamodules.readers.axes import SPACE
+from ups.datamodules.readers.pdebench import digest
 from ups.physics import Equation
 
 # fields of LINE points that are solved in one call; of larger ones as many points
@@ -79,7 +80,7 @@ def generate(equation: Equation, recipe: Recipe, path: Path) -> None:
         has_channels = len(equation.channels) > 1
         file["tensor"] = (values if has_channels else values[..., 0]).numpy()
         for d in range(dims):
-            file[f"{AXES[d]}-coordinate"] = grid.axis(d)[::keep].numpy()
+            file[f"{SPACE[d]}-coordinate"] = grid.axis(d)[::keep].numpy()
         file["t-coordinate"] = (np.arange(recipe["frames"] + 1) * recipe["dt"]).astype(np.float32)
         for name in equation.parameters:
             file.attrs[name] = recipe["nu"]

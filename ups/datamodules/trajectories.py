@@ -52,6 +52,7 @@ STD_LIMITS = (1e-12, 1e12)
 # of a mean that counts as conserved, in standard deviations of the data
 LARGEST_MEAN_DRIFT = 1e-3
 STATISTICS_TRAJECTORIES = 1000  # of each file; of twice as many, every second counts
+STATISTICS_VALUES = 2**28  # of each file, likewise: large fields would not fit into memory
 log = logging.getLogger(__name__)
 
 
@@ -271,11 +272,17 @@ class TrajectoryDataModule(pl.LightningDataModule):
             )
         rows = self.rows(first.trajectories)
         self.num_frames = first.frames
+        num_values = first.frames * first.read(rows["train"][:1], 0, 1).size  # of a trajectory
         if h.in_memory:
             check_memory(self.train_bytes(), "data.in_memory=true")
+        held_out = len(rows["validation"]) + len(rows["test"])
+        check_memory(4 * len(files) * held_out * num_values, "data.num_validation + data.num_test")
         self.train_sources = [(file, row) for file in files for row in rows["train"]]
         # statistics are of the same trajectories whether all are in memory or not
-        every = max(1, len(rows["train"]) // STATISTICS_TRAJECTORIES)
+        num_train = len(rows["train"])
+        every = max(
+            1, num_train // STATISTICS_TRAJECTORIES, num_train * num_values // STATISTICS_VALUES
+        )
         train_rows = rows["train"] if h.in_memory else rows["train"][::every]
         read = {
             split: [file.read(chosen) for file in files]
@@ -357,7 +364,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
             )
         return FieldSpec(
             file.grid,
-            tuple(f"u{c}" if c else "u" for c in range(values.shape[-1])),
+            self.channel_names(values.shape[-1]),
             self.parameter_names(),
             file.dt,
             mean=tuple(np.mean(values, axes, dtype=np.float64)),
@@ -367,6 +374,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
             parameter_units=tuple(self.parameters["train"].double().log().mean(0).exp().tolist()),
             is_homogeneous=False,  # nothing says that it is
         )
+
+    def channel_names(self, number: int) -> tuple[str, ...]:
+        """The names of the channels of data without an equation."""
+        return tuple(f"u{c}" if c else "u" for c in range(number))
 
     def parameter_names(self) -> tuple[str, ...]:
         """The names of the parameters of data without an equation."""

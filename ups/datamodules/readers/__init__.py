@@ -1,33 +1,46 @@
 """Readers of data files: the protocol, and how one is chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.core.schema import arguments
+from ups.datamodules.readers.arrays import ArrayFile
+from ups.datamodules.readers.pdearena import PDEArenaFiles
 from ups.datamodules.readers.pdebench import TrajectoryFile
+from ups.datamodules.readers.pdebench_2d import PDEBenchFiles
+from ups.datamodules.readers.the_well import WellFiles
 
 
 class Reader(Protocol):
-    """A file of trajectories, opened as ``Reader(path, temporal_downsampling, ...)``.
+    """Trajectories in a file or a folder, opened as ``Reader(path, temporal_downsampling, ...)``.
 
     An instance is passed to worker processes, so a handle must not be part of its pickled state.
 
     Args:
-        path: the file.
+        path: the file or the folder.
         temporal_downsampling: keep every so many-th frame.
         spatial_downsampling: keep every so many-th point of each axis.
 
+    Further arguments, each with a default, are settings of ``OwnDataModule``: what the file may
+    not say itself.
+
     Attributes:
-        path: the file.
+        path: the file or the folder.
         trajectories: number of trajectories.
         frames: number of frames that are kept.
         dt: the time between them.
         grid: the grid of the points that are kept.
+        channels: the names of the channels. These and what follows are asked for by
+            ``OwnDataModule`` only.
+        parameters: the parameters by name, positive numbers (N,) each.
+        splits: the trajectories of "train", "validation" and "test"; None if the file doesn't say
+            them.
     """
 
     path: Path
@@ -35,6 +48,9 @@ class Reader(Protocol):
     frames: int
     dt: float
     grid: Grid
+    channels: tuple[str, ...]
+    parameters: Mapping[str, np.ndarray]
+    splits: Mapping[str, Sequence[int]] | None
 
     def __init__(
         self, path: Path, temporal_downsampling: int = 1, spatial_downsampling: int = 1
@@ -46,7 +62,13 @@ class Reader(Protocol):
         """Read ``frames`` frames from ``start`` on: (B, frames, *space, C), float32."""
 
 
-READERS: dict[str, type[Reader]] = {"pdebench": TrajectoryFile}
+READERS: dict[str, type[Reader]] = {
+    "arrays": ArrayFile,
+    "pdebench": TrajectoryFile,
+    "pdebench_2d": PDEBenchFiles,
+    "pdearena": PDEArenaFiles,
+    "the_well": WellFiles,
+}
 
 
 def get_reader(name: str) -> type[Reader]:
@@ -64,3 +86,31 @@ def get_reader(name: str) -> type[Reader]:
     except (ImportError, AttributeError, ValueError) as error:
         raise UpsError(f"`data.reader` must be {allowed}, got {name!r} ({error}).") from None
     return reader
+
+
+def open_reader(
+    name: str, path: Path, thinning: tuple[int, int], settings: Mapping[str, Any]
+) -> Reader:
+    """Open ``path`` with the reader of that name.
+
+    Args:
+        name: ``data.reader``.
+        path: the file or the folder.
+        thinning: keep every so many-th frame, and point.
+        settings: what is said about the file, by the names of the reader's arguments.
+
+    Raises:
+        UpsError: the reader has no such argument or lacks an attribute, or the file has a fault.
+    """
+    reader = get_reader(name)
+    known = arguments(reader)
+    for key in settings:
+        if key not in known.named and not known.is_open:
+            raise UpsError(f"`data.{key}` must be null: data.reader={name} has no use for it.")
+    opened = reader(path, *thinning, **settings)
+    missing = [key for key in ("channels", "parameters", "splits") if not hasattr(opened, key)]
+    if missing:
+        raise UpsError(
+            f"`data.reader` must name a class with the attributes {', '.join(missing)}, got {name}."
+        )
+    return opened

@@ -1,98 +1,61 @@
-"""One's own arrays: .npy, .npz, HDF5, zarr and NetCDF files of fields (N, T, X) or (N, T, X, C).
+"""One's own arrays: .npy, .npz, HDF5, zarr, NetCDF and MATLAB files of fields (N, T, *space, C).
 
-A file of several arrays may also say the times (`t`), the positions (`x`) and parameters, one
-number a trajectory (N,), each an array of its own name.
+A file of several arrays may also say the times (`t`), the positions (`x`, `y`, `z`), the names of
+the channels (`channels`) and parameters, one number a trajectory (N,), each an array of its name.
 """
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ups.core.errors import UpsError
-from ups.core.fields import Grid
-from ups.core.io import unreadable
-from ups.core.optional_packages import import_optional
-from ups.datamodules.readers.hdf5 import open_hdf5
+from ups.core.fields import Boundary, Grid
+from ups.datamodules.readers.axes import (
+    CHANNEL_NAMES,
+    NAMES,
+    SPACE,
+    Axes,
+    count_dims,
+    counted_axes,
+    dimension_names,
+    named_axes,
+    possible_dims,
+)
+from ups.datamodules.readers.coordinates import check_even, each_axis, spacing
+from ups.datamodules.readers.field_files import (
+    Arrays,
+    Contents,
+    FieldArray,
+    FieldFiles,
+    OpenFiles,
+    Part,
+    read_array,
+)
+from ups.datamodules.readers.formats import open_arrays
 
 log = logging.getLogger(__name__)
-TIMES = ("t", "time", "times", "t-coordinate")
-POSITIONS = ("x", "x-coordinate")
-# more channels than this are rather a second dimension of space
-MAX_CHANNELS = 16
-# of positions and times: the largest difference of two steps, relative to their mean
-UNEVEN = 1e-3
+# arrays with a meaning of their own
+RESERVED = (*(name for names in NAMES.values() for name in names), "channels")
+SHAPES = "(N, T, X), (N, T, X, Y) or (N, T, X, Y, Z), with an axis of channels after them or not"
 
 
-Index = int | slice | Sequence[int] | tuple[int | slice | Sequence[int], ...]
-
-
-class Array(Protocol):
-    """An array in a file, read in slices."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype[np.generic]: ...
-    def __getitem__(self, index: Index) -> ArrayLike: ...
-
-
-Arrays = Mapping[str, Array]
-
-
-def _npy(path: Path) -> Arrays:
-    return {"u": np.load(path, mmap_mode="r")}
-
-
-def _npz(path: Path) -> Arrays:
-    with np.load(path) as file:  # an archive can't be read in slices
-        return {name: file[name] for name in file.files}
-
-
-def _hdf5(path: Path) -> Arrays:
-    return {name: node for name, node in open_hdf5(path).items() if hasattr(node, "shape")}
-
-
-def _zarr(path: Path) -> Arrays:
-    node = import_optional("zarr", str(path), "xarray").open(str(path), mode="r")
-    return {"u": node} if hasattr(node, "shape") else dict(node.arrays())
-
-
-def _netcdf(path: Path) -> Arrays:
-    return dict(
-        import_optional("xarray", str(path), "xarray")
-        .open_dataset(path, decode_times=False)
-        .variables
-    )
-
-
-FORMATS: dict[str, Callable[[Path], Arrays]] = {
-    ".npy": _npy,
-    ".npz": _npz,
-    ".h5": _hdf5,
-    ".hdf5": _hdf5,
-    ".zarr": _zarr,
-    ".nc": _netcdf,
-}
-
-
-class ArrayFile:
-    """Reads trajectories of an array, which is opened once a process and never written.
+class ArrayFile(FieldFiles):
+    """Reads trajectories of arrays of a file.
 
     Args:
         path: the file.
         temporal_downsampling: keep every so many-th frame.
-        spatial_downsampling: keep every so many-th point.
+        spatial_downsampling: keep every so many-th point of each axis.
         dt: the time between frames; None if the file says its times.
-        length: the length of the periodic line; None if the file says its positions.
-        field: the name of the array of fields; None for the only one with 3 or 4 axes, or "u".
-
-    Attributes:
-        parameters: the parameters by name, (N,) each.
+        length: the length of each axis, or one for all; None if the file says its positions.
+        field: the array of fields, or several whose channels are joined; None for the only one
+            with enough axes, or "u".
+        num_dims: number of dimensions of space; None if the file or the shape says it.
+        boundary: what lies beyond both sides of each axis, or one for all.
+        channels: names of the channels; None for those of the file, or of the arrays.
 
     Raises:
         UpsError: the file has a fault, or does not say all that is needed.
@@ -104,180 +67,137 @@ class ArrayFile:
         temporal_downsampling: int = 1,
         spatial_downsampling: int = 1,
         dt: float | None = None,
-        length: float | None = None,
-        field: str | None = None,
+        length: float | Sequence[float] | None = None,
+        field: str | Sequence[str] | None = None,
+        num_dims: int | None = None,
+        boundary: str | Sequence[str] = "periodic",
+        channels: Sequence[str] | None = None,
     ) -> None:
-        self.path = Path(path)
-        self.temporal_downsampling = temporal_downsampling
-        self.spatial_downsampling = spatial_downsampling
-        self._arrays: Arrays | None = None
-        self._process = -1
-        arrays = self._open()
-        self.field = self._field_name(arrays, field)
-        shape = self._field_shape(arrays[self.field])
-        self.trajectories, frames, points, self.channels = shape
-        t = self._coordinate(arrays, TIMES, frames)
-        x = self._coordinate(arrays, POSITIONS, points)
-        if self._has_both_ends(arrays):
-            log.info("%s: the last point repeats the first and is left out", self.path)
-            points -= 1
-            x = None if x is None else x[:-1]
-        self._points = points
-        # periodic: one cell more than from the first point to the last
-        span = points * spacing(x) if x is not None else None
-        step, extent = self._known(dt, length, spacing(t) if t is not None else None, span)
-        self._check_thinning(frames, points)
-        self.frames = (frames - 1) // temporal_downsampling + 1
-        self.dt = temporal_downsampling * step
-        origin = () if x is None else (float(x[0]),)
-        self.grid = Grid((points // spatial_downsampling,), (extent,), origin=origin)
-        self.parameters = self._parameters(arrays)
+        path = Path(path)
+        files = OpenFiles(open_arrays)
+        if num_dims is None:
+            lists = [value for value in (length, boundary) if isinstance(value, list | tuple)]
+            num_dims = len(lists[0]) if lists else None
+        fields = _Fields(path, files[path], field, num_dims)
+        step, grid = fields.time_and_space(dt, length, boundary)
+        contents = Contents(
+            [Part(path, "", fields.sizes["n"])],
+            fields.arrays_of_channels(channels),
+            fields.sizes["t"],
+            step,
+            grid,
+            fields.parameters(),
+        )
+        super().__init__(path, files, contents, temporal_downsampling, spatial_downsampling)
 
-    def read(
-        self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
-    ) -> np.ndarray:
-        """Read ``frames`` frames from ``start`` on: (B, frames, X, C), float32.
 
-        Raises:
-            UpsError: a value is not finite.
-        """
-        arrays = self._open()
-        stop = self.frames if frames is None else start + frames
-        every = self.temporal_downsampling
-        first, last = start * every, (stop - 1) * every
-        shape = (len(trajectories), stop - start, *self.grid.shape, self.channels)
-        out = np.empty(shape, np.float32)
-        for row, i in enumerate(trajectories):
-            frames_read = self._values(arrays, self.field, (i, slice(first, last + 1, every)))
-            kept = frames_read[:, : self._points : self.spatial_downsampling]
-            out[row] = kept.reshape(shape[1:])
-            if not np.isfinite(out[row]).all():
-                raise UpsError(
-                    f"{self.path}: '{self.field}' must be finite in float32; trajectory {i} is not."
+class _Fields:
+    """The arrays of fields of an open file.
+
+    Args:
+        path: the file.
+        arrays: its arrays.
+        field: the names of those with fields; None for the only one, or "u".
+        num_dims: number of dimensions of space, if it is known.
+
+    Attributes:
+        names: the names of the arrays of fields.
+        axes: the axes of each.
+        sizes: the number of trajectories (n), frames (t) and points of each axis (x, y, z).
+
+    Raises:
+        UpsError: there are no such arrays.
+    """
+
+    def __init__(
+        self, path: Path, arrays: Arrays, field: str | Sequence[str] | None, num_dims: int | None
+    ) -> None:
+        self.path = path
+        self.arrays = arrays
+        self.names = self._choose(field, num_dims)
+        self.axes = [self._axes(name, num_dims) for name in self.names]
+        sizes = [axes.sizes(arrays[name]) for name, axes in zip(self.names, self.axes, strict=True)]
+        for each in sizes:
+            each.pop("c", None)
+        self.sizes = sizes[0]
+        if any(each != self.sizes for each in sizes):
+            raise UpsError(
+                f"`data.field` must name arrays of the same trajectories, frames and points of "
+                f"{path}, got {self._shapes(self.names)}."
+            )
+        self.num_dims = self.axes[0].num_dims
+
+    def time_and_space(
+        self,
+        dt: float | None,
+        length: float | Sequence[float] | None,
+        boundary: str | Sequence[str],
+    ) -> tuple[float, Grid]:
+        """The time between frames and the grid: what is given, or else what the file says."""
+        t = self._coordinate("t")
+        step = spacing(t) if dt is None and t is not None else dt
+        positions = {axis: self._coordinate(axis) for axis in SPACE[: self.num_dims]}
+        has_length = length is not None or all(x is not None for x in positions.values())
+        if step is None or not has_length:
+            raise self._unknown(step is not None, has_length)
+        shape, extent, origin = [], [], []
+        sides = [
+            Boundary(side) for side in each_axis(self.path, "boundary", boundary, self.num_dims)
+        ]
+        lengths = each_axis(self.path, "length", length, self.num_dims)
+        for (axis, x), side, given in zip(positions.items(), sides, lengths, strict=True):
+            points = self.sizes[axis]
+            if side is Boundary.PERIODIC and self._has_both_ends(axis):
+                log.info(
+                    "%s: the last point along %s repeats the first and is left out",
+                    self.path,
+                    axis,
                 )
-        return out
+                points -= 1
+            shape.append(points)
+            # one cell more than from the first point to the last
+            extent.append(points * spacing(x) if given is None and x is not None else given)
+            origin.append(extent[-1] / points / 2 if x is None else float(x[0]))
+        grid = Grid(
+            tuple(shape), tuple(extent), tuple((side, side) for side in sides), tuple(origin)
+        )
+        return step, grid
 
-    def _open(self) -> Arrays:
-        if self._arrays is None or self._process != os.getpid():  # handles don't survive a fork
-            suffix = self.path.suffix.lower()
-            if suffix not in FORMATS:
-                raise UpsError(f"{self.path} must end with one of {', '.join(FORMATS)}.")
-            if not self.path.exists():
-                raise UpsError(f"there is no data file {self.path}")
-            try:
-                self._arrays = FORMATS[suffix](self.path)
-            except UpsError:
-                raise
-            except Exception as error:  # each library has its own
-                raise unreadable(self.path, error, f"a {suffix} file") from None
-            self._process = os.getpid()
-        return self._arrays
-
-    def _known(
-        self, dt: float | None, length: float | None, step: float | None, span: float | None
-    ) -> tuple[float, float]:
-        """The time step and the length that are given, or else read."""
-        known = {
-            "data.dt": step if dt is None else dt,
-            "data.length": span if length is None else length,
-        }
-        missing = [name for name, value in known.items() if value is None]
-        if missing:
-            raise UpsError(
-                f"{self.path} doesn't say its {' and '.join(missing)}: give "
-                f"{' '.join(f'{name}=...' for name in missing)}"
-            )
-        found = [value for value in known.values() if value is not None]
-        return found[0], found[1]
-
-    def _check_thinning(self, frames: int, points: int) -> None:
-        every, each = self.temporal_downsampling, self.spatial_downsampling
-        if points % each or points // each < 2:
-            raise UpsError(
-                f"`data.spatial_downsampling` must divide the {points} points of {self.path} and "
-                f"leave 2, got {each}."
-            )
-        if (frames - 1) // every < 1:
-            raise UpsError(
-                f"`data.temporal_downsampling` must leave 2 of the {frames} frames of {self.path}, "
-                f"got {every}."
-            )
-
-    def _field_name(self, arrays: Arrays, field: str | None) -> str:
-        fields = [name for name, array in arrays.items() if len(array.shape) in (3, 4)]
-        if field is None and len(fields) > 1 and "u" in fields:
-            field = "u"
-        if field is None and len(fields) == 1:
-            field = fields[0]
-        if field is None or field not in arrays:
-            shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
-            raise UpsError(
-                f"`data.field` must name an array (N, T, X) or (N, T, X, C) of {self.path}, got "
-                f"{field!r}; it holds {shapes or 'none'}."
-            )
-        return field
-
-    def _field_shape(self, array: Array) -> tuple[int, int, int, int]:
-        shape = tuple(array.shape)
-        sizes = (*shape, 1) if len(shape) == 3 else shape
-        if len(sizes) != 4 or 0 in sizes or array.dtype.kind not in "fiu":
-            raise UpsError(
-                f"{self.path}: '{self.field}' must be real numbers with the axes (N, T, X) or "
-                "(N, T, X, C): trajectories, frames, points and channels; "
-                f"got {array.dtype} {shape}."
-            )
-        if sizes[3] > MAX_CHANNELS:
-            raise UpsError(
-                f"{self.path}: '{self.field}' has the shape {shape}, that is {sizes[3]} "
-                f"channels on a line; at most {MAX_CHANNELS} are read, and fields in two "
-                "dimensions are not supported yet"
-            )
-        trajectories, frames, points, channels = sizes
-        return trajectories, frames, points, channels
-
-    def _values(self, arrays: Arrays, name: str, index: Index = slice(None)) -> np.ndarray:
-        """Read a part of an array.
+    def arrays_of_channels(self, channels: Sequence[str] | None) -> list[FieldArray]:
+        """The arrays of fields with the names of their channels: those given, or else the file's.
 
         Raises:
-            UpsError: it is damaged.
+            UpsError: more or fewer names are given than there are channels.
         """
-        try:
-            return np.asarray(arrays[name][index])
-        except Exception as error:  # of the file, a chunk or a codec
-            text = " ".join(str(error).split())[:200]
-            raise UpsError(f"{self.path}: '{name}' can't be read, it is damaged ({text})") from None
-
-    def _has_both_ends(self, arrays: Arrays) -> bool:
-        """Whether the line's last point is its first again, as in linspace(0, 1, N)."""
-        some = self._values(arrays, self.field, slice(min(8, self.trajectories)))
-        some = some.astype(np.float64)
-        gap = np.abs(some[:, :, -1] - some[:, :, 0]).max()
-        return bool(some.shape[2] > 2 and gap <= 1e-6 * np.ptp(some))
-
-    def _coordinate(self, arrays: Arrays, names: Sequence[str], size: int) -> np.ndarray | None:
-        name = next((name for name in names if name in arrays), None)
-        if name is None:
-            return None
-        values = self._values(arrays, name).astype(np.float64)
-        steps = np.diff(values)
-        if len(values) != size or not np.isfinite(values).all() or (steps <= 0).any():
+        found = [
+            self._channels(name, axes) for name, axes in zip(self.names, self.axes, strict=True)
+        ]
+        total = sum(map(len, found))
+        if channels is not None and len(channels) != total:
             raise UpsError(
-                f"{self.path}: '{name}' must be {size} finite, increasing numbers, as many as "
-                f"'{self.field}' has, got {values.shape}."
+                f"`data.channels` must name the {total} channels of {self.path}, "
+                f"got {len(channels)} names."
             )
-        if np.ptp(steps) > UNEVEN * steps.mean():
-            raise UpsError(
-                f"{self.path}: '{name}' must be evenly spaced; its steps are from "
-                f"{steps.min():g} to {steps.max():g}."
-            )
-        return values
+        given = list(channels or ())
+        fields = []
+        for name, axes, own in zip(self.names, self.axes, found, strict=True):
+            chosen = [given.pop(0) for _ in own] if channels is not None else own
+            fields.append(FieldArray(name, axes.letters, tuple(chosen)))
+        return fields
 
-    def _parameters(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        known = {self.field, *TIMES, *POSITIONS}
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The parameters (N,) by name.
+
+        Raises:
+            UpsError: one is not positive and finite.
+        """
+        known = {*self.names, *RESERVED, *self.axes[0].names}
         found = {
-            name: self._values(arrays, name).astype(np.float64)
-            for name, array in arrays.items()
-            if name not in known and tuple(array.shape) == (self.trajectories,)
+            name: self._values(name).astype(np.float64)
+            for name, array in self.arrays.items()
+            if name not in known
+            and tuple(array.shape) == (self.sizes["n"],)
+            and array.dtype.kind in "fiu"
         }
         for name, values in found.items():
             if not ((values > 0) & np.isfinite(values)).all():
@@ -287,10 +207,115 @@ class ArrayFile:
                 )
         return found
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_arrays": None}
+    def _choose(self, field: str | Sequence[str] | None, num_dims: int | None) -> list[str]:
+        ranks = {name: len(array.shape) for name, array in self.arrays.items()}
+        fields = [name for name, rank in ranks.items() if 3 <= rank <= 6]
+        if num_dims is not None and len(fields) > 1:
+            fields = [name for name in fields if ranks[name] - num_dims in (2, 3)]
+        if field is None and len(fields) > 1 and "u" in fields:
+            field = "u"
+        if field is None and len(fields) == 1:
+            field = fields[0]
+        names = [field] if field is None or isinstance(field, str) else list(field)
+        absent = [name for name in names if name not in self.arrays]
+        if absent:
+            raise UpsError(
+                f"`data.field` must name an array {SHAPES} of {self.path}, got {absent[0]!r}; it "
+                f"holds {self._shapes(self.arrays) or 'none'}."
+            )
+        return [name for name in names if name is not None]
 
+    def _axes(self, name: str, num_dims: int | None) -> Axes:
+        array = self.arrays[name]
+        shape = tuple(array.shape)
+        where = f"{self.path}: '{name}'"
+        axes = named_axes(where, array) if dimension_names(array) else None
+        if axes is None:
+            axes = self._count_axes(name, shape, num_dims)
+        if axes is None or 0 in shape or array.dtype.kind not in "fiu":
+            raise UpsError(
+                f"{where} must be real numbers with the axes {SHAPES}: trajectories, frames, "
+                f"points and channels; got {array.dtype} {shape}."
+            )
+        if num_dims not in (None, axes.num_dims):
+            raise UpsError(
+                f"`data.num_dims` must be {axes.num_dims}, as the axes of '{name}' {shape} in "
+                f"{self.path} say, got {num_dims}."
+            )
+        return axes
 
-def spacing(values: np.ndarray) -> float:
-    """The mean step of evenly spaced values."""
-    return float(values[-1] - values[0]) / (len(values) - 1)
+    def _count_axes(self, name: str, shape: tuple[int, ...], num_dims: int | None) -> Axes | None:
+        """The axes of an array that doesn't name them; None if it is no field.
+
+        Raises:
+            UpsError: the last axis may be of space or of channels.
+        """
+        possible = possible_dims(len(shape))
+        dims = num_dims if num_dims in possible else count_dims(shape, self._fitting(shape))
+        if dims is None and possible:
+            raise UpsError(
+                f"`data.num_dims` must be given: '{name}' {shape} of {self.path} may be in "
+                f"{possible[0]}D with {shape[-1]} channels, or in {possible[1]}D without."
+            )
+        return None if dims is None else counted_axes(dims, len(shape))
+
+    def _fitting(self, shape: Sequence[int]) -> list[str]:
+        """Those of x, y and z, up to the first that is absent, with as many positions as points."""
+        fitting = []
+        for axis, points in zip(SPACE, shape[2:], strict=False):
+            name = next((name for name in NAMES[axis] if name in self.arrays), None)
+            if name is None or tuple(self.arrays[name].shape) != (points,):
+                break
+            fitting.append(axis)
+        return fitting
+
+    def _coordinate(self, axis: str) -> np.ndarray | None:
+        names = self.axes[0].coordinates[axis]
+        name = next((name for name in names if name in self.arrays), None)
+        if name is None:
+            return None
+        return check_even(self.path, name, self._values(name), self.sizes[axis], self.names[0])
+
+    def _unknown(self, has_dt: bool, has_length: bool) -> UpsError:
+        known = {"data.dt": has_dt, "data.length": has_length}
+        missing = [name for name, is_known in known.items() if not is_known]
+        return UpsError(
+            f"{self.path} doesn't say its {' and '.join(missing)}: give "
+            f"{' '.join(f'{name}=...' for name in missing)}"
+        )
+
+    def _has_both_ends(self, axis: str) -> bool:
+        """Whether the last points along an axis are the first again, as in linspace(0, 1, N).
+
+        It compares some frames of some trajectories, of which it reads the two ends only.
+        """
+        name, axes = self.names[0], self.axes[0]
+        frames = self.sizes["t"]
+        some = {"n": slice(8), "t": slice(None, None, -(-frames // 8))}
+        ends = [
+            self._part(name, axes, {**some, axis: place}).astype(np.float64)
+            for place in (0, self.sizes[axis] - 1)
+        ]
+        whole = self._part(name, axes, {"n": 0, "t": frames - 1}).astype(np.float64)
+        size = max(np.ptp(whole), np.ptp(ends))
+        return bool(self.sizes[axis] > 2 and np.abs(ends[1] - ends[0]).max() <= 1e-6 * size)
+
+    def _part(self, name: str, axes: Axes, picks: dict[str, int | slice]) -> np.ndarray:
+        return self._values(name, tuple(picks.get(axis, slice(None)) for axis in axes.letters))
+
+    def _channels(self, name: str, axes: Axes) -> list[str]:
+        """The names of the channels of an array, as the file says them, or else its own name."""
+        number = axes.sizes(self.arrays[name]).get("c", 1)
+        for key in CHANNEL_NAMES if len(self.names) == 1 else ():
+            if key in self.arrays and tuple(self.arrays[key].shape) == (number,):
+                values = self._values(key).tolist()
+                texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+                if all(isinstance(text, str) for text in texts):
+                    return texts
+        return [f"{name}{c}" if c else name for c in range(number)]
+
+    def _values(self, name: str, index: Any = slice(None)) -> np.ndarray:
+        return read_array(self.path, name, lambda: np.asarray(self.arrays[name][index]))
+
+    def _shapes(self, names: Any) -> str:
+        return ", ".join(f"{name} {tuple(self.arrays[name].shape)}" for name in names)

@@ -1,10 +1,18 @@
-"""Open HDF5 files."""
+"""Open HDF5 files, find them in folders, and check their datasets."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 
+from ups.core.errors import UpsError
 from ups.core.io import unreadable
+from ups.datamodules.readers.coordinates import check_even, common_steps
+from ups.datamodules.readers.field_files import read_array
+
+SUFFIXES = (".h5", ".hdf5")
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -17,3 +25,91 @@ def open_hdf5(path: Path) -> h5py.File:
         return h5py.File(path, "r", locking="best-effort")
     except OSError as error:
         raise unreadable(path, error, "an HDF5 file") from None
+
+
+def hdf5_files(path: Path) -> list[Path]:
+    """The HDF5 file ``path``, or those in the folder ``path``, sorted by name.
+
+    Raises:
+        UpsError: there are none.
+    """
+    if not path.exists():
+        raise UpsError(f"there is no data file {path}")
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if not files:
+        raise UpsError(f"{path} must hold files that end with {' or '.join(SUFFIXES)}.")
+    return files
+
+
+def texts(values: object) -> list[str]:
+    """The texts of an attribute, which HDF5 gives as bytes or as str."""
+    return [
+        value.decode() if isinstance(value, bytes) else str(value)
+        for value in np.atleast_1d(np.asarray(values)).tolist()
+    ]
+
+
+class Datasets:
+    """The datasets of a file or a group, checked when they are asked for.
+
+    Args:
+        path: the file, for messages.
+        file: its handle.
+        group: the beginning of all names, "train/" for example.
+    """
+
+    def __init__(self, path: Path, file: Any, group: str = "") -> None:
+        self.path = path
+        self.file = file
+        self.group = group
+
+    def array(self, name: str, *ranks: int) -> Any:
+        """A non-empty dataset of numbers with one of the ranks.
+
+        Raises:
+            UpsError: there is none.
+        """
+        name = self.group + name
+        try:
+            array = self.file.get(name)
+        except (OSError, RuntimeError, KeyError):  # a dangling link
+            array = None
+        if not hasattr(array, "shape"):
+            raise UpsError(f"{self.path}: there is no dataset '{name}', which its layout has.")
+        if array.ndim not in ranks or 0 in array.shape or array.dtype.kind not in "fiu":
+            raise UpsError(
+                f"{self.path}: '{name}' must be a non-empty array of numbers of "
+                f"{' or '.join(map(str, ranks))} dimensions, got {array.dtype} {array.shape}."
+            )
+        return array
+
+    def check_shape(self, name: str, shape: Sequence[int]) -> None:
+        """Check the shape of a dataset.
+
+        Raises:
+            UpsError: it is another.
+        """
+        found = self.array(name, len(shape)).shape
+        if tuple(found) != tuple(shape):
+            raise UpsError(
+                f"{self.path}: '{self.group}{name}' must have the shape {tuple(shape)}, "
+                f"got {found}."
+            )
+
+    def values(self, name: str, *ranks: int) -> np.ndarray:
+        """Read a dataset."""
+        array = self.array(name, *ranks)
+        return read_array(self.path, self.group + name, lambda: np.asarray(array[...]))
+
+    def even(self, name: str, size: int, field: str) -> np.ndarray:
+        """Read ``size`` positions or times, given once or for each trajectory.
+
+        Args:
+            name: the dataset.
+            size: how many they must be.
+            field: what has so many points or frames.
+        """
+        values = common_steps(self.path, self.group + name, self.values(name, 1, 2))
+        return check_even(self.path, self.group + name, values, size, field)

@@ -47,7 +47,8 @@ def parameter_in_name(name: str, symbol: str) -> float | None:
     ``symbol`` and its number must be words: "menu2" says nothing of nu. None too if a name has
     several numbers, or zero.
     """
-    number = r"(?>\d+(?:[.p]\d+)?(?:e[+-]?\d+)?)"  # not given back in part
+    fraction = r"(?:[.p]\d+|\.(?=e[+-]?\d))?"  # PDEBench writes 1.e-8 too
+    number = rf"(?>\d+{fraction}(?:e[+-]?\d+)?)"  # not given back in part
     pattern = rf"(?<![a-z0-9]){re.escape(symbol)}[_=]?({number})(?![a-z0-9])"
     found = re.findall(pattern, name, re.IGNORECASE)
     values = {float(text.lower().replace("p", ".")) for text in found}

@@ -6,19 +6,19 @@ In two dimensions `tensor` is (N, T, X, Y), and there is a `y-coordinate` (Y,), 
 """
 
 import hashlib
-import math
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
+from ups.datamodules.readers.axes import SPACE
+from ups.datamodules.readers.coordinates import without_rounding
+from ups.datamodules.readers.field_files import OpenFiles
 from ups.datamodules.readers.hdf5 import open_hdf5
-
-AXES = ("x", "y", "z")
 
 
 class TrajectoryFile:
@@ -42,11 +42,10 @@ class TrajectoryFile:
         self.path = Path(path)
         self.temporal_downsampling = temporal_downsampling
         self.spatial_downsampling = spatial_downsampling
-        self._file: h5py.File | None = None
-        self._process = -1
+        self._files = OpenFiles(open_hdf5)
         if not self.path.exists():
             raise UpsError(f"there is no data file {self.path}")
-        names = [n for n in AXES if n == "x" or self._find(f"{n}-coordinate") is not None]
+        names = [n for n in SPACE if n == "x" or self._find(f"{n}-coordinate") is not None]
         axes = {name: self._coordinate(f"{name}-coordinate") for name in names}
         t = self._coordinate("t-coordinate")
         tensor = self._tensor(len(axes))
@@ -69,13 +68,17 @@ class TrajectoryFile:
                 "Leave it out, or read the file with data=own."
             )
         self.trajectories = trajectories
-        self.channels = tensor.shape[2 + len(axes)] if tensor.ndim > 2 + len(axes) else 1
+        has_channels = tensor.ndim > 2 + len(axes)
+        num_channels = tensor.shape[-1] if has_channels else 1
+        self.channels = tuple(f"u{c}" if c else "u" for c in range(num_channels))
+        self.parameters: Mapping[str, np.ndarray] = {}
+        self.splits: Mapping[str, Sequence[int]] | None = None
         self.t = t[:frames:temporal_downsampling]
         self.frames = len(self.t)
         self.dt = float(self.t[1] - self.t[0])
         # periodic: one cell more than the distance of the first and the last center
         extent = [
-            _without_rounding(float(x[-1] - x[0]) * len(x) / (len(x) - 1)) for x in axes.values()
+            without_rounding(float(x[-1] - x[0]) * len(x) / (len(x) - 1)) for x in axes.values()
         ]
         self.grid = Grid(
             tuple(n // spatial_downsampling for n in space),
@@ -101,7 +104,7 @@ class TrajectoryFile:
         """
         tensor = self._tensor(self.grid.num_dims)
         stop = self.frames if frames is None else start + frames
-        shape = (len(trajectories), stop - start, *self.grid.shape, self.channels)
+        shape = (len(trajectories), stop - start, *self.grid.shape, len(self.channels))
         out = np.empty(shape, np.float32)
         every_point = (slice(None, None, self.spatial_downsampling),) * self.grid.num_dims
         first = start * self.temporal_downsampling
@@ -159,7 +162,8 @@ class TrajectoryFile:
         Raises:
             UpsError: they differ.
         """
-        known = self._open().attrs.get("hash")
+        file: Any = self._files[self.path]
+        known = file.attrs.get("hash")
         if known is not None and digest(parts) != known:
             raise UpsError(
                 f"{self.path}: the values of 'tensor' are not those that were written; "
@@ -175,7 +179,7 @@ class TrajectoryFile:
 
     def _find(self, name: str) -> h5py.Dataset | None:
         try:
-            found = self._open().get(name)
+            found = self._files[self.path].get(name)
         except (OSError, RuntimeError, KeyError):  # a dangling link, or a damaged group
             return None
         return found if isinstance(found, h5py.Dataset) else None
@@ -214,21 +218,6 @@ class TrajectoryFile:
                 "with at least 2 entries"
             )
         return values
-
-    def _open(self) -> h5py.File:
-        if self._file is None or self._process != os.getpid():  # HDF5 handles don't survive a fork
-            self._file = open_hdf5(self.path)
-            self._process = os.getpid()
-        return self._file
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None}
-
-
-def _without_rounding(length: float) -> float:
-    """A length without the rounding of float32 coordinates: to six places, of short lines more."""
-    zeros = max(0, -math.floor(math.log10(length)) - 1)
-    return round(length, 6 + zeros)
 
 
 def digest(parts: Sequence[np.ndarray]) -> str:
