@@ -1175,7 +1175,7 @@ def test_preflight_asks_for_all_checkpoints_the_largest_cache_and_the_data(
     cfg = changed(composed["all"], "data.cache_dir", str(tmp_path / "data"))
     parts = run_preflight(cfg, list(STAGES), folder)
     assert parts == {"operator": 1, "diffusion": 2, "consistency": 3}
-    generated = (1000 + 100 + 128) * 41 * 256 * 4
+    generated = 2 * (1000 + 100 + 128) * 41 * 256 * 4  # the file, and its parts before
     ((where, planned, what),) = rehearsed.asked
     assert (where, what) == (folder, "this run")
     assert planned == 100 + 200 + 300 + 5000 + generated

@@ -190,3 +190,21 @@ def test_absent_file_counts_by_its_path():
     assert by_meaning({"data.path": "no/such.hdf5"}) == {"data.path": "no/such.hdf5"}
     assert by_meaning({"data.path": None, "data.nu": 0.1}) == {"data.path": None, "data.nu": 0.1}
     assert np.isclose(by_meaning({"data.nu": [0.1]})["data.nu"], 0.1)
+
+
+def test_large_files_count_by_blocks_from_their_beginning_to_their_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("ups.runs.meaning.WHOLE", 1000)
+    monkeypatch.setattr("ups.runs.meaning.BLOCK", 4)
+
+    def meaning(name, content):
+        (tmp_path / name).write_bytes(content)
+        return by_meaning({"data.path": str(tmp_path / name)})["data.path"]
+
+    content = bytes(range(250)) * 40
+    assert meaning("a", content) == meaning("b", content)
+    first = meaning("a", content)
+    changed = [b"x" + content[1:], content[:-1] + b"x", content + b"x", content[:5000]]
+    assert len({first, *(meaning(f"c{i}", each) for i, each in enumerate(changed))}) == 5
+    # and in the middle: the second of 64 blocks
+    place = (len(content) - 4) // 63
+    assert meaning("d", content[:place] + b"wxyz" + content[place + 4 :]) != first

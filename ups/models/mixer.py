@@ -166,7 +166,9 @@ class MixerUPT(nn.Module):
         self.encoder = mixer_blocks(*sizes, encoder_depth)
         self.approximator = mixer_blocks(*sizes, approximator_depth)
         self.decoder = mixer_blocks(*sizes, decoder_depth)
-        self.patches_out = nn.Parameter(torch.randn(patch_dim, hidden_dim) * 0.5 * hidden_dim**-0.5)
+        # on a plane more tokens write to a point than on a line, each as much less
+        writers = hidden_dim * self.neighborhood.window / patch_overlap
+        self.patches_out = nn.Parameter(torch.randn(patch_dim, hidden_dim) * 0.5 * writers**-0.5)
         self.positions = self.patches.positions(hidden_dim)
 
     def encode(self, u: Tensor) -> Tensor:

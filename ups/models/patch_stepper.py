@@ -64,8 +64,10 @@ class PatchStepper(nn.Module):
         self.tokens_in = nn.Parameter(torch.randn(hidden_channels, patch_dim) * patch_dim**-0.5)
         self.condition = nn.Linear(1 + len(spec.parameters), hidden_channels)
         self.blocks = mixer_blocks(self.tokens, hidden_channels, mlp_ratio, dilations, depth)
+        # on a plane more tokens write to a point than on a line, each as much less
+        writers = hidden_channels * self.neighborhood.window / patch_overlap
         self.patches_out = nn.Parameter(
-            torch.randn(patch_dim, hidden_channels) * 0.5 * hidden_channels**-0.5
+            torch.randn(patch_dim, hidden_channels) * 0.5 * writers**-0.5
         )
         self.positions = self.patches.positions(hidden_channels)
 
