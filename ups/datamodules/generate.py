@@ -43,7 +43,7 @@ class Recipe(TypedDict):
     equation: str | None
     version: int
     initial_conditions: str
-    nu: float
+    nu: float | None
     seed: int
     points: int
     solver_points: int
@@ -65,25 +65,26 @@ def generate(equation: Equation, recipe: Recipe, path: Path) -> None:
         path: the file.
     """
     keep = recipe["solver_points"] // recipe["points"]
-    dims = equation.num_dims
-    grid = Grid((recipe["solver_points"],) * dims, (1.0,) * dims)
+    grid = equation.grid(recipe["solver_points"])
+    parameters = [] if recipe["nu"] is None else [recipe["nu"]]
     draw = equation.initial_conditions[recipe["initial_conditions"]]
     u0 = [draw(recipe[split], grid, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
     times = (np.arange(recipe["frames"]) * recipe["dt"]).tolist()
     folder = path.with_suffix(".parts")
     folder.mkdir(exist_ok=True)
-    values = solve_all(equation, u0, times, [recipe["nu"]], grid, keep, folder)
+    values = solve_all(equation, u0, times, parameters, grid, keep, folder)
     with (
         atomic_write(path) as temporary,
         h5py.File(temporary, "w", locking="best-effort") as file,
     ):
         has_channels = len(equation.channels) > 1
         file["tensor"] = (values if has_channels else values[..., 0]).numpy()
-        for d in range(dims):
+        for d in range(grid.num_dims):
             file[f"{SPACE[d]}-coordinate"] = grid.axis(d)[::keep].numpy()
         file["t-coordinate"] = (np.arange(recipe["frames"] + 1) * recipe["dt"]).astype(np.float32)
-        for name in equation.parameters:
-            file.attrs[name] = recipe["nu"]
+        file.attrs["boundary"] = equation.boundary.value
+        for name, value in zip(equation.parameters, parameters, strict=True):
+            file.attrs[name] = value
         file.attrs["recipe"] = json.dumps(recipe)
         file.attrs["hash"] = digest([values.numpy()])
     shutil.rmtree(folder)
@@ -147,9 +148,8 @@ def _task(equation: Equation, parameters: Sequence[float], grid: Grid) -> str:
     """The text of the progress bar."""
     values = zip(equation.parameters, parameters, strict=True)
     points = " x ".join(map(str, grid.shape))
-    return (
-        f"solving for {', '.join(f'{name} {value:g}' for name, value in values)}, {points} points"
-    )
+    words = [f"{name} {value:g}" for name, value in values]
+    return f"solving {equation.name} for {', '.join([*words, f'{points} points'])}"
 
 
 def _map_with_progress(

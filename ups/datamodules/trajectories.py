@@ -179,7 +179,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.equation_name = equation
         self.equation = None if equation is None else get_equation(equation)
         self.augmentation = Augmentation(**(augmentation or {}))
-        if path is None and (nu is None or equation is None):
+        self._check_parameters(nu)
+        has_no_parameter = self.equation is not None and not self.equation.parameters
+        if path is None and (equation is None or (nu is None and not has_no_parameter)):
             raise UpsError(
                 "`data.path` must be a PDEBench file, or `data.equation` and `data.nu` what to "
                 "generate data of; got null."
@@ -211,7 +213,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 with file_lock(f"{path}.lock"):  # of parallel sweep jobs only one generates it
                     if not path.exists():
                         check_disk_space(path, self.to_be_made(), "the generated data set")
-                        assert self.equation is not None and nu is not None
+                        assert self.equation is not None
                         generate(self.equation, self._recipe(i, nu), path)
 
     def to_be_made(self) -> int:
@@ -489,9 +491,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         nus = [nu] if nu is None or isinstance(nu, float | int) else list(nu)
         if path is None:
             return [
-                (float(n), cache_dir / f"{self._name(n)}-{short_hash(self._recipe(i, n))}.hdf5")
-                for i, n in enumerate(nus)
-                if n is not None
+                (n, cache_dir / f"{self._name(n)}-{short_hash(self._recipe(i, n))}.hdf5")
+                for i, n in enumerate(None if n is None else float(n) for n in nus)
             ]
         nus = nus * len(paths) if nus == [None] else nus
         if len(nus) != len(paths):
@@ -500,12 +501,31 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 f"files and data.nu {len(nus)} values."
             )
         pairs = [(Path(p), n) for p, n in zip(paths, nus, strict=True) if p is not None]
-        if self.equation is None:
+        if self.equation is None or not self.equation.parameters:
             if len({n is None for _, n in pairs}) > 1:
                 raise UpsError(f"`data.nu` must be one value for each file, or null, got {nus}.")
             return [(n, p) for p, n in pairs]
         (symbol,) = self.equation.parameters
         return [(self._parameter_of(p, n, symbol), p) for p, n in pairs]
+
+    def _check_parameters(self, nu: object) -> None:
+        """Check that the equation has as many parameters as ``nu`` says, one or none.
+
+        Raises:
+            UpsError: it has others.
+        """
+        if self.equation is None:
+            return
+        names = ", ".join(self.equation.parameters)
+        if len(self.equation.parameters) > 1:
+            raise UpsError(
+                f"`data.equation` must have one parameter or none, got {self.equation_name} with "
+                f"{names}. Its files are read with data=own."
+            )
+        if not names and nu is not None:
+            raise UpsError(
+                f"`data.nu` must be null, got {nu}: {self.equation_name} has no parameter."
+            )
 
     def _parameter_of(self, path: Path, given: float | None, symbol: str) -> float:
         """The parameter of a file: what is given, or else what the file says.
@@ -535,10 +555,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
         """The name of the data set."""
         if self.equation is None:
             return ",".join(path.stem for _, path in self.parts)
-        (symbol,) = self.equation.parameters
-        return f"{self.equation_name}-{symbol}" + ",".join(f"{nu:g}" for nu in nus)
+        values = ",".join(f"{nu:g}" for nu in nus if nu is not None)
+        return "-".join([self.equation.name, *(name + values for name in self.equation.parameters)])
 
-    def _recipe(self, part: int, nu: float) -> Recipe:
+    def _recipe(self, part: int, nu: float | None) -> Recipe:
         h: Any = self.hparams
         return {
             "equation": self.equation_name,

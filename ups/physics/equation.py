@@ -10,7 +10,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from ups.core.fields import Grid
+from ups.core.fields import Boundary, Grid
 
 
 class Law(StrEnum):
@@ -95,7 +95,7 @@ class Equation:
         name: its name, in file names too.
         title: one line of text for reports and model cards.
         channels: names of the C channels of its field.
-        parameters: names of its P parameters, all positive.
+        parameters: names of its P parameters, all positive; data are generated with one or none.
         num_dims: number of space dimensions D.
         initial_conditions: recipes by name; the first is the default. Each is (n, grid, seed) ->
             random initial conditions (n, *space, C), float32. None are needed to read files.
@@ -116,6 +116,8 @@ class Equation:
         is_homogeneous: whether a shifted solution is a solution; see ``FieldSpec``.
         solver_refinement: how many times as many points along each axis as the data ``solve`` needs
             for an error that does not matter.
+        length: the length of each axis of generated data.
+        boundary: what lies beyond every side of generated data.
     """
 
     name: str
@@ -137,6 +139,14 @@ class Equation:
     has_maximum_principle: bool = False
     is_homogeneous: bool = True
     solver_refinement: int = 4
+    length: float = 1.0
+    boundary: Boundary = Boundary.PERIODIC
+
+    def grid(self, num_points: int) -> Grid:
+        """The grid of generated data with so many points along each axis."""
+        dims = self.num_dims
+        sides = ((self.boundary, self.boundary),) * dims
+        return Grid((num_points,) * dims, (self.length,) * dims, sides)
 
     @property
     def conserves_mean(self) -> bool:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from ups.core.errors import UpsError
-from ups.core.fields import Grid
+from ups.core.fields import PERIODIC_AXIS, Boundary, Grid
 from ups.datamodules.readers.axes import SPACE
 from ups.datamodules.readers.coordinates import without_rounding
 from ups.datamodules.readers.field_files import OpenFiles
@@ -62,7 +62,10 @@ class TrajectoryFile:
                 f"'tensor' has {frames} frames; got {len(t)}."
             )
         self._check_thinning(frames, space)
-        if any(self._has_both_ends(tensor, d, x) for d, x in enumerate(axes.values())):
+        is_periodic = self._sides() == PERIODIC_AXIS
+        if is_periodic and any(
+            self._has_both_ends(tensor, d, x) for d, x in enumerate(axes.values())
+        ):
             raise UpsError(
                 f"{self.path}: the last point must not repeat the first, as in linspace(0, 1, N). "
                 "Leave it out, or read the file with data=own."
@@ -83,7 +86,8 @@ class TrajectoryFile:
         self.grid = Grid(
             tuple(n // spatial_downsampling for n in space),
             tuple(extent),
-            origin=tuple(float(x[0]) for x in axes.values()),
+            (self._sides(),) * len(axes),
+            tuple(float(x[0]) for x in axes.values()),
         )
 
     def read(
@@ -125,6 +129,17 @@ class TrajectoryFile:
                     "all must be finite"
                 )
         return out
+
+    def _sides(self) -> tuple[Boundary, Boundary]:
+        """The sides of every axis, as a generated file says them; PDEBench's are periodic."""
+        file: Any = self._files[self.path]
+        try:
+            side = Boundary(file.attrs.get("boundary", Boundary.PERIODIC))
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+            raise UpsError(
+                f"{self.path}: its attribute 'boundary' must be one of {', '.join(Boundary)}."
+            ) from None
+        return side, side
 
     def _check_thinning(self, frames: int, space: Sequence[int]) -> None:
         every, each = self.temporal_downsampling, self.spatial_downsampling
