@@ -102,6 +102,19 @@ def test_units_of_time_parameters_and_mean_stay_those_of_the_finished_model(tmp_
     assert not found.conserves_mean  # a law of the data, which no model of them may break
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_model_sees_positions_if_it_has_learned_to(tmp_path, before):
+    spec = line_spec(POINTS, is_homogeneous=before)
+    config = {"architecture": "memory_upt", "num_tokens": 8, "depth": 2, "hidden_channels": 8}
+    Simulator(build(config, spec), spec, None, config).save(tmp_path / "finished")
+    data = fake_data(is_homogeneous=not before)
+    data.equation_name = None
+    overrides = [f"model.{key}={value}" for key, value in config.items()]
+    simulator = first_simulator(composed(*overrides, f"init_from={tmp_path}/finished"), data)
+    assert simulator.spec.is_homogeneous == before
+    assert (simulator.model.positions is None) == before
+
+
 @pytest.mark.parametrize(
     ("known", "new", "looks_like"),
     [

@@ -13,9 +13,10 @@ from conftest import make_simulator
 
 import ups
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec
+from ups.core.fields import FieldSpec, Grid
 from ups.datamodules import OwnDataModule
 from ups.datamodules.readers.arrays import ArrayFile
+from ups.datamodules.trajectories import is_homogeneous
 from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.modules.losses import operator_errors
@@ -324,3 +325,36 @@ def test_a_rollout_is_drawn_in_one_call(tmp_path):
         simulator.plot(u[0])
     with pytest.raises(UpsError, match=r"\(B, T, 32\)"):
         simulator.plot(u[..., :5])
+
+
+def drifting_waves(number=30, points=32, seed=0):
+    """Waves (N, 5, X, 1) of random phases on a line, the same everywhere."""
+    phase = 2 * np.pi * np.random.default_rng(seed).random((number, 1, 2))
+    t = np.arange(5)[:, None] / 10
+    x = 2 * np.pi * np.arange(points) / points
+    parts = (np.sin(k * (x - t) + phase[..., k - 1 : k, None]) for k in (1, 2))
+    return np.float32(sum(parts).reshape(number, 5, points, 1))
+
+
+def test_data_are_homogeneous_if_no_place_differs_from_the_others():
+    x = 2 * np.pi * np.arange(32) / 32
+    line = Grid((32,), (1.0,))
+    assert sum(is_homogeneous(drifting_waves(seed=seed), line) for seed in range(50)) >= 48
+    waves = drifting_waves(200)
+    assert is_homogeneous(waves + 5, line)
+    forced = waves + 0.7 * np.float32(np.sin(x))[:, None]
+    assert not is_homogeneous(forced, line)
+    medium = waves * np.float32(1 + 0.7 * np.sin(x))[:, None]  # the mean is zero everywhere
+    assert not is_homogeneous(medium, line)
+    assert is_homogeneous(forced[:5], line)  # too few to tell
+    assert not is_homogeneous(waves, Grid((32,), (1.0,), (("wall", "open"),)))
+    assert is_homogeneous(np.zeros_like(waves), line)
+
+
+def test_one_channel_that_differs_from_place_to_place_is_enough():
+    plane = Grid((16, 8), (1.0, 1.0))
+    rng = np.random.default_rng(0)
+    u = np.float32(rng.normal(size=(40, 3, 16, 8, 2)))
+    assert is_homogeneous(u, plane)
+    u[..., 1] += np.float32(np.cos(2 * np.pi * np.arange(16) / 16))[:, None]
+    assert not is_homogeneous(u, plane)

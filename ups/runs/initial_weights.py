@@ -98,7 +98,7 @@ def with_units_of(data: TrajectoryDataModule, finished: Simulator) -> FieldSpec:
     training begins with the very function that it has learned; with those of the new data, with
     another one (docs/notes/training.md has both measured). But of a parameter that had one value in
     its training, the model has not learned what another value does: the usual value of the new data
-    looks to it like the one that it knows.
+    looks to it like the one that it knows. It sees positions if it has learned to.
     """
     spec = finished.spec
     units = spec.parameter_units or (PARAMETER_UNIT,) * len(spec.parameters)
@@ -107,7 +107,12 @@ def with_units_of(data: TrajectoryDataModule, finished: Simulator) -> FieldSpec:
         new = zip(*data.training_parameters, strict=True)
         units = tuple(map(_unit, units, known, new))
     return replace(
-        data.spec, mean=spec.mean, std=spec.std, time_unit=spec.time_unit, parameter_units=units
+        data.spec,
+        mean=spec.mean,
+        std=spec.std,
+        time_unit=spec.time_unit,
+        parameter_units=units,
+        is_homogeneous=spec.is_homogeneous,
     )
 
 
