@@ -51,8 +51,8 @@ from ups.simulation.input_range import largest_input
 STD_LIMITS = (1e-12, 1e12)
 # of a mean that counts as conserved, in standard deviations of the data
 LARGEST_MEAN_DRIFT = 1e-3
-# of the variance over space of fields that are the same everywhere, in that which chance gives: more
-# than 10 has a probability of exp(-10) if only two waves are large
+# of the variance over space of fields that are the same everywhere, in units of that which chance
+# gives: if only two waves are large, more than 10 has a probability of exp(-10)
 LARGEST_PATTERN = 10.0
 MIN_TRAJECTORIES = 8  # fewer tell nothing
 TINY = 1e-12  # of a variance: rounding
