@@ -30,7 +30,7 @@ SIZES = [
     "ttc.num_candidates=2",
 ]  # fmt: skip
 GENERATED = ["data.num_points=32", "data.reference_num_points=64", "data.num_frames=7"]
-FIRST = ["model=mixer_tiny", "model.num_tokens=8", "model.hidden_dim=16"]
+FIRST = ["model=mixer_tiny", "model.num_tokens=16", "model.hidden_dim=16"]
 
 
 def commands():
