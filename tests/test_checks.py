@@ -17,7 +17,7 @@ from ups.evaluation.metrics import (
     pdebench_metrics,
     spread_skill,
 )
-from ups.physics import advection, burgers, periodic_1d
+from ups.physics import advection, burgers, limiters, periodic_1d
 
 # of Burgers; advection conserves the energy, which has "energy_drift" and no "energy_growth" then
 CHECKS = (
@@ -605,7 +605,7 @@ def test_equation_modules_hand_on_the_integrals_of_the_line(module):
 def test_van_leer_half_slopes_equal_hand_computed_values():
     a, b = torch.tensor([1.0, -1.0, 2.0, 0.0, 1.0]), torch.tensor([1.0, -3.0, -1.0, 4.0, 3.0])
     # the harmonic mean a b / (a + b), 0 where the signs differ
-    assert periodic_1d.van_leer_half_slopes(a, b).tolist() == pytest.approx(
+    assert limiters.van_leer_half_slopes(a, b).tolist() == pytest.approx(
         [0.5, -0.75, 0.0, 0.0, 0.75]
     )
 

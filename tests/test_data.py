@@ -11,7 +11,6 @@ import torch
 from conftest import SPEC
 
 from ups.core.errors import UpsError
-from ups.core.fields import Grid
 from ups.datamodules import BurgersDataModule, TrajectoryDataModule, trajectories
 from ups.datamodules.readers.pdebench import TrajectoryFile
 from ups.models import build
@@ -133,6 +132,29 @@ def test_interrupted_generation_goes_on_with_what_is_left(tmp_path, monkeypatch)
     assert data.dataset["hash"] == whole.dataset["hash"]
 
 
+def test_generation_in_groups_of_another_size_takes_no_part_for_another(tmp_path, monkeypatch):
+    whole = small(tmp_path / "whole")
+    data = BurgersDataModule(cache_dir=str(tmp_path / "parts"), **SMALL)
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(len(arguments[0]))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return burgers.EQUATION.solve(*arguments)
+
+    monkeypatch.setattr("ups.datamodules.generate.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("ups.datamodules.generate.GROUP", 0)  # one trajectory at a time
+    data.equation = dataclasses.replace(burgers.EQUATION, solve=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.prepare_data()
+    monkeypatch.undo()  # as on a GPU, after a CPU
+    data.prepare_data()
+    data.setup()
+    assert np.array_equal(data.train_values, whole.train_values)
+    assert data.dataset["hash"] == whole.dataset["hash"]
+
+
 def test_generated_planes_solve_the_equation_and_are_read_as_they_were_written(tmp_path):
     settings = {
         "equation": "navier_stokes",
@@ -156,11 +178,11 @@ def test_generated_planes_solve_the_equation_and_are_read_as_they_were_written(t
     data.setup()
     assert data.spec.shape == (16, 16, 1)
     assert data.spec.grid.extent == (1.0, 1.0)
-    assert data.spec.grid.origin == pytest.approx((0.5 / 32, 0.5 / 32))
+    assert data.spec.grid.origin == (0.0, 0.0)  # whatever the solver's grid is
     assert (data.spec.channels, data.spec.parameters) == (("w",), ("nu",))
     assert data.spec.conserves_mean
     assert not data.spec.is_homogeneous
-    fine = Grid((32, 32), (1.0, 1.0))
+    fine = navier_stokes.EQUATION.grid(32)
     u0 = navier_stokes.EQUATION.initial_conditions["published"](3, fine, 2)
     times = [0.5 * k for k in range(4)]
     u = navier_stokes.EQUATION.solve(u0, times, [2e-3], fine, torch.float64)
@@ -173,7 +195,7 @@ def test_generated_planes_solve_the_equation_and_are_read_as_they_were_written(t
     thinned = TrajectoryFile(data.path, temporal_downsampling=2, spatial_downsampling=4)
     read = thinned.read([9], 1, 1)
     assert np.array_equal(read, data.values["test"][2:, 2:3, ::4, ::4].numpy())
-    assert thinned.grid.origin == pytest.approx((0.5 / 32, 0.5 / 32))
+    assert thinned.grid.origin == (0.0, 0.0)
 
 
 def test_file_of_another_number_of_dimensions_than_the_equation_is_refused(tmp_path):

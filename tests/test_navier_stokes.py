@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ups.evaluation.metrics import PhysicsChecks
 from ups.models import build
 from ups.modules.losses import operator_errors
 from ups.physics import navier_stokes as ns
+from ups.simulation.checkpoint import check_data
 
 EQUATION = ns.EQUATION
 
@@ -246,6 +248,22 @@ def test_solver_refuses_what_it_cannot_solve(change, words):
     arguments = {"w0": torch.ones(2, 8, 8), "t": [1.0], "nu": 1e-3} | change
     with pytest.raises(UpsError, match=words):
         ns.solve(**arguments)
+
+
+def test_data_at_other_points_are_refused_because_the_forcing_is_another_there():
+    def spec(begins):
+        grid = Grid((16, 16), (1.0, 1.0), origin=(begins, begins))
+        return FieldSpec(grid, ("w",), ("nu",), dt=1.0, is_homogeneous=False)
+
+    model = build({"architecture": "mixer", "num_tokens": 16, "hidden_dim": 8}, spec(0.0))
+    simulator = ups.Simulator(model, spec(0.0), "navier_stokes")
+    same, other = (
+        SimpleNamespace(spec=spec(begins), equation_name="navier_stokes", path="a.hdf5")
+        for begins in (0.0, 0.5 / 16)
+    )
+    check_data(simulator, same, "run")
+    with pytest.raises(UpsError, match="`first point` must be 0 x 0, got"):
+        check_data(simulator, other, "run")
 
 
 @pytest.mark.integration

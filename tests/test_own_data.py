@@ -10,13 +10,13 @@ import torch
 import xarray
 import zarr
 from conftest import make_simulator
+from ups.datamodules.observed import is_homogeneous
 
 import ups
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.datamodules import OwnDataModule
 from ups.datamodules.readers.arrays import ArrayFile
-from ups.datamodules.trajectories import is_homogeneous
 from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.modules.losses import operator_errors

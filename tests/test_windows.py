@@ -23,7 +23,7 @@ from ups.datamodules import BurgersDataModule, TrajectoryDataModule
 from ups.datamodules.burgers import DEFAULT_NU
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowIndices, WindowSampler
-from ups.physics import advection, burgers, periodic_1d
+from ups.physics import advection, burgers, limiters, periodic_1d
 from ups.run import CONF
 
 FIELDS = ("number", "trajectory", "start", "translate", "reflect", "stride")
@@ -1110,7 +1110,7 @@ def test_half_slopes_are_those_of_van_leer_where_neighbors_agree():
     a = torch.tensor([1.0, -1.0, 1.0, 0.0, 2.0])
     b = torch.tensor([3.0, -3.0, -3.0, 2.0, 2.0])
     # half of the harmonic mean 2ab / (a + b)
-    assert periodic_1d.van_leer_half_slopes(a, b).tolist() == pytest.approx(
+    assert limiters.van_leer_half_slopes(a, b).tolist() == pytest.approx(
         [0.75, -0.75, 0.0, 0.0, 1.0]
     )
 

@@ -111,10 +111,6 @@ class Grid:
         axes = [self.axis(d) for d in range(self.num_dims)]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
 
-    def refined(self, factor: int) -> "Grid":
-        """The grid of the same edges with ``factor`` times as many cells along each axis."""
-        return self._with_shape(tuple(n * factor for n in self.shape))
-
     def can_coarsen_to(self, num_points: int) -> bool:
         """Whether there is a coarser grid of ``num_points`` points along the first axis."""
         factor, rest = divmod(self.shape[0], num_points)
@@ -128,15 +124,10 @@ class Grid:
         """
         if any(n % factor for n in self.shape):
             raise UpsError(f"a grid of {self.shape} points can't be coarsened by {factor}.")
-        return self._with_shape(tuple(n // factor for n in self.shape))
-
-    def _with_shape(self, shape: tuple[int, ...]) -> "Grid":
-        """The grid of as many cells, between the outer edges of this one's cells."""
-        old = self.cell_size
-        new = (length / n for length, n in zip(self.extent, shape, strict=True))
-        moved = (b / 2 - a / 2 for a, b in zip(old, new, strict=True))
-        origin = tuple(first + by for first, by in zip(self.origin, moved, strict=True))
-        return Grid(shape, self.extent, self.boundary, origin)
+        cells = self.cell_size
+        origin = (o + (factor - 1) / 2 * cell for o, cell in zip(self.origin, cells, strict=True))
+        shape = tuple(n // factor for n in self.shape)
+        return Grid(shape, self.extent, self.boundary, tuple(origin))
 
 
 @dataclass(frozen=True)
@@ -264,7 +255,7 @@ class FieldSpec:
     def essentials(self) -> dict[str, object]:
         """What data and a model for them must agree in, as plain values.
 
-        Where a periodic axis begins does not matter, nor do the statistics.
+        Where an axis begins does not matter, nor do the statistics.
         """
         values: dict[str, object] = {
             "channels": self.channels,

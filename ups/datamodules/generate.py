@@ -1,6 +1,6 @@
 """Generate trajectories of an equation by its solver, as a file of PDEBench's layout.
 
-What is solved is kept in parts until the file is whole, so that an interrupted call goes on.
+What is solved is kept in parts until the file is whole, so that an interrupted call can be continued.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -127,8 +128,9 @@ def solve_all(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     every_keep = (slice(None), slice(None), *(slice(None, None, keep) for _ in grid.shape))
 
-    def solve(number: int, group: Tensor) -> Tensor:
-        part = None if folder is None else folder / f"{number}.npy"
+    def solve(first: int, group: Tensor) -> Tensor:
+        # groups may have another size when the call is repeated
+        part = None if folder is None else folder / f"{first}-{first + len(group)}.npy"
         if part is not None and part.exists():
             return torch.from_numpy(np.load(part))
         frames = solver(group.to(device), times, parameters, grid, torch.float64)
@@ -141,7 +143,9 @@ def solve_all(
     size = GROUP if device.type == "cpu" else GPU_GROUP
     size = max(1, size * LINE // grid.num_points)
     groups = [group for split in u0 for group in split.split(size)]
-    return torch.cat(_map_with_progress(solve, groups, _task(equation, parameters, grid), device))
+    first = [0, *accumulate(map(len, groups))]
+    task = _task(equation, parameters, grid)
+    return torch.cat(_map_with_progress(solve, first, groups, task, device))
 
 
 def _task(equation: Equation, parameters: Sequence[float], grid: Grid) -> str:
@@ -154,11 +158,12 @@ def _task(equation: Equation, parameters: Sequence[float], grid: Grid) -> str:
 
 def _map_with_progress(
     solve: Callable[[int, Tensor], Tensor],
+    first: Sequence[int],
     groups: Sequence[Tensor],
     task: str,
     device: torch.device,
 ) -> list[Tensor]:
-    """Solve groups in parallel threads, with a progress bar."""
+    """Solve groups, with the number of the first field of each, in parallel threads."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -170,7 +175,7 @@ def _map_with_progress(
         bar = progress.add_task(task, total=sum(map(len, groups)))
         done = []
         try:
-            for solved in pool.map(solve, range(len(groups)), groups):
+            for solved in pool.map(solve, first, groups):
                 done.append(solved)
                 progress.advance(bar, len(solved))
         except BaseException:

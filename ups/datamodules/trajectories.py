@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ups.core.agreement import disagreements
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec, Grid, domain_essentials
+from ups.core.fields import FieldSpec, domain_essentials
 from ups.core.io import check_disk_space, check_memory
 from ups.core.locks import file_lock
 from ups.core.schema import (
@@ -37,6 +37,7 @@ from ups.core.schema import (
 )
 from ups.core.settings import PlainDict
 from ups.datamodules.generate import SPLITS, Recipe, Split, generate, short_hash
+from ups.datamodules.observed import conserves_mean, is_homogeneous
 from ups.datamodules.readers import Reader, get_reader
 from ups.datamodules.readers.parameters import file_parameter
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
@@ -49,13 +50,6 @@ from ups.simulation.input_range import largest_input
 # smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
 # overflow
 STD_LIMITS = (1e-12, 1e12)
-# of a mean that counts as conserved, in standard deviations of the data
-LARGEST_MEAN_DRIFT = 1e-3
-# of the variance over space of fields that are the same everywhere, in units of that which chance
-# gives: if only two waves are large, more than 10 has a probability of exp(-10)
-LARGEST_PATTERN = 10.0
-MIN_TRAJECTORIES = 8  # fewer tell nothing
-TINY = 1e-12  # of a variance: rounding
 STATISTICS_TRAJECTORIES = 1000  # of each file; of twice as many, every second counts
 STATISTICS_VALUES = 2**28  # of each file, likewise: large fields would not fit into memory
 log = logging.getLogger(__name__)
@@ -579,37 +573,6 @@ class TrajectoryDataModule(pl.LightningDataModule):
             "validation": h.num_validation,
             "test": h.num_test,
         }
-
-
-def conserves_mean(values: np.ndarray, std: np.ndarray) -> bool:
-    """Whether the means of trajectories (N, T, *space, C) stay within ``LARGEST_MEAN_DRIFT``."""
-    means = values.mean(tuple(range(2, values.ndim - 1)), dtype=np.float64)
-    return bool((np.abs(means - means[:, :1]) <= LARGEST_MEAN_DRIFT * std).all())
-
-
-def is_homogeneous(values: np.ndarray, grid: Grid) -> bool:
-    """Whether trajectories (N, T, *space, C) look the same at all points of a periodic grid.
-
-    Mean and mean square over time must not differ from place to place by more than those of as many
-    independent trajectories do: their variance over space is compared with the variance over
-    trajectories, divided by N.
-    """
-    if not grid.is_periodic:
-        return False
-    number, frames = values.shape[:2]
-    if number < MIN_TRAJECTORIES:
-        return True
-    space = tuple(range(1, 1 + grid.num_dims))
-    for moment in (
-        values.mean(1, dtype=np.float64),
-        np.einsum("nt...,nt...->n...", values, values, dtype=np.float64) / frames,
-    ):
-        pattern = moment - moment.mean(space, keepdims=True)
-        over_space = pattern.mean(0, keepdims=True).var(space)
-        by_chance = pattern.var(0, ddof=1, keepdims=True).mean(space) / number
-        if (over_space > LARGEST_PATTERN * by_chance + TINY * moment.var()).any():
-            return False
-    return True
 
 
 def _chosen(equation: Equation, initial_conditions: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What a model is told about the points of a grid: what lies beside them, and where they are."""
+"""Input channels that describe the points of a grid: their neighbors beyond it, their positions."""
 
 import math
 

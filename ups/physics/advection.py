@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ups.physics.equation import Law
+from ups.physics.limiters import van_leer_half_slopes
 from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what is here
     cell_centers,
     energy,
@@ -23,7 +24,6 @@ from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what i
     scalar_equation,
     total_variation,
     validate_solver_inputs,
-    van_leer_half_slopes,
 )
 
 

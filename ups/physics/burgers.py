@@ -18,6 +18,7 @@ from ups.core.errors import UpsError
 from ups.core.gradients import needs_gradients, to_tensor
 from ups.physics import burgers_compiled
 from ups.physics.equation import Boost, Law
+from ups.physics.limiters import van_leer_half_slopes
 from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what is here
     cell_centers,
     energy,
@@ -26,10 +27,9 @@ from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what i
     scalar_equation,
     total_variation,
     validate_fields_and_times,
-    validate_parameters,
     validate_solver_inputs,
-    van_leer_half_slopes,
 )
+from ups.physics.solver_inputs import validate_parameters
 
 CFL = 0.8  # largest advective step in cells; the scheme is total-variation diminishing up to 1
 # Largest mu dt / dx^2 between two frames that is solved compiled. The compiled code applies the

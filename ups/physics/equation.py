@@ -118,6 +118,8 @@ class Equation:
             for an error that does not matter.
         length: the length of each axis of generated data.
         boundary: what lies beyond every side of generated data.
+        first_point: the position of their first point along each axis; None for half a cell of the
+            solver's grid, if its values are averages over cells.
     """
 
     name: str
@@ -141,12 +143,14 @@ class Equation:
     solver_refinement: int = 4
     length: float = 1.0
     boundary: Boundary = Boundary.PERIODIC
+    first_point: float | None = None
 
     def grid(self, num_points: int) -> Grid:
-        """The grid of generated data with so many points along each axis."""
+        """The grid of the solver with so many points along each axis."""
         dims = self.num_dims
         sides = ((self.boundary, self.boundary),) * dims
-        return Grid((num_points,) * dims, (self.length,) * dims, sides)
+        origin = () if self.first_point is None else (self.first_point,) * dims
+        return Grid((num_points,) * dims, (self.length,) * dims, sides, origin)
 
     @property
     def conserves_mean(self) -> bool:

@@ -10,7 +10,6 @@ The mean of w stays zero. Without forcing, energy and enstrophy never grow.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.gradients import to_tensor
 from ups.physics.equation import Equation, Functional, Law, Symmetry, translate
+from ups.physics.solver_inputs import validate_parameters, validate_times
 
 CFL = 1.2  # largest advective step in cells; the scheme is stable up to about 1.35
 DECAY = 0.1  # largest decay of the longest wave in a step, which limits it at high viscosity
@@ -122,8 +122,7 @@ def solve(
     if force is None:
         axes = [torch.arange(n, dtype=torch.float64) / n for n in space]
         force = forcing(*torch.meshgrid(*axes, indexing="ij"))
-    scheme = _Scheme(space, length, viscosity.to(w0.device, dtype), w0.device)
-    scheme.set_forcing(force.to(w0.device, dtype))
+    scheme = _Scheme(length, viscosity.to(w0.device, dtype), force.to(w0.device, dtype))
     w_hat = torch.fft.rfft2(w0.to(dtype)) * scheme.kept
     frames = []
     now = 0.0
@@ -138,16 +137,14 @@ class _Scheme:
     """Steps Fourier coefficients (B, X, Y // 2 + 1) of the vorticity.
 
     Args:
-        space: number of points (X, Y).
         length: the length of both axes.
         viscosity: (1, 1, 1) or (B, 1, 1), in the precision of the computation.
-        device: where it runs.
+        force: the forcing (X, Y) or (B, X, Y), likewise; its mean does not count.
     """
 
-    def __init__(
-        self, space: Sequence[int], length: float, viscosity: Tensor, device: torch.device
-    ) -> None:
-        dtype = viscosity.dtype
+    def __init__(self, length: float, viscosity: Tensor, force: Tensor) -> None:
+        space = tuple(force.shape[-2:])
+        dtype, device = force.dtype, force.device
         kx, ky = (k.to(device, dtype) for k in wave_numbers(space, length))
         square = kx**2 + ky**2
         inverse = torch.where(square > 0, 1 / square.clamp_min(1e-30), 0.0)
@@ -161,14 +158,11 @@ class _Scheme:
         self.to_velocity = 1j * torch.stack((ky * inverse, -kx * inverse))
         # -u . grad w is (kx^2 - ky^2) of u v, and kx ky of v^2 - u^2
         self.to_advection = torch.stack((kx**2 - ky**2, kx * ky)) * self.kept
-
-    def set_forcing(self, force: Tensor) -> None:
-        """Add a forcing (X, Y) or (B, X, Y), without its mean."""
         force = force - force.mean((-2, -1), keepdim=True)
         self.force = torch.fft.rfft2(force) * self.kept
 
     def advance(self, w: Tensor, span: float, cfl: float) -> Tensor:
-        """Advance coefficients by the time ``span``, each row in steps of its own."""
+        """Advance coefficients by the time ``span``, each row in its own steps."""
         remaining = torch.full((len(w), 1, 1), span, dtype=self.decay.dtype, device=w.device)
         while bool((remaining > 0).any()):
             velocity = self.velocity(w)
@@ -281,14 +275,8 @@ def _validated(w0: object, t: object, nu: Tensor | float) -> tuple[Tensor, list[
             "`w0` must be real fields of shape (B, X, Y) or (X, Y) of at least 4 points an axis, "
             f"got {w0.dtype} of shape {tuple(w0.shape)}."
         )
-    times = to_tensor(t, torch.float64, None).reshape(-1).tolist()
-    if not times or times[0] < 0 or any(not a <= b < math.inf for a, b in pairwise([0.0, *times])):
-        raise UpsError(f"`t` must be finite times >= 0 in increasing order, got {times}.")
-    viscosity = to_tensor(nu, torch.float64, None).reshape(-1, 1, 1)
-    is_valid = ((viscosity >= 0) & viscosity.isfinite()).all()
-    if len(viscosity) not in (1, len(w0)) or not bool(is_valid):
-        raise UpsError(f"`nu` must be one number >= 0, or one for each of the fields, got {nu}.")
-    return w0, times, viscosity
+    validate_parameters(nu, len(w0))
+    return w0, validate_times(t), to_tensor(nu, torch.float64, None).reshape(-1, 1, 1)
 
 
 def restrict(w: Tensor, factor: int) -> Tensor:
@@ -386,4 +374,5 @@ EQUATION = Equation(
     ),
     is_homogeneous=False,
     solver_refinement=1,  # spectral
+    first_point=0.0,  # on every grid, so that the forcing is the same at the points of the data
 )  # fmt: skip

@@ -9,11 +9,9 @@ Everything is dimensionless. Fields are (B, X) or (B, T, X) on a uniform periodi
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ups.core.errors import UpsError
@@ -28,6 +26,8 @@ from ups.physics.equation import (
     Symmetry,
     trusted_everywhere,
 )
+from ups.physics.limiters import van_leer_half_slopes
+from ups.physics.solver_inputs import validate_times
 
 Numbers = Sequence[float]
 
@@ -133,37 +133,7 @@ def validate_fields_and_times(u0: object, t: object) -> tuple[Tensor, list[float
             f"`u0` must be real fields of shape (B, X) or (X,), got {u0.dtype} of shape "
             f"{tuple(u0.shape)}."
         )
-    times = to_tensor(t, torch.float64, None).reshape(-1).tolist()
-    if not times or times[0] < 0 or any(not a <= b < math.inf for a, b in pairwise([0.0, *times])):
-        raise UpsError(f"`t` must be finite times >= 0 in increasing order, got {times}.")
-    return u0, times
-
-
-def validate_parameters(nu: float | Tensor, num_fields: int) -> NDArray[np.float64]:
-    """Check the parameter of a solver that takes one number, or one for each field (B,).
-
-    Returns:
-        The parameters (B,).
-
-    Raises:
-        UpsError: there is another number of them, or one is not a number >= 0.
-    """
-    # lists: for a single number, as in every step of a rollout, they are faster than tensors
-    is_number = isinstance(nu, int | float)
-    numbers = [float(nu)] if is_number else to_tensor(nu, torch.float64, None).reshape(-1).tolist()
-    if len(numbers) not in (1, num_fields) or not all(0 <= n < math.inf for n in numbers):
-        raise UpsError(f"`nu` must be one number >= 0, or one for each of the fields, got {nu}.")
-    return np.array(numbers if len(numbers) == num_fields else numbers * num_fields)
-
-
-def van_leer_half_slopes(a: Tensor, b: Tensor) -> Tensor:
-    """Half of van Leer's limited slope: a b / (a + b) if both have the same sign, else 0.
-
-    Args:
-        a: differences to the left.
-        b: differences to the right.
-    """
-    return (a * b).clamp_(min=0).div_(a + b + 1e-30)
+    return u0, validate_times(t)
 
 
 def mass(u: Tensor, length: float = 1.0) -> Tensor:

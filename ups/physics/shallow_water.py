@@ -7,7 +7,6 @@ in its middle, and height 1 around it. Everything is dimensionless, and g is 1. 
 height and the two momenta.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +17,8 @@ from ups.core.errors import UpsError
 from ups.core.fields import Boundary, Grid
 from ups.core.gradients import to_tensor
 from ups.physics.equation import Equation, Symmetry
-from ups.physics.periodic_1d import van_leer_half_slopes
+from ups.physics.limiters import van_leer_half_slopes
+from ups.physics.solver_inputs import validate_times
 
 GRAVITY = 1.0
 LENGTH = 5.0
@@ -80,9 +80,7 @@ def solve(
             "`u0` must be heights > 0 and two momenta (B, X, Y, 3) or (X, Y, 3), got shape "
             f"{tuple(u0.shape)}."
         )
-    times = to_tensor(t, torch.float64, None).reshape(-1).tolist()
-    if not times or min(times) < 0 or sorted(times) != times or not math.isfinite(times[-1]):
-        raise UpsError(f"`t` must be finite times >= 0 in increasing order, got {times}.")
+    times = validate_times(t)
     cells = [length / n for n in u.shape[1:3]]
     u = u.movedim(-1, 1)
     frames = []
@@ -95,7 +93,7 @@ def solve(
 
 
 def _advance(u: Tensor, span: float, cells: Sequence[float], cfl: float) -> Tensor:
-    """Advance u (B, 3, X, Y) by the time ``span``, each row in steps of its own."""
+    """Advance u (B, 3, X, Y) by the time ``span``, each row in its own steps."""
     remaining = torch.full((len(u), 1, 1, 1), span, dtype=u.dtype, device=u.device)
     while bool((remaining > 0).any()):
         h, *momenta = u.detach().unbind(1)

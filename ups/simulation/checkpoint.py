@@ -89,12 +89,20 @@ def check_data(simulator: Simulator, data: TrainingData, name: str | Path) -> No
     Raises:
         UpsError: they are not.
     """
-    found = disagreements(
-        {"equation": simulator.equation_name or "none", **simulator.spec.essentials()},
-        {"equation": data.equation_name or "none", **data.spec.essentials()},
-    )
+    expected = {"equation": simulator.equation_name or "none", **simulator.spec.essentials()}
+    given = {"equation": data.equation_name or "none", **data.spec.essentials()}
+    if simulator.equation is not None and not simulator.equation.is_homogeneous:
+        # its terms depend on the position
+        expected["first point"] = _first_point(simulator.spec)
+        given["first point"] = _first_point(data.spec)
+    found = disagreements(expected, given)
     if found:
         raise UpsError(f"{name} was trained for other data than {data.path}: {', '.join(found)}.")
+
+
+def _first_point(spec: FieldSpec) -> tuple[float, ...]:
+    """The position of the first point, without the rounding of float32."""
+    return tuple(round(first, 6) for first in spec.grid.origin)
 
 
 def latest_checkpoint(folder: Path) -> Path:
