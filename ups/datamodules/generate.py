@@ -1,6 +1,6 @@
 """Generate trajectories of an equation by its solver, as a file of PDEBench's layout.
 
-What is solved is kept in parts until the file is whole, so that an interrupted call can be continued.
+Until the file is whole, what is solved is kept in parts, with which a repeated call continues.
 """
 
 import hashlib
