@@ -10,12 +10,12 @@ import torch
 import xarray
 import zarr
 from conftest import make_simulator
-from ups.datamodules.observed import is_homogeneous
 
 import ups
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.datamodules import OwnDataModule
+from ups.datamodules.observed import is_homogeneous
 from ups.datamodules.readers.arrays import ArrayFile
 from ups.hub.model_card import render_model_card
 from ups.models import build
@@ -358,3 +358,14 @@ def test_one_channel_that_differs_from_place_to_place_is_enough():
     assert is_homogeneous(u, plane)
     u[..., 1] += np.float32(np.cos(2 * np.pi * np.arange(16) / 16))[:, None]
     assert not is_homogeneous(u, plane)
+
+
+def test_an_interrupted_fit_leaves_no_half_written_array(tmp_path, monkeypatch):
+    def interrupted(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ups.fit(drifting_waves(), dt=0.1, length=1, output_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.npz*"))

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from ups import pipeline
 from ups.core.errors import UpsError
+from ups.core.io import atomic_write
 from ups.core.schema import plain
 from ups.core.settings import quoted
 from ups.datamodules.generate import short_hash
@@ -105,7 +106,8 @@ def _saved(array: ArrayLike, parameters: Mapping[str, ArrayLike], folder: Path, 
     identity = short_hash({"arrays": content, "names": list(columns)})
     path = folder / f"{name}-{identity}.npz"
     if not path.exists():
-        np.savez(path, **{"u": u, **columns})  # type: ignore[arg-type]
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{"u": u, **columns})  # type: ignore[arg-type]
     return path
 
 
