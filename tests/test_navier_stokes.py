@@ -16,6 +16,7 @@ from ups.evaluation.baselines import coarse_solvers
 from ups.evaluation.metrics import PhysicsChecks
 from ups.models import build
 from ups.modules.losses import operator_errors
+from ups.physics import compilation
 from ups.physics import navier_stokes as ns
 from ups.simulation.checkpoint import check_data
 
@@ -137,6 +138,28 @@ def test_rectangles_of_points_give_the_same_flow():
     frames = ns.solve(oblong, [1.0], nu)
     assert frames.shape == (1, 1, 48, 24)
     assert error(frames, ns.solve(square, [1.0], nu)[..., ::2]) < 3e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("space", [(16, 16), (12, 30), (33, 17), (64, 64)])
+def test_compiled_solver_equals_that_in_torch(monkeypatch, space, dtype):
+    x, y = space
+    w0 = initial(5, max(space))[:, :x, :y].contiguous()
+    w0[1] *= 20
+    w0[2] += 0.3
+    w0[3] = 0
+    nu = torch.tensor([0.0, 1e-5, 1e-3, 0.1, 3.0])
+    force = torch.stack([w0[0].roll(k) for k in range(5)])
+    times = [0.0, 0.3, 0.3, 1.0]
+    for more in ({}, {"force": force, "length": 2.0}):
+        compiled = ns.solve(w0, times, nu, dtype=dtype, **more)
+        with monkeypatch.context() as patch:
+            patch.setattr(compilation, "is_available", lambda: False)
+            expected = ns.solve(w0, times, nu, dtype=dtype, **more)
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+        assert ((compiled - expected).abs() <= tolerance * (1 + expected.abs().amax())).all()
+        assert torch.equal(compiled[:, 1], compiled[:, 2])
+        assert compiled.dtype == w0.dtype
 
 
 def test_velocity_and_vorticity_are_inverse():

@@ -20,6 +20,7 @@ from ups.physics import (
     advection,
     burgers,
     burgers_compiled,
+    compilation,
     get_equation,
     periodic_1d,
 )
@@ -182,7 +183,7 @@ def fields_of_all_sizes(points):
 def in_torch(monkeypatch, *arguments, **options):
     """``burgers.solve`` without numba."""
     with monkeypatch.context() as patch:
-        patch.setattr(burgers_compiled, "is_available", lambda: False)
+        patch.setattr(compilation, "is_available", lambda: False)
         return burgers.solve(*arguments, **options)
 
 
@@ -301,11 +302,11 @@ def test_solver_in_torch_keeps_mass_and_the_maximum_principle(monkeypatch, nu):
     assert (u.amin(-1).diff(dim=1) >= -1e-12).all()
 
 
-@pytest.fixture
-def without_numba(monkeypatch):
-    """A copy of the module ``burgers_compiled``, imported where numba is not installed."""
-    monkeypatch.setitem(sys.modules, "numba", None)
-    spec = importlib.util.spec_from_file_location("a_copy", burgers_compiled.__file__)
+@pytest.fixture(params=["numba", "rocket_fft"])
+def without_numba(request, monkeypatch):
+    """A copy of the module ``compilation``, imported where a package is not installed."""
+    monkeypatch.setitem(sys.modules, request.param, None)
+    spec = importlib.util.spec_from_file_location("a_copy", compilation.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -316,15 +317,15 @@ def test_without_numba_the_solver_runs_in_torch_and_says_so_once(
 ):
     u0 = fields_of_all_sizes(64)
     expected = burgers.solve(u0, TIMES, 0.01)
-    monkeypatch.setattr(burgers, "burgers_compiled", without_numba)
-    monkeypatch.setattr(without_numba, "solve_rows", None)
+    monkeypatch.setattr(burgers, "compilation", without_numba)
+    monkeypatch.setattr(burgers_compiled, "solve_rows", None)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             found = burgers.solve(u0, TIMES, 0.01)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
     said = [record.message for record in caplog.records if "numba" in record.message]
     assert len(said) == 1
-    assert said[0].startswith("numba is not installed: the Burgers solver runs in torch")
+    assert said[0].startswith("numba or rocket-fft is not installed: solvers run in torch")
 
 
 def test_without_a_folder_for_its_cache_numba_compiles_without(monkeypatch):
@@ -336,8 +337,8 @@ def test_without_a_folder_for_its_cache_numba_compiles_without(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return function
 
-    monkeypatch.setattr(burgers_compiled.numba, "njit", njit)
-    assert burgers_compiled.compiled(abs) is abs
+    monkeypatch.setattr(compilation.numba, "njit", njit)
+    assert compilation.compiled(abs) is abs
     assert calls == [True, False]
 
 

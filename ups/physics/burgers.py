@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.gradients import needs_gradients, to_tensor
-from ups.physics import burgers_compiled
+from ups.physics import burgers_compiled, compilation
 from ups.physics.equation import Boost, Law
 from ups.physics.limiters import van_leer_half_slopes
 from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what is here
@@ -101,7 +101,7 @@ def _can_be_compiled(u: Tensor) -> bool:
         u.device.type == "cpu"
         and u.dtype in (torch.float32, torch.float64)
         and not needs_gradients(u)
-        and burgers_compiled.is_available()
+        and compilation.is_available()
     )
 
 

@@ -2,52 +2,18 @@
 
 One trajectory after the other is solved, each with its own step size, on buffers that stay in the
 cache. The kernel releases the GIL, so a caller's threads use all cores.
-
-The kernel is compiled for float32 and float64 when each is first needed. numba keeps the machine
-code on disk, beside this file or, if that folder is read-only, in the user's cache.
 """
 
-import logging
 import math
-from collections.abc import Callable
-from functools import cache
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    import numba
-except ImportError:
-    numba = None  # type: ignore[assignment]
+from ups.physics.compilation import compiled
 
-log = logging.getLogger(__name__)
 Array = NDArray[np.floating]
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
 
 MAX_STEPS = 1e9  # within one frame
-
-
-def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile a function when it is first called, if numba is installed."""
-    if numba is None:
-        return function
-    # a division by zero gives inf, as in NumPy: the check for it would prevent vector instructions
-    try:
-        return numba.njit(function, cache=True, nogil=True, error_model="numpy")
-    except RuntimeError:  # no folder for the cache is writable
-        return numba.njit(function, nogil=True, error_model="numpy")
-
-
-@cache
-def is_available() -> bool:
-    """Whether numba is installed. If it isn't, the first call says so in the log."""
-    if numba is None:
-        log.warning(
-            "numba is not installed: the Burgers solver runs in torch, 10 to 100 times slower."
-        )
-    return numba is not None
 
 
 @compiled

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
-from ups.core.gradients import to_tensor
+from ups.core.gradients import needs_gradients, to_tensor
+from ups.physics import compilation, navier_stokes_compiled
 from ups.physics.equation import Equation, Functional, Law, Symmetry, translate
 from ups.physics.solver_inputs import validate_parameters, validate_times
 
@@ -25,6 +26,10 @@ CFL = 1.2  # largest advective step in cells; the scheme is stable up to about 1
 DECAY = 0.1  # largest decay of the longest wave in a step, which limits it at high viscosity
 MAX_STEPS = 1e7  # between two times
 FORCING = 0.1  # root mean square of the forcing
+TOO_LARGE = (
+    "`w0` must be finite, and so small that the solver takes at most "
+    f"{MAX_STEPS:g} steps from one time to the next."
+)
 # of the random initial conditions: covariance TAU^3 (-lap + TAU^2)^(-2.5), as published
 TAU = 7.0
 MODES = 64  # wave numbers below this are drawn; the rest has 1e-5 of the variance
@@ -98,8 +103,9 @@ def solve(
     D.3). The wave numbers above a third of the number of points are removed from ``w0``.
 
     Each field takes its own steps, so its result does not depend on the other fields of the batch.
-    It runs on the device of ``w0``. Gradients with respect to ``w0``, ``nu`` and ``force`` are
-    exact, with fixed step sizes.
+    It runs on the device of ``w0``, on a CPU compiled (``ups.physics.navier_stokes_compiled``)
+    unless gradients are needed or numba is not installed. Gradients with respect to ``w0``, ``nu``
+    and ``force`` are exact, with fixed step sizes.
 
     Args:
         w0: vorticity (B, X, Y), or (X, Y).
@@ -123,14 +129,57 @@ def solve(
         axes = [torch.arange(n, dtype=torch.float64) / n for n in space]
         force = forcing(*torch.meshgrid(*axes, indexing="ij"))
     scheme = _Scheme(length, viscosity.to(w0.device, dtype), force.to(w0.device, dtype))
-    w_hat = torch.fft.rfft2(w0.to(dtype)) * scheme.kept
+    on_cpu = w0.device.type == "cpu" and dtype in (torch.float32, torch.float64)
+    compiles = on_cpu and not needs_gradients(w0, nu, force) and compilation.is_available()
+    solver = _solve_compiled if compiles else _solve_in_torch
+    return solver(w0.to(dtype), times, scheme, cfl).to(w0.dtype)
+
+
+def _solve_in_torch(w0: Tensor, times: list[float], scheme: "_Scheme", cfl: float) -> Tensor:
+    """Solve w0 (B, X, Y) on any device: (B, T, X, Y)."""
+    w_hat = torch.fft.rfft2(w0) * scheme.kept
     frames = []
     now = 0.0
     for time in times:
         w_hat = scheme.advance(w_hat, time - now, cfl)
-        frames.append(torch.fft.irfft2(w_hat, s=space) if time > 0 else w0.to(dtype))
+        frames.append(torch.fft.irfft2(w_hat, s=scheme.space) if time > 0 else w0)
         now = time
-    return torch.stack(frames, 1).to(w0.dtype)
+    return torch.stack(frames, 1)
+
+
+def _solve_compiled(w0: Tensor, times: list[float], scheme: "_Scheme", cfl: float) -> Tensor:
+    """Solve w0 (B, X, Y) on the CPU: (B, T, X, Y)."""
+    frames = w0.new_empty(len(w0), len(times), *scheme.space)
+    kept = int(scheme.kept[0].sum())
+
+    def flat(x: Tensor) -> np.ndarray:
+        array: np.ndarray = x[..., :kept].flatten(-2).contiguous().numpy()
+        return array
+
+    to_u, to_v = scheme.to_velocity
+    from_product, from_squares = scheme.to_advection
+    solved = navier_stokes_compiled.solve_rows(
+        w0.contiguous().numpy(),
+        np.array(times),
+        scheme.viscosity.flatten().expand(len(w0)).double().numpy(),
+        flat(scheme.force.view(-1, *scheme.force.shape[-2:])),
+        navier_stokes_compiled.Waves(
+            flat(to_u),
+            flat(to_v),
+            flat(from_product),
+            flat(from_squares),
+            flat(scheme.square),
+            flat(scheme.kept),
+        ),
+        tuple(scheme.cells.tolist()),
+        cfl,
+        scheme.slowest_wave / DECAY,
+        MAX_STEPS,
+        frames.numpy(),
+    )
+    if not solved:
+        raise UpsError(TOO_LARGE)
+    return frames
 
 
 class _Scheme:
@@ -149,11 +198,13 @@ class _Scheme:
         square = kx**2 + ky**2
         inverse = torch.where(square > 0, 1 / square.clamp_min(1e-30), 0.0)
         self.space = space
+        self.viscosity = viscosity
+        self.square = square
         self.cells = torch.tensor([length / n for n in space], dtype=dtype, device=device)
         self.kept = is_kept(space).to(device)
         self.decay = -viscosity * square
         self.nonzero_decay = torch.where(self.decay < 0, self.decay, -1.0)
-        self.slowest_decay = viscosity * (2 * math.pi / length) ** 2
+        self.slowest_wave = (2 * math.pi / length) ** 2
         # u = i ky psi and v = -i kx psi
         self.to_velocity = 1j * torch.stack((ky * inverse, -kx * inverse))
         # -u . grad w is (kx^2 - ky^2) of u v, and kx ky of v^2 - u^2
@@ -168,12 +219,12 @@ class _Scheme:
             velocity = self.velocity(w)
             speed = velocity.detach().abs() / self.cells[:, None, None]
             fastest = speed.sum(1).amax((-2, -1))[:, None, None]
-            steps = (remaining * torch.maximum(fastest / cfl, self.slowest_decay / DECAY)).ceil()
+            steps = (
+                remaining
+                * torch.maximum(fastest / cfl, self.viscosity * (self.slowest_wave / DECAY))
+            ).ceil()
             if not bool((steps < MAX_STEPS).all()):
-                raise UpsError(
-                    "`w0` must be finite, and so small that the solver takes at most "
-                    f"{MAX_STEPS:g} steps from one time to the next."
-                )
+                raise UpsError(TOO_LARGE)
             dt = remaining / steps.clamp_min(1)
             w = self.step(w, velocity, dt)
             remaining = torch.where(steps > 1, remaining - dt, 0.0)
