@@ -166,7 +166,7 @@ def main(runs: list[Path]) -> None:
             b: None if s is None else s / row["seconds"][b] for b, s in equal.items()
         }
         gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
-        equal_time = Path(row["run"]).parent.name == accuracy.OUT.name
+        equal_time = Path(row["run"]).parent == accuracy.STUDIES["burgers"].folder
         seconds = row["training_seconds"] = (
             accuracy.train_seconds(Path(row["run"]))
             if equal_time
