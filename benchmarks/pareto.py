@@ -1,28 +1,32 @@
-"""Error against cost: the reference solver at 32 to 1024 points, and trained models in every mode
-that they have.
+"""Error against cost: the numerical solver on several grids, and trained models in every mode that
+they have.
 
-    python benchmarks/pareto.py RUN [RUN ...]     writes benchmarks/results/pareto.json
+    python benchmarks/pareto.py RUN [RUN ...]
 
-RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them. The error is the
-rollout nRMSE over the test set. The cost is seconds a trajectory of all its frames on this machine,
-for trajectories one at a time (what somebody waits who needs one) and 64 at once (throughput): the
-median over blocks, in each of which every row is timed in turn, so that the machine's drift meets
-all alike; with one thread or all of them, whichever is faster for the row.
-The solver gets its best step size: the longest of CFL 0.4, 0.6, 0.8, 1 whose error is within 2 % of
-the smallest. Break-even is the number of trajectories after which training has paid, against the
-solver at equal error; training takes what the times of a run's files say, and of
-benchmarks/accuracy.py's runs, which have one core, the time on two that gave them their number of
-steps.
+RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them. Writes
+benchmarks/results/pareto.json for Burgers, where the error is the rollout nRMSE over the test set.
+For Navier-Stokes it writes pareto_navier_stokes.json: rollouts start from frame 10, the error is
+the relative L2 norm over frames 11 to 20 together, as in the literature, and the truth is solved
+anew on 256 x 256 points.
+
+The cost is seconds a trajectory of all its frames on this machine, for trajectories one at a time
+(what somebody waits who needs one) and many at once (throughput): the median over blocks, in each
+of which every row is timed in turn, so that the machine's drift meets all alike; with one thread or
+all of them, whichever is faster for the row. The solver is compiled and gets its best step size:
+the longest of those tried whose error is within 2 % of the smallest. Break-even is the number of
+trajectories after which training has paid, against the solver at equal error; training takes what
+the times of a run's files say, and of benchmarks/accuracy.py's runs, which have one core, the time
+on two that gave them their number of steps.
 """
 
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import accuracy
 import torch
@@ -34,22 +38,45 @@ import ups
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.metrics import pdebench_metrics
 from ups.evaluation.results import Row
-from ups.physics import burgers
+from ups.physics import burgers, navier_stokes
 from ups.physics.periodic_1d import cell_averages, limited_linear_reconstruction
 
-POINTS = (32, 64, 128, 256, 512, 1024)
-CFLS = (0.4, 0.6, 0.8, 1.0)
-BATCHES = (1, 64)
 Rollout = Callable[[Tensor], Tensor]
+# of an equation: the number of its points along an axis, its CFL number, the data, the frames
+Solver = Callable[[int, float, TrajectoryDataModule, int], Rollout]
 
 
-def solver(points: int, cfl: float, data: TrajectoryDataModule, frames: int) -> Rollout:
-    """The solver on a grid coarser or finer than the data's, which gives and takes fields on the
-    data's.
+class Case(NamedTuple):
+    """How rollouts of an equation are judged.
+
+    Args:
+        solver: makes its rollouts, of fields on the data's grid.
+        points: the solver's grids, points along an axis.
+        cfls: the solver's steps to try, in cells.
+        truth: settings of the data of which the test split is the truth.
+        first: the frame that rollouts start from.
+        error: the error of predictions and truth (B, T, *space).
+        at_once: the number of trajectories in a large batch.
+        result: the name of the JSON.
     """
+
+    solver: Solver
+    points: tuple[int, ...]
+    cfls: tuple[float, ...]
+    truth: dict[str, int]
+    first: int
+    error: Callable[[Tensor, Tensor], float]
+    at_once: int
+    result: str
+
+
+def times(data: TrajectoryDataModule, frames: int) -> list[float]:
+    return [data.spec.dt * k for k in range(1, frames + 1)]
+
+
+def burgers_solver(points: int, cfl: float, data: TrajectoryDataModule, frames: int) -> Rollout:
     ((nu,),) = data.training_parameters
     (length,) = data.spec.grid.extent
-    t = [data.spec.dt * k for k in range(1, frames + 1)]
 
     def rollout(u0: Tensor) -> Tensor:
         own = u0.shape[-1]
@@ -58,7 +85,7 @@ def solver(points: int, cfl: float, data: TrajectoryDataModule, frames: int) -> 
             if points <= own
             else limited_linear_reconstruction(u0, points // own)
         )
-        u = burgers.solve(start, t, nu, length, dtype=torch.float32, cfl=cfl)
+        u = burgers.solve(start, times(data, frames), nu, length, dtype=torch.float32, cfl=cfl)
         return (
             limited_linear_reconstruction(u, own // points)
             if points <= own
@@ -68,19 +95,76 @@ def solver(points: int, cfl: float, data: TrajectoryDataModule, frames: int) -> 
     return rollout
 
 
-def error(rollout: Rollout, u: Tensor) -> float:
+def navier_stokes_solver(
+    points: int, cfl: float, data: TrajectoryDataModule, frames: int
+) -> Rollout:
+    ((nu,),) = data.training_parameters
+
+    def rollout(u0: Tensor) -> Tensor:
+        start = resampled(u0, points)
+        w = navier_stokes.solve(start, times(data, frames), nu, dtype=torch.float32, cfl=cfl)
+        return resampled(w, u0.shape[-1])
+
+    return rollout
+
+
+def resampled(w: Tensor, points: int) -> Tensor:
+    """The same waves on another number of points, as far as both grids hold them."""
+    own = w.shape[-1]
+    if own == points:
+        return w
+    kept = (min(own, points) - 1) // 2
+    rows = [*range(kept + 1), *range(-kept, 0)]
+    waves = torch.fft.rfft2(w, norm="forward")
+    found = waves.new_zeros(*w.shape[:-2], points, points // 2 + 1)
+    found[..., rows, : kept + 1] = waves[..., rows, : kept + 1]
+    return torch.fft.irfft2(found, s=(points, points), norm="forward")
+
+
+def joint_relative_l2(pred: Tensor, u: Tensor) -> float:
+    """Of all frames of a trajectory together, the mean over trajectories."""
+    return float(((pred - u).flatten(1).norm(dim=1) / u.flatten(1).norm(dim=1)).mean())
+
+
+CASES = {
+    "burgers": Case(
+        burgers_solver,
+        (32, 64, 128, 256, 512, 1024),
+        (0.4, 0.6, 0.8, 1.0),
+        {},
+        0,
+        lambda pred, u: pdebench_metrics(pred, u)["nrmse"],
+        64,
+        "pareto",
+    ),
+    "navier_stokes": Case(
+        navier_stokes_solver,
+        (24, 32, 40, 48, 64, 96, 128),
+        (0.6, 0.9, 1.2),
+        {"reference_num_points": 256, "num_train": 2, "num_validation": 2},
+        10,
+        joint_relative_l2,
+        16,
+        "pareto_navier_stokes",
+    ),
+}
+
+
+def error(case: Case, rollout: Rollout, u: Tensor) -> float:
     torch.manual_seed(0)
-    pred = torch.cat([rollout(part[:, 0]) for part in u.split(64)])
-    return pdebench_metrics(pred, u[:, 1:])["nrmse"]
+    pred = torch.cat([rollout(part[:, 0]) for part in u.split(case.at_once)])
+    return case.error(pred, u[:, 1:])
 
 
-def add_seconds(rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor) -> None:
+def add_seconds(
+    rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor, batches: Sequence[int]
+) -> None:
     """Seconds a trajectory to every row, in turn.
 
     Of trajectories that come one at a time the mean over 32.
     """
     every_thread = torch.get_num_threads()
-    for batch in BATCHES:
+    for batch in batches:
         parts = u0[: max(32, batch)].split(batch)
 
         def all_parts(rollout: Rollout, threads: int, parts: tuple[Tensor, ...] = parts) -> None:
@@ -93,32 +177,33 @@ def add_seconds(rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor)
             for k, rollout in enumerate(rollouts)
             for n in {1, every_thread}
         }
-        times = {
-            name: statistics.median(seconds) / (len(parts) * batch)
-            for name, seconds in in_turn(calls, 1).items()
+        seconds = {
+            name: statistics.median(each) / (len(parts) * batch)
+            for name, each in in_turn(calls, 1).items()
         }
         for k, row in enumerate(rows):
             row.setdefault("seconds", {})[str(batch)] = min(
-                times[f"{k} {n}"] for n in {1, every_thread}
+                seconds[f"{k} {n}"] for n in {1, every_thread}
             )
     torch.set_num_threads(every_thread)
 
 
 def solver_rows(
-    data: TrajectoryDataModule, u: Tensor
+    case: Case, data: TrajectoryDataModule, u: Tensor
 ) -> tuple[list[dict[str, Any]], list[Rollout]]:
     rows, rollouts = [], []
-    for points in POINTS:
-        errors = {cfl: error(solver(points, cfl, data, u.shape[1] - 1), u) for cfl in CFLS}
-        cfl = max(c for c in CFLS if errors[c] <= 1.02 * min(errors.values()))
-        rollouts.append(solver(points, cfl, data, u.shape[1] - 1))
-        rows.append({"name": f"solver-{points}", "cfl": cfl, "nrmse": errors[cfl]})
+    for points in case.points:
+        each = {cfl: case.solver(points, cfl, data, u.shape[1] - 1) for cfl in case.cfls}
+        errors = {cfl: error(case, rollout, u) for cfl, rollout in each.items()}
+        cfl = max(c for c in case.cfls if errors[c] <= 1.02 * min(errors.values()))
+        rollouts.append(each[cfl])
+        rows.append({"name": f"solver-{points}", "cfl": cfl, "error": errors[cfl]})
         print(rows[-1], flush=True)
     return rows, rollouts
 
 
 def model_rows(
-    run: Path, data: TrajectoryDataModule, u: Tensor
+    case: Case, run: Path, data: TrajectoryDataModule, u: Tensor
 ) -> tuple[list[dict[str, Any]], list[Rollout]]:
     sim, frames = ups.load(run, data), u.shape[1] - 1
     ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *sim.correctors)]
@@ -131,56 +216,58 @@ def model_rows(
         ).label
         rollout = partial(sim.rollout, steps=frames, nu=data.training_parameters[0][0], **way)
         rollouts.append(rollout)
-        rows.append({"name": label, "run": str(run), **way, "nrmse": error(rollout, u)})
+        rows.append({"name": label, "run": str(run), **way, "error": error(case, rollout, u)})
         print(rows[-1], flush=True)
     return rows, rollouts
 
 
-def at_equal_error(nrmse: float, solvers: list[dict[str, Any]], batch: str) -> float | None:
-    """What the solver costs, in seconds, at an error of ``nrmse``: between two of its grids on
+def at_equal_error(value: float, solvers: list[dict[str, Any]], batch: str) -> float | None:
+    """What the solver costs, in seconds, at an error of ``value``: between two of its grids on
     straight lines in logarithms.
     """
-    ordered = sorted(solvers, key=lambda row: row["nrmse"])
+    ordered = sorted(solvers, key=lambda row: row["error"])
     for better, worse in pairwise(ordered):
-        if better["nrmse"] <= nrmse <= worse["nrmse"]:
-            share = math.log(nrmse / better["nrmse"]) / math.log(worse["nrmse"] / better["nrmse"])
+        if better["error"] <= value <= worse["error"]:
+            share = math.log(value / better["error"]) / math.log(worse["error"] / better["error"])
             return better["seconds"][batch] ** (1 - share) * worse["seconds"][batch] ** share
     return None
 
 
 def main(runs: list[Path]) -> None:
     data = data_of(runs[0])
-    u = data.values["test"][..., 0]
+    case = CASES[data.equation.name]
+    u = data_of(runs[0], **case.truth).values["test"][:, case.first :, ..., 0]
     with torch.no_grad():
-        solvers, rollouts = solver_rows(data, u)
+        solvers, rollouts = solver_rows(case, data, u)
         models = []
         for run in runs:
-            rows, ways = model_rows(run, data, u)
+            rows, ways = model_rows(case, run, data, u)
             models += rows
             rollouts += ways
-        add_seconds(solvers + models, rollouts, u[:, 0])
+        add_seconds(solvers + models, rollouts, u[:, 0], (1, case.at_once))
     for row in models:
-        equal = {batch: at_equal_error(row["nrmse"], solvers, batch) for batch in row["seconds"]}
+        equal = {batch: at_equal_error(row["error"], solvers, batch) for batch in row["seconds"]}
         row["solver_seconds_at_equal_error"] = equal
         row["times_faster_than_solver"] = {
             b: None if s is None else s / row["seconds"][b] for b, s in equal.items()
         }
         gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
-        equal_time = Path(row["run"]).parent == accuracy.STUDIES["burgers"].folder
-        seconds = row["training_seconds"] = (
-            accuracy.train_seconds(Path(row["run"]))
-            if equal_time
-            else training_seconds(Path(row["run"]))
-        )
+        seconds = row["training_seconds"] = spent(Path(row["run"]))
         row["break_even_trajectories"] = {
             b: math.ceil(seconds / g) if g is not None and g > 0 else None for b, g in gain.items()
         }
     for row in solvers + models:
         print(
-            f"{row['name']}: nRMSE {row['nrmse']:.4f}; "
+            f"{row['name']}: error {row['error']:.4f}; "
             + ", ".join(f"{1e3 * s:.2f} ms at {b}" for b, s in row["seconds"].items())
         )
-    save("pareto", {"dataset": data.dataset, "rows": solvers + models})
+    save(case.result, {"dataset": data.dataset, "rows": solvers + models})
+
+
+def spent(run: Path) -> float:
+    """The time that training a run took on the whole machine."""
+    at_equal_time = run.parent in [study.folder for study in accuracy.STUDIES.values()]
+    return accuracy.train_seconds(run) if at_equal_time else training_seconds(run)
 
 
 if __name__ == "__main__":
