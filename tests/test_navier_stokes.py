@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -319,6 +322,45 @@ def test_all_stages_train_and_are_tested_on_a_plane(ups_run, tmp_path):
     simulator = ups.load(run)
     frames = simulator.rollout(ns.initial_conditions(2, 16, 0), 3, nu=1e-3, correct="consistency")
     assert frames.shape == (2, 3, 16, 16)
+
+
+SMALL = [
+    *(s for s in TINY if not s.startswith("data.reference_num_points")),
+    "data=navier_stokes", "data.num_points=16", "data.num_frames=6", "model.num_tokens=16",
+    "trainer.max_epochs=3", "trainer.accelerator=cpu", "data.augmentation.translate=true",
+]  # fmt: skip
+
+
+def weights(run):
+    return ups.load(run / "checkpoints/operator.ckpt").state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_killed_run_on_a_plane_resumes_to_the_same_weights(ups_run, tmp_path):
+    settings = [*SMALL, "callbacks.last.every_n_train_steps=2", "trainer.max_epochs=40"]
+    ups_run(*settings, "name=whole")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ups.run", *settings, "name=killed"], cwd=tmp_path
+    )
+    saved = tmp_path / "outputs/killed/checkpoints/operator-last.ckpt"
+    while not saved.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "outputs/killed/checkpoints/operator.ckpt").exists()
+    assert "resuming from" in ups_run(*settings, "name=killed").stdout
+    whole, killed = (weights(tmp_path / f"outputs/{name}") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_two_processes_train_on_a_plane_as_one(ups_run, tmp_path):
+    ups_run(*SMALL, "name=one", "data.batch_size=8")
+    ups_run(*SMALL, "name=two", "data.batch_size=4", "trainer.devices=2")
+    one, two = (weights(tmp_path / f"outputs/{name}") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-5) for key in one)
 
 
 def test_inverse_losses_reach_every_part_on_a_plane():

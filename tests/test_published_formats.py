@@ -562,3 +562,19 @@ def test_published_data_train_and_test_a_model(ups_run, tmp_path):
     rows = {row["model"]: row for row in results["rows"]}
     assert set(rows) == {"resnet", "persistence"}
     assert all(np.isfinite(row["nrmse"]) for row in rows.values())
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@pytest.mark.parametrize(("reader", "write", "settings"), WRITTEN)
+def test_smoke_runs_every_stage_on_published_data(ups_run, tmp_path, reader, write, settings):
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files")
+    ups_run(
+        "experiment=smoke", f"data={reader}", "data.path=files", "preflight=false", "name=smoke",
+        "data.num_train=4", "data.num_validation=2", "data.num_test=2", "data.batch_size=4",
+        "data.samples_per_trajectory=2", "trainer.max_epochs=1", "model.patch_overlap=1",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "outputs/smoke/reports/eval_baseline.json").read_text())
+    assert {row["correct"] for row in results["rows"]} == {"none", "diffusion", "consistency"}
+    assert all(np.isfinite(row["nrmse"]) for row in results["rows"])
