@@ -33,7 +33,7 @@ from ups.core.schema import arguments
 from ups.datamodules import BurgersDataModule
 from ups.models import build
 from ups.models.denoiser import Denoiser
-from ups.models.token_grid import Neighborhood
+from ups.models.token_grid import AxisWindow
 from ups.modules import ConsistencyModule, DiffusionModule
 from ups.physics import advection, burgers
 from ups.run import CONF
@@ -1112,7 +1112,7 @@ def test_simulator_add_corrector_takes_its_sizes_from_the_model():
     assert simulator.correctors["diffusion"] is made
     sizes = {name: size for name, size in SIZES.items() if name != "tokens"}
     assert {name: made.spec[name] for name in (*sizes, "num_steps")} == sizes | {"num_steps": 5}
-    assert made.mean_network.blocks[0].neighborhood.shape == (TOKENS,)  # a ring
+    assert made.mean_network.blocks[0].window.shape == (TOKENS,)  # a ring
 
 
 def test_corrector_mixes_tokens_where_its_model_has_them():
@@ -1120,7 +1120,7 @@ def test_corrector_mixes_tokens_where_its_model_has_them():
     model = build({"architecture": "mixer", "num_tokens": 16, "hidden_dim": WIDTH}, spec)
     simulator = Simulator(model, spec)
     corrector = simulator.add_corrector("diffusion", NETS)
-    shapes = {m.shape for m in corrector.modules() if isinstance(m, Neighborhood)}
+    shapes = {m.shape for m in corrector.modules() if isinstance(m, AxisWindow)}
     assert shapes == {(4, 4)}
     u = torch.randn(2, 8, 8)
     frames = simulator.rollout(u, 2, parameters={"nu": 1e-3}, correct="diffusion")

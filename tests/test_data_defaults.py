@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import ups
 import ups.pipeline
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid
+from ups.models import build
 from ups.run import CONF
 from ups.runs.data_defaults import follow_data, nearest_number, without_generated_sizes
 
@@ -68,9 +71,8 @@ def test_nearest_number_of_tokens_is_nearest_as_a_ratio(space, target, number):
 @pytest.mark.parametrize(
     ("model", "key", "value"),
     [
-        ("memory_upt", "num_tokens", 50),
+        ("mixer_small", "num_tokens", 50),
         ("mixer_tiny", "num_tokens", 25),
-        ("patch_stepper", "num_tokens", 50),
         ("upt", "num_patches", 50),
     ],
 )
@@ -80,8 +82,19 @@ def test_tokens_divide_the_points_of_a_file(waves, model, key, value):
     assert follow_data(cfg, [*waves, f"model.{key}=64"]).model[key] == cfg.model[key]
 
 
+@pytest.mark.parametrize("model", ["memory_upt", "patch_stepper"])
+def test_tokens_without_a_number_have_four_points(waves, model):
+    cfg = composed(*waves, f"model={model}")
+    assert follow_data(cfg, waves).model.num_tokens is None
+    spec = FieldSpec(Grid((100,), (1.0,)), ("u",), ())
+    assert build(OmegaConf.to_container(cfg.model), spec).num_tokens == 25
+    # an experiment's number follows the data
+    with_number = composed(*waves, f"model={model}", "model.num_tokens=64")
+    assert follow_data(with_number, waves).model.num_tokens == 50
+
+
 def test_tokens_divide_the_points_of_generated_data():
-    cfg = composed("data.num_points=100", "data.reference_num_points=400")
+    cfg = composed("model=mixer_small", "data.num_points=100", "data.reference_num_points=400")
     assert follow_data(cfg, []).model.num_tokens == 50
     assert follow_data(composed(), []) == composed()
 

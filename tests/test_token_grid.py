@@ -8,7 +8,13 @@ import torch
 
 from ups.core.fields import FieldSpec, Grid
 from ups.models import build
-from ups.models.token_grid import Neighborhood, possible_numbers, token_shape
+from ups.models.token_grid import (
+    AxisWindow,
+    Neighborhood,
+    possible_numbers,
+    shape_of_patches,
+    token_shape,
+)
 
 SIZES = {
     "mixer": {"hidden_dim": 12, "encoder_depth": 1, "approximator_depth": 2, "decoder_depth": 1},
@@ -52,6 +58,22 @@ def test_tokens_have_patches_that_are_nearly_cubes(space, number, shape):
     assert token_shape(space, number) == shape
 
 
+@pytest.mark.parametrize(
+    ("space", "shape"),
+    [
+        ((256,), (64,)),
+        ((64, 64), (16, 16)),
+        ((64, 32, 16), (16, 8, 4)),
+        ((100, 8), (25, 4)),  # at least three
+        ((101, 6), (101, 3)),
+        ((90,), (18,)),  # patches of 5 rather than of 3
+        ((2,), (2,)),
+    ],
+)
+def test_patches_are_about_four_points_long(space, shape):
+    assert shape_of_patches(space, 4) == shape
+
+
 def test_possible_numbers_of_tokens_are_those_that_have_patches():
     space = (4, 6)
     found = [n for n in range(1, 30) if token_shape(space, n) is not None]
@@ -73,26 +95,48 @@ def neighbor(index, offset, shape, boundary):
     return tuple(place)
 
 
-@pytest.mark.parametrize(
-    ("shape", "boundary"),
-    [
-        ((5,), ()),
-        ((5,), (("wall", "open"),)),
-        ((4, 3), ()),
-        ((4, 3), WALLS),
-        ((4, 3), (("wall", "wall"), ("open", "wall"))),
-        ((3, 4, 3), ()),
-        ((3, 4, 3), (*WALLS, ("wall", "wall"))),
-    ],
-)
+GRIDS = [
+    ((5,), ()),
+    ((5,), (("wall", "open"),)),
+    ((4, 3), ()),
+    ((4, 3), WALLS),
+    ((4, 3), (("wall", "wall"), ("open", "wall"))),
+    ((3, 4, 3), ()),
+    ((3, 4, 3), (*WALLS, ("wall", "wall"))),
+]
+
+
+@pytest.mark.parametrize(("shape", "boundary"), GRIDS)
 @pytest.mark.parametrize("dilation", [0, 1, 2, 5])
-def test_neighborhood_equals_written_out_sum(shape, boundary, dilation):
+def test_window_along_an_axis_holds_the_tokens_beside_each_one(shape, boundary, dilation):
+    sides = Grid(shape, (1.0,) * len(shape), boundary).boundary
+    h = torch.randn(2, math.prod(shape), 4)
+    tokens = list(product(*map(range, shape)))
+    for axis in range(len(shape)):
+        window = AxisWindow(shape, sides, axis, 3, dilation)
+        outside = torch.randn(window.num_outside, 4)
+        first_side = 2 * sum(s[0] != "periodic" for s in sides[:axis])
+        for j, token in enumerate(tokens):
+            seen = []
+            for distance in (-dilation, 0, dilation):
+                offset = [distance if d == axis else 0 for d in range(len(shape))]
+                found = neighbor(token, offset, shape, sides)
+                beyond = isinstance(found, int)
+                seen.append(
+                    outside[found - first_side].expand(2, -1)
+                    if beyond
+                    else h[:, tokens.index(found)]
+                )
+            assert torch.equal(window(h, outside)[:, j], torch.cat(seen, -1))
+
+
+@pytest.mark.parametrize(("shape", "boundary"), GRIDS)
+def test_neighborhood_equals_written_out_sum(shape, boundary):
     torch.manual_seed(0)
     sides = Grid(shape, (1.0,) * len(shape), boundary).boundary
-    hood = Neighborhood(shape, sides, 3, dilation).double()
-    offsets = list(product((-dilation, 0, dilation), repeat=len(shape)))
+    hood = Neighborhood(shape, sides, 3).double()
+    offsets = list(product((-1, 0, 1), repeat=len(shape)))
     h = torch.randn(2, math.prod(shape), 4, dtype=torch.float64)
-    outside = torch.randn(hood.num_outside, 4, dtype=torch.float64)
     weight = torch.randn(3, len(offsets) * 4, dtype=torch.float64)
     bias = torch.randn(3, dtype=torch.float64)
     tokens = list(product(*map(range, shape)))
@@ -103,13 +147,13 @@ def test_neighborhood_equals_written_out_sum(shape, boundary, dilation):
         seen = []
         for part, offset in zip(spread.unflatten(0, (-1, 5)), offsets, strict=True):
             found = neighbor(token, offset, shape, sides)
-            if isinstance(found, int):
-                seen.append(outside[found].expand(2, -1))
+            if isinstance(found, int):  # beyond a side
+                seen.append(torch.zeros(2, 4, dtype=torch.float64))
                 continue
             seen.append(h[:, tokens.index(found)])
             written[:, tokens.index(found)] += h[:, j] @ part.T
         expected[:, j] = torch.cat(seen, -1) @ weight.T + bias
-    assert torch.allclose(hood.read(h, weight, bias, outside), expected)
+    assert torch.allclose(hood.read(h, weight, bias), expected)
     assert torch.allclose(hood.write(h, spread), written)
 
 

@@ -117,8 +117,9 @@ class Argument:
         return self.default is inspect.Parameter.empty and not self.is_inherited
 
     def marker(self, kind: type[T]) -> T | None:
-        """The marker of the class ``kind`` in the annotation, if there is one."""
-        marks = getattr(self.annotation, "__metadata__", ())
+        """The marker of the class ``kind`` in the annotation, or in a type of its union."""
+        types = (self.annotation, *get_args(self.annotation))
+        marks = (mark for each in types for mark in getattr(each, "__metadata__", ()))
         return next((mark for mark in marks if isinstance(mark, kind)), None)
 
 

@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
         out_channels: channels of the output, which is zero at initialization.
         hidden_dim: channels between the blocks.
         mlp_ratio: see ``ups.models.mixer.MixerUPT``.
-        depth: number of blocks.
+        depth: number of blocks for each axis.
         dilations: see ``ups.models.mixer.MixerUPT``.
         num_parameters: number of parameters P of the equation.
     """

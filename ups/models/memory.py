@@ -45,7 +45,7 @@ class MemoryUPT(PatchStepper):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: NumPatches = 64,
+        num_tokens: NumPatches | None = None,
         memory_channels: PositiveInt = 8,
         memory_rms_limit: PositiveFloat = 3.0,
         hidden_channels: PositiveInt = 48,

@@ -21,12 +21,12 @@ class PatchStepper(nn.Module):
     Args:
         spec: describes the field.
         num_tokens: number of patches N; one number for each axis, or their product, of which they
-            are as square as they can be.
+            are as square as they can be. None for patches of about four points along each axis.
         hidden_channels: channels inside a step.
         mlp_ratio: channels inside a block, as a multiple of ``hidden_channels``.
-        dilations: distances of the tokens that the blocks mix, in turn. Their sum, in tokens, must
-            reach as far as information travels in one step.
-        depth: number of blocks.
+        dilations: distances, in tokens, at which the blocks mix along an axis, in turn. Their sum
+            must reach as far as information travels in one step.
+        depth: number of blocks for each axis.
         patch_overlap: number of patches along each axis, centered on a token, that it reads and
             writes; odd.
         conserve_mean: whether changes of the mean of each channel are removed, if the field
@@ -44,7 +44,7 @@ class PatchStepper(nn.Module):
     def __init__(
         self,
         spec: FieldSpec,
-        num_tokens: NumPatches = 64,
+        num_tokens: NumPatches | None = None,
         hidden_channels: PositiveInt = 48,
         mlp_ratio: MlpRatio = 1.0,
         dilations: NonEmpty[NonNegativeInt] = (1, 2, 4, 1),

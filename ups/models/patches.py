@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
-from ups.models.token_grid import Neighborhood, token_shape
+from ups.models.token_grid import Neighborhood, shape_of_patches, token_shape
+
+EDGE = 4  # points along each axis of a patch, if nothing else is said
 
 
 class Patches:
@@ -17,7 +19,8 @@ class Patches:
     Args:
         spec: describes the field.
         number: number of patches N, one number for each axis or their product; of the product the
-            patches are as square as they can be.
+            patches are as square as they can be. None for patches of ``EDGE`` points along each
+            axis, or about as many.
         key: the setting that ``number`` is, for messages.
 
     Attributes:
@@ -29,11 +32,11 @@ class Patches:
     """
 
     def __init__(
-        self, spec: FieldSpec, number: int | Sequence[int], key: str = "model.num_tokens"
+        self, spec: FieldSpec, number: int | Sequence[int] | None, key: str = "model.num_tokens"
     ) -> None:
         self.spec = spec
         space = spec.grid.shape
-        shape = token_shape(space, number)
+        shape = shape_of_patches(space, EDGE) if number is None else token_shape(space, number)
         if shape is None:
             points = " x ".join(map(str, space))
             raise UpsError(
@@ -62,7 +65,7 @@ class Patches:
                 "`model.patch_overlap` must be odd and at most "
                 f"{min(self.shape)}, the number of tokens along an axis, got {overlap}."
             )
-        return Neighborhood(self.shape, self.spec.grid.boundary, overlap, 1)
+        return Neighborhood(self.shape, self.spec.grid.boundary, overlap)
 
     def cut(self, u: Tensor) -> Tensor:
         """Fields (B, *space, C) as patches (B, N, size)."""
