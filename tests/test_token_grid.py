@@ -201,6 +201,21 @@ def test_nothing_passes_a_wall(architecture):
         assert (difference[:, :2].max() > 1e-4) == (boundary == ())
 
 
+@pytest.mark.parametrize("space", [(32,), (16, 32), (16, 16, 16)], ids=["1D", "2D", "3D"])
+def test_blocks_mix_along_every_axis(space):
+    spec = spec_of(space, conserves_mean=False)
+    model = make("patch_stepper", spec, depth=1, dilations=[2], patch_overlap=1)
+    u = torch.randn(1, *space, 2)
+    patches = model.patches.cut(u).clone()
+    patches[:, 0] += 1
+    changed = rolled_out(model, model.patches.join(patches), 1) - rolled_out(model, u, 1)
+    tokens = model.patches.cut(changed).abs().amax(-1)[0].view(model.tokens.shape) > 1e-6
+    # a token at distances 0 and 2 along each axis; of four tokens those at 2 and -2 are the same
+    seen = [len({k % n for k in (-2, 0, 2)}) for n in model.tokens.shape]
+    assert tokens.sum() == math.prod(seen)
+    assert all(tokens.select(axis, 2).any() for axis in range(len(space)))
+
+
 @pytest.mark.parametrize("architecture", SIZES)
 def test_walled_sides_are_trained(architecture):
     model = make(architecture, spec_of((16, 8), WALLS, is_homogeneous=False), num_tokens=32)
