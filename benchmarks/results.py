@@ -65,13 +65,19 @@ def equal_time(result: dict[str, Any]) -> str:
                 *(number(tested[model][mode]["nrmse"]) for mode in ("latent", "physical")),
                 *(number(tested[model]["latent"][key]) for key in ("vrmse", "one_step_nrmse")),
                 str(len(result["models"][model]["runs"][name])),
-                " ".join(s.rpartition(".")[2] for s in result["models"][model]["settings"]),
+                " ".join(short(s) for s in result["models"][model]["settings"]),
             ]
             for model in order
         ]
         head = ["model", "latent rollout", "physical rollout", "VRMSE", "one step", "seeds", "best"]
         parts.append(f"{name}:\n\n{table(head, rows)}")
     return "\n\n".join(parts)
+
+
+def short(setting: str) -> str:
+    """A setting by the last part of its key."""
+    key, _, value = setting.partition("=")
+    return f"{key.rpartition('.')[2]}={value}"
 
 
 def equal_time_search(result: dict[str, Any]) -> str:
@@ -390,12 +396,13 @@ def summary() -> str:
         )
     if result := read("equal_time"):
         errors = {
-            name: min(model["validation_nrmse"].values())
+            name: model["summary"]["5 minutes"]["latent"]["nrmse"]
             for name, model in result["models"].items()
+            if "5 minutes" in model.get("summary", {})
         }
-        order = sorted(errors, key=lambda name: errors[name])
-        ranked = ", ".join(f"{name} {error(errors[name])}" for name in order)
-        found.append(f"The search at equal training time so far (validation, one seed): {ranked}.")
+        order = sorted(errors, key=lambda name: errors[name]["mean"])
+        ranked = ", ".join(f"{name} {number(errors[name])}" for name in order)
+        found.append(f"After five minutes of training on Burgers: {ranked}.")
     if result := read("shifts"):
         cases = result["cases"]
         worst = max(cases, key=lambda name: cases[name]["nrmse"]["model"])
