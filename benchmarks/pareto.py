@@ -235,7 +235,7 @@ def at_equal_error(value: float, solvers: list[dict[str, Any]], batch: str) -> f
 
 def main(runs: list[Path]) -> None:
     data = data_of(runs[0])
-    case = CASES[data.equation.name]
+    case = CASES[data.hparams["equation"]]
     u = data_of(runs[0], **case.truth).values["test"][:, case.first :, ..., 0]
     with torch.no_grad():
         solvers, rollouts = solver_rows(case, data, u)
