@@ -147,5 +147,5 @@ def test_two_arrays_are_fitted_without_names_for_their_runs(tmp_path):
     u = np.random.default_rng(0).normal(size=(20, 6, 100))
     for array in (u, 2 * u):
         sim = ups.fit(array, dt=0.5, length=2.0, output_dir=tmp_path, overrides=settings)
-        assert sim.model.num_tokens == 50
+        assert sim.model.num_tokens == 25
     assert len(list(tmp_path.glob("fit-*/config.yaml"))) == 2
