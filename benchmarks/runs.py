@@ -55,11 +55,11 @@ def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
 
 
 def side_by_side(commands: Sequence[Sequence[str]]) -> Iterator[None]:
-    """``ups_run`` with each of ``commands``, as many at a time as this process has cores, one each.
+    """``ups_run`` with each of ``commands``, as many at a time as there are threads, one each.
 
     Yields once a command, in their order, when it is done.
     """
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         yield from pool.map(partial(ups_run, one_core=True), commands)
 
 

@@ -59,7 +59,7 @@ class MixerBlock(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Map tokens (B, N, W) to tokens (B, N, W)."""
         b, n, c = h.shape
-        rows = self.window(h, self.outside).view(b * n, -1)
+        rows = self.window(h, self.outside)
         y = F.silu(F.linear(rows, self.w1, self.b1.view(-1)))
         if torch.is_autocast_enabled(h.device.type):
             # products in low precision, the running sum in full precision

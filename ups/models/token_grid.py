@@ -29,8 +29,7 @@ def token_shape(space: Sequence[int], num_tokens: int | Sequence[int]) -> tuple[
             points % n for points, n in zip(space, num_tokens, strict=True)
         )
         return tuple(num_tokens) if fits else None
-    divisors = [[n for n in range(1, points + 1) if points % n == 0] for points in space]
-    shapes = [shape for shape in product(*divisors) if prod(shape) == num_tokens]
+    shapes = [shape for shape in product(*map(divisors, space)) if prod(shape) == num_tokens]
     return min(shapes, key=lambda shape: (_longest_edge(space, shape), -min(shape)), default=None)
 
 
@@ -38,19 +37,21 @@ def shape_of_patches(space: Sequence[int], edge: int) -> tuple[int, ...]:
     """The number of tokens along each axis so that patches are as nearly ``edge`` points long as
     can be, rather longer than shorter, and no axis has fewer than three.
     """
-    divisors = [
-        [n for n in range(min(3, points), points + 1) if points % n == 0] for points in space
-    ]
-    return tuple(
-        min(numbers, key=lambda n: (max(points / n / edge, edge * n / points), n))
-        for points, numbers in zip(space, divisors, strict=True)
-    )
+
+    def nearest(points: int) -> int:
+        numbers = [n for n in divisors(points) if n >= min(3, points)]
+        return min(numbers, key=lambda n: (max(points / n / edge, edge * n / points), n))
+
+    return tuple(nearest(points) for points in space)
 
 
 def possible_numbers(space: Sequence[int]) -> list[int]:
     """The numbers of tokens for which ``token_shape`` finds patches."""
-    divisors = [[n for n in range(1, points + 1) if points % n == 0] for points in space]
-    return sorted({prod(shape) for shape in product(*divisors)})
+    return sorted({prod(shape) for shape in product(*map(divisors, space))})
+
+
+def divisors(points: int) -> list[int]:
+    return [n for n in range(1, points + 1) if points % n == 0]
 
 
 def _longest_edge(space: Sequence[int], shape: Sequence[int]) -> int:
@@ -98,13 +99,13 @@ class AxisWindow(nn.Module):
             outside: tokens (num_outside, W) beyond the sides; None for zeros.
 
         Returns:
-            Tokens (B, N, width * W), in order of their places in the window.
+            Rows (B N, width * W), the tokens of a window in order of their places.
         """
         b, n, channels = h.shape
         if self.num_outside:
             beyond = h.new_zeros(self.num_outside, channels) if outside is None else outside.to(h)
             h = torch.cat((h, beyond.expand(b, -1, -1)), 1)
-        return h.index_select(1, self.indices).view(b, n, -1)
+        return h.index_select(1, self.indices).view(b * n, -1)
 
 
 class Neighborhood(nn.Module):
@@ -130,10 +131,13 @@ class Neighborhood(nn.Module):
         self.shape = tuple(shape)
         self.width = width
         self.window: int = width ** len(self.shape)
-        self.line = AxisWindow(shape, boundary, 0, width, 1) if len(self.shape) == 1 else None
         self.is_periodic = all(tuple(sides) == PERIODIC_AXIS for sides in boundary)
-        indices = _padded_indices(self.shape, boundary, width // 2)
-        self.register_buffer("indices", indices, persistent=False)
+        self.line = None
+        if len(self.shape) == 1:
+            self.line = AxisWindow(shape, boundary, 0, width, 1)
+        else:
+            indices = _padded_indices(self.shape, boundary, width // 2)
+            self.register_buffer("indices", indices, persistent=False)
 
     def read(self, h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """What each token makes of its window.
@@ -146,9 +150,9 @@ class Neighborhood(nn.Module):
         Returns:
             Tokens (B, N, out).
         """
-        if self.line is not None:
-            return F.linear(self.line(h), weight, bias)
         b, n, channels = h.shape
+        if self.line is not None:
+            return F.linear(self.line(h), weight, bias).view(b, n, -1)
         if not self.is_periodic:
             h = torch.cat((h, h.new_zeros(b, 1, channels)), 1)
         space = [n + self.width - 1 for n in self.shape]
