@@ -3,7 +3,8 @@ they have.
 
     python benchmarks/pareto.py RUN [RUN ...]
 
-RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them. Writes
+RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them; of runs that
+differ in the number at the end of their names, their seed, the mean error counts. Writes
 benchmarks/results/pareto.json for Burgers, where the error is the rollout nRMSE over the test set.
 For Navier-Stokes it writes pareto_navier_stokes.json: rollouts start from frame 10, the error is
 the relative L2 norm over frames 11 to 20 together, as in the literature, and the truth is solved
@@ -20,17 +21,18 @@ on two that gave them their number of steps.
 """
 
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import accuracy
 import torch
-from runs import data_of, save, training_seconds
+from runs import data_of, save, spread, training_seconds
 from throughput import in_turn
 from torch import Tensor
 
@@ -203,20 +205,34 @@ def solver_rows(
 
 
 def model_rows(
-    case: Case, run: Path, data: TrajectoryDataModule, u: Tensor
+    case: Case, seeds: list[Path], data: TrajectoryDataModule, u: Tensor
 ) -> tuple[list[dict[str, Any]], list[Rollout]]:
-    sim, frames = ups.load(run, data), u.shape[1] - 1
-    ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *sim.correctors)]
-    ways += [{"correct": name, "ttc": True} for name in ("none", *sim.correctors) if sim.correctors]
+    """Of runs of one model: the errors of all, the cost of the first."""
+    sims, frames = [ups.load(run, data) for run in seeds], u.shape[1] - 1
+    correctors = sims[0].correctors
+    ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *correctors)]
+    ways += [{"correct": name, "ttc": True} for name in ("none", *correctors) if correctors]
     rows: list[dict[str, Any]] = []
     rollouts: list[Rollout] = []
     for way in ways:
         label = Row(
-            sim.model_config["name"], "latent", way["correct"], way.get("ttc", False), {}
+            sims[0].model_config["name"], "latent", way["correct"], way.get("ttc", False), {}
         ).label
-        rollout = partial(sim.rollout, steps=frames, nu=data.training_parameters[0][0], **way)
-        rollouts.append(rollout)
-        rows.append({"name": label, "run": str(run), **way, "error": error(case, rollout, u)})
+        each = [
+            partial(sim.rollout, steps=frames, nu=data.training_parameters[0][0], **way)
+            for sim in sims
+        ]
+        errors = spread([error(case, rollout, u) for rollout in each])
+        rollouts.append(each[0])
+        rows.append(
+            {
+                "name": label,
+                "run": str(seeds[0]),
+                **way,
+                "error": errors["mean"],
+                "errors": errors,
+            }
+        )
         print(rows[-1], flush=True)
     return rows, rollouts
 
@@ -240,8 +256,8 @@ def main(runs: list[Path]) -> None:
     with torch.no_grad():
         solvers, rollouts = solver_rows(case, data, u)
         models = []
-        for run in runs:
-            rows, ways = model_rows(case, run, data, u)
+        for _, seeds in groupby(runs, lambda run: re.sub(r"-\d+$", "", str(run))):
+            rows, ways = model_rows(case, list(seeds), data, u)
             models += rows
             rollouts += ways
         add_seconds(solvers + models, rollouts, u[:, 0], (1, case.at_once))

@@ -142,7 +142,7 @@ def costs(result: dict[str, Any], metric: str, name: str, about: str) -> str:
         rows.append(
             [
                 row["name"],
-                error(row["error"]),
+                number(row["errors"]) if "errors" in row else error(row["error"]),
                 *(f"{1e3 * row['seconds'][b]:.2f}" for b in batches),
                 *(f"{x:.1f} x" if (x := faster.get(b)) else "" for b in batches),
                 *(f"{n:,}" if (n := even.get(b)) else "" for b in batches),

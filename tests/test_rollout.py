@@ -95,6 +95,33 @@ def test_rollout_encodes_once_in_latent_mode_and_at_every_step_in_physical_mode(
     assert not torch.allclose(latent[:, 2], physical[:, 2], atol=1e-3)
 
 
+@pytest.mark.parametrize("mode", ["latent", "physical"])
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+def test_a_stride_leaves_frames_out_and_a_latent_rollout_decodes_no_other(
+    simulator, mode, checkpoint_every
+):
+    """Fields that move, and one that needs two steps for each."""
+    u0 = fields() + 0.5
+    simulator.training_parameters = [[NU]]
+    options = {
+        "nu": torch.tensor([NU, 2 * NU, NU]),
+        "mode": mode,
+        "grad": True,
+        "checkpoint_every": checkpoint_every,
+    }
+    every = simulator.rollout(u0, 7, **options)
+    decoded = []
+    simulator.model.decode, decode = (
+        lambda z: decoded.append(len(z)) or decode(z),
+        simulator.model.decode,
+    )
+    third = simulator.rollout(u0, 7, stride=3, **options)
+    assert torch.allclose(third, every[:, 2::3], atol=1e-6)
+    assert third.shape[1] == 2
+    if mode == "latent":
+        assert sum(decoded) == 2 * len(u0)
+
+
 def test_rollout_of_a_shifted_field_is_the_shifted_rollout(simulator):
     u0 = fields()
     width = 32 // SPEC["num_tokens"]  # exact for whole tokens
@@ -271,6 +298,7 @@ def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
             "because its stage has not been trained",
         ),
         ({"temperature": -1}, "`temperature` must be a number >= 0, got -1"),
+        ({"stride": 3}, r"`stride` must be an integer from 1 to `steps` \(2\), got 3"),
         ({"nu": torch.full((2,), NU)}, r"`nu` must be one number or \(3,\)"),
         ({"nu": None}, "the parameters must be nu, got none"),
         ({"nu": None, "parameters": {"mu": NU}}, "the parameters must be nu, got mu"),

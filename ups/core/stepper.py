@@ -38,13 +38,14 @@ def rollout(
     reencode: bool = False,
     frames_per_decode: int = 1,
     checkpoint_every: int | None = None,
+    stride: int = 1,
 ) -> Iterator[Tensor]:
     """Yield the fields (B, *space, C) of a rollout one frame at a time, without the initial one.
 
     Args:
         stepper: moves the field forward.
         u0: initial fields (B, *space, C).
-        steps: number of frames.
+        steps: number of steps.
         parameters: parameters of the equation (B, P).
         reencode: whether each step starts from the encoded field of the step before, and not from
             its state.
@@ -54,12 +55,13 @@ def rollout(
             computed again for it: less memory for a third more time. About the square root of
             ``steps`` needs the least memory. Frames come in groups of as many. It has no effect
             where gradients are off; default: all activations are kept.
+        stride: number of steps between frames; without ``reencode`` nothing else is decoded.
 
     Raises:
         UpsError: ``checkpoint_every`` is given under a reverse-mode transform of ``torch.func``.
     """
     advance = _decoded_steps if reencode else _latent_steps
-    steps_per_call = 1 if reencode else frames_per_decode
+    steps_per_call = stride if reencode else frames_per_decode * stride
     has_checkpoints = checkpoint_every is not None and torch.is_grad_enabled()
     if checkpoint_every is not None and has_checkpoints:
         _check_checkpoints_possible()
@@ -67,8 +69,9 @@ def rollout(
     # a decoded field starts the steps that encode it, otherwise its state does
     start = u0 if reencode else stepper.encode(u0, parameters)
     for first in range(0, steps, steps_per_call):
-        num_steps = min(steps_per_call, steps - first)
-        arguments = (stepper, start, parameters, num_steps)
+        ahead = range(first + 1, min(first + steps_per_call, steps) + 1)
+        is_frame = [k % stride == 0 for k in ahead]
+        arguments = (stepper, start, parameters, is_frame)
         if has_checkpoints:
             start, fields = checkpoint(advance, *arguments, use_reentrant=False)
         else:
@@ -77,26 +80,34 @@ def rollout(
 
 
 def _latent_steps(
-    stepper: Stepper, state: Tensor, parameters: Tensor, num_steps: int
+    stepper: Stepper, state: Tensor, parameters: Tensor, is_frame: Sequence[bool]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The state after ``num_steps`` steps, and the fields of all of them, decoded in one call."""
+    """The state after as many steps, and the fields of those that are frames, decoded in one
+    call.
+    """
     states = []
-    for _ in range(num_steps):
+    for keep in is_frame:
         state = stepper.step(state, parameters)
-        states.append(state)
-    u = stepper.decode(torch.cat(states) if num_steps > 1 else state)
+        if keep:
+            states.append(state)
+    if not states:
+        return state, ()
+    u = stepper.decode(torch.cat(states) if len(states) > 1 else states[0])
     return state, u.split(len(state))
 
 
 def _decoded_steps(
-    stepper: Stepper, u: Tensor, parameters: Tensor, num_steps: int
+    stepper: Stepper, u: Tensor, parameters: Tensor, is_frame: Sequence[bool]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The field after ``num_steps`` steps that each encode the field before, and all fields."""
+    """The field after as many steps that each encode the field before, and those that are
+    frames.
+    """
     fields = []
-    for _ in range(num_steps):
+    for keep in is_frame:
         state = stepper.encode(u, parameters)
         u = stepper.decode(stepper.step(state, parameters))
-        fields.append(u)
+        if keep:
+            fields.append(u)
     return u, fields
 
 

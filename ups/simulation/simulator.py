@@ -229,13 +229,14 @@ class Simulator(nn.Module):
         temperature: float | None = None,
         grad: bool | None = None,
         checkpoint_every: int | None = None,
+        stride: int = 1,
     ) -> Tensor:
         """Roll out ``u0`` for ``steps`` steps of ``dt``.
 
         Main arguments:
             u0: initial fields (B, *space, C), or (*space, C) for a single sample. The channel axis
                 may be left out if there is one channel; the frames then have none either.
-            steps: number of frames, at least 1.
+            steps: number of steps, at least 1.
             nu: the parameter of data that have one parameter, one number or (B,). It has PDEBench's
                 meaning (for Burgers the viscosity).
             mode: "latent" encodes once; "physical" decodes and encodes again at every step.
@@ -259,9 +260,11 @@ class Simulator(nn.Module):
             checkpoint_every: number of steps whose activations are computed again for the gradient
                 instead of kept; about the square root of ``steps`` needs the least memory. Frames
                 come in groups of as many.
+            stride: every how many steps there is a frame: as many as ``steps`` for the last alone.
+                A latent rollout decodes nothing else.
 
         Returns:
-            Fields (B, steps, *space, C), without the initial frame.
+            Fields (B, steps // stride, *space, C), without the initial frame.
 
         Raises:
             UpsError: an argument is out of its range, or this simulator has no such corrector.
@@ -279,6 +282,7 @@ class Simulator(nn.Module):
             temperature=temperature,
             grad=grad,
             checkpoint_every=checkpoint_every,
+            stride=stride,
             fields_per_decode=FIELDS_PER_DECODE,
         )
         with torch.set_grad_enabled(torch.is_grad_enabled() or grad is True):
@@ -299,6 +303,7 @@ class Simulator(nn.Module):
         temperature: float | None = None,
         grad: bool | None = None,
         checkpoint_every: int | None = None,
+        stride: int = 1,
         fields_per_decode: int = 1,
     ) -> Iterator[Tensor]:
         """Yield the frames (B, *space, C) of a rollout one at a time.
@@ -311,7 +316,7 @@ class Simulator(nn.Module):
         Raises:
             UpsError: an argument is out of its range, or this simulator has no such corrector.
         """
-        self._validate_options(steps, mode, temperature, grad, checkpoint_every)
+        self._validate_options(steps, mode, temperature, grad, checkpoint_every, stride)
         has_gradients = grad
         if grad is None:
             has_gradients = needs_gradients(u0, nu, x, x_out, *(parameters or {}).values())
@@ -334,6 +339,7 @@ class Simulator(nn.Module):
             x_out=x_out,
             temperature=temperature,
             checkpoint_every=checkpoint_every,
+            stride=stride,
             fields_per_decode=fields_per_decode,
         )
         return _in_grad_mode(frames, is_recorded)
@@ -352,6 +358,7 @@ class Simulator(nn.Module):
         x_out: Tensor | None,
         temperature: float | None,
         checkpoint_every: int | None,
+        stride: int,
         fields_per_decode: int,
     ) -> Iterator[Tensor]:
         """The frames of ``stream`` in the grad mode of its caller."""
@@ -374,6 +381,7 @@ class Simulator(nn.Module):
             group_size=sampling.num_grids,
             frames_per_decode=max(1, fields_per_decode // len(u)),
             checkpoint_every=checkpoint_every,
+            stride=stride,
         )
         for u in frames:
             out = sampling.from_grids(u)
@@ -445,6 +453,7 @@ class Simulator(nn.Module):
         temperature: float | None,
         grad: bool | None,
         checkpoint_every: int | None,
+        stride: int,
     ) -> None:
         if not (hasattr(steps, "__index__") and steps >= 1):
             raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
@@ -460,6 +469,10 @@ class Simulator(nn.Module):
         ):
             raise UpsError(
                 f"`checkpoint_every` must be an integer >= 1 or None, got {checkpoint_every!r}."
+            )
+        if not (hasattr(stride, "__index__") and 1 <= stride <= steps):
+            raise UpsError(
+                f"`stride` must be an integer from 1 to `steps` ({steps}), got {stride!r}."
             )
 
     def _validate_corrector(self, correct: str) -> str:

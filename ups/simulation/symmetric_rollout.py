@@ -26,6 +26,7 @@ def symmetric_rollout(
     group_size: int = 1,
     frames_per_decode: int = 1,
     checkpoint_every: int | None = None,
+    stride: int = 1,
 ) -> Iterator[Tensor]:
     """Yield the fields (B, *space, C) of a rollout, without the initial one; see ``rollout``.
 
@@ -35,7 +36,7 @@ def symmetric_rollout(
 
     Args:
         stepper: see ``rollout``, and likewise ``u0``, ``steps``, ``parameters``, ``reencode``,
-            ``frames_per_decode`` and ``checkpoint_every``.
+            ``frames_per_decode``, ``checkpoint_every`` and ``stride``.
         spec: describes the field.
         equation: the equation, for its symmetries; without one this is ``rollout``.
         trained: parameters (N, P) of the training data; empty: all parameters count as trained.
@@ -53,6 +54,7 @@ def symmetric_rollout(
         group_size=group_size,
         frames_per_decode=frames_per_decode,
         checkpoint_every=checkpoint_every,
+        stride=stride,
     )
     rollouts = [at_one_factor(u0[i], parameters[i], factors[i]) for i in rows]
     order = torch.cat(rows).argsort()
@@ -73,6 +75,7 @@ def _at_one_factor(
     group_size: int,
     frames_per_decode: int,
     checkpoint_every: int | None,
+    stride: int,
 ) -> Iterator[Tensor]:
     factor = int(factors[0])  # they are all the same
     slowness = 1 / factors.to(u0.dtype)
@@ -87,8 +90,8 @@ def _at_one_factor(
         reencode,
         frames_per_decode,
         checkpoint_every,
+        factor * stride,
     )
     for k, u in enumerate(frames, 1):
-        if k % factor == 0:
-            left = frame.leave(u[:, None], k)[:, 0]
-            yield rescale(equation, spec.domain, left, slow_parameters, factors)[0]
+        left = frame.leave(u[:, None], k * factor * stride)[:, 0]
+        yield rescale(equation, spec.domain, left, slow_parameters, factors)[0]
