@@ -6,7 +6,7 @@ Writes benchmarks/results/equal_time.json, or equal_time_navier_stokes.json. Fir
 training speed is measured, alone on the machine; its time is then the number of steps that fit,
 validation not counted. Each gets the same search, one seed, judged by validation: on Burgers the
 squared and the unsquared loss, two minutes each, then, with the better one, AdamW and Muon at three
-learning rates, a minute each; on Navier-Stokes the rates, two minutes each. Runs have three seeds,
+learning rates, a minute each; on Navier-Stokes two rates, two minutes each. Runs have three seeds,
 on Burgers those of the two best models five. The longer runs are of those models that had at most
 twice the least error in the shorter ones.
 
@@ -32,7 +32,7 @@ from ups.run import CONF
 from ups.runs.stages import validation_score
 
 EPOCHS = 10
-RATES = {"adamw": (0.001, 0.003, 0.009), "muon": (0.001, 0.003, 0.009)}
+OPTIMIZERS = ("adamw", "muon")
 
 
 class Study(NamedTuple):
@@ -43,6 +43,7 @@ class Study(NamedTuple):
         result: the name of the JSON.
         models: the models, and their sizes where they are not the default ones.
         losses: the losses to try, two minutes each if there are several.
+        rates: the learning rates to try with each optimizer.
         rate_seconds: the time to try an optimizer and a rate.
         train_seconds: the time of the runs.
         seeds_of: the settings that a seed sets.
@@ -53,6 +54,7 @@ class Study(NamedTuple):
     result: str
     models: dict[str, list[str]]
     losses: tuple[str, ...]
+    rates: tuple[float, ...]
     rate_seconds: float
     train_seconds: dict[str, float]
     seeds_of: tuple[str, ...]
@@ -77,6 +79,7 @@ STUDIES = {
             "upt": [],
         },
         ("loss.squared=true", "loss.squared=false"),
+        (0.001, 0.003, 0.009),
         60,
         {"5 minutes": 300, "10 minutes": 600},
         ("seed", "data.seed"),
@@ -95,6 +98,7 @@ STUDIES = {
             "upt": [],
         },
         ("loss.squared=false",),
+        (0.003, 0.009),
         120,
         {"10 minutes": 600, "60 minutes": 3600},
         ("seed",),
@@ -278,8 +282,8 @@ def main(study: Study) -> None:
                 f"stage.operator.module.optimizer={optimizer}",
                 f"stage.operator.module.lr={lr}",
             ]
-            for optimizer, each in RATES.items()
-            for lr in each
+            for optimizer in OPTIMIZERS
+            for lr in study.rates
         ]
         for model in study.models
     }
