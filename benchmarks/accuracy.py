@@ -13,7 +13,7 @@ twice the least error in the shorter ones.
 As the steps are fixed by then, the runs go side by side, with a core each, on a GPU if there is
 one: that changes what the clock says, not what they learn. The seed is of data and weights, on
 Navier-Stokes of weights. What is finished is not repeated: the JSON is written after every run, and
-the same command goes on, on another machine too.
+the same command continues, on another machine too.
 """
 
 import sys

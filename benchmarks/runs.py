@@ -42,7 +42,7 @@ def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
     """``python -m ups.run`` with ``settings``, on the whole machine or one core; its data are kept
     in outputs/data.
 
-    Ends the benchmark where it fails; the same command goes on.
+    Ends the benchmark where it fails; the same command resumes.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if one_core else None
     code = subprocess.run(
@@ -50,7 +50,7 @@ def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
     ).returncode
     if code:
         raise SystemExit(
-            f"a run ended with exit code {code}; the same command goes on with what is left"
+            f"a run ended with exit code {code}; the same command does what is left"
         )
 
 

@@ -404,11 +404,11 @@ def test_parent_hash_is_that_of_the_averaged_weights_before(composed, tmp_path):
     for stage, before in (("diffusion", "operator"), ("consistency", "diffusion_residual")):
         content = (tmp_path / "checkpoints" / f"{before}_ema.ckpt").read_bytes()
         assert stages.parent_hash(tmp_path, stage) == sha(content)
-    with pytest.raises(UpsError, match="consistency goes on from stage diffusion, which has not"):
+    with pytest.raises(UpsError, match="consistency continues from stage diffusion, which has not"):
         stages.parent_hash(tmp_path / "empty", "consistency")
     # averaged weights alone don't say that a stage has finished
     (tmp_path / "checkpoints/operator.ckpt").unlink()
-    with pytest.raises(UpsError, match="diffusion goes on from stage operator, which has not"):
+    with pytest.raises(UpsError, match="diffusion continues from stage operator, which has not"):
         stages.parent_hash(tmp_path, "diffusion")
 
 

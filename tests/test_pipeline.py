@@ -1,4 +1,4 @@
-"""stage=all as a user calls it: files, skipping, what is trained anew when what it was made from
+"""stage=all as a user calls it: files, skipping, what is trained again when what it was made from
 has changed, resume in a later stage.
 """
 
@@ -178,7 +178,7 @@ def test_later_stages_are_trained_anew_when_earlier_weights_have_changed(copied)
     )  # they belong to another operator
     printed = call(copied, "name=one", "seed=1")
     assert (
-        "diffusion: the weights that it was made from have changed; it is trained anew" in printed
+        "diffusion: the weights that it was made from have changed; it is trained again" in printed
     )
     assert "operator  Epoch" not in printed
     after = content(copied)
@@ -206,7 +206,7 @@ def test_other_settings_are_refused_and_train_their_stage_alone_with_overwrite(c
 
 def test_stage_is_refused_when_the_one_before_has_not_finished(tmp_path):
     printed = call(tmp_path, "name=alone", "stage=consistency", code=2)
-    assert "stage consistency goes on from stage diffusion, which has not finished" in printed
+    assert "stage consistency continues from stage diffusion, which has not finished" in printed
     assert "Traceback" not in printed
     printed = call(tmp_path, "name=alone", "stage=evaluate", code=2)
     assert "its operator stage has not finished" in printed

@@ -186,7 +186,7 @@ def test_a_sweep_goes_on_where_a_job_fails_and_redoes_only_what_is_left(ups_run,
     assert done.returncode == 2
     assert "Traceback" not in text
     assert "`lambda_inv` must be a number >= 0, got -1." in text
-    assert "1 of 3 jobs have not finished, the same command goes on with them: sweep-" in text
+    assert "1 of 3 jobs have not finished, the same command resumes them: sweep-" in text
     assert "sweep: rollout nRMSE on the test set" in done.stdout
     before = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*.ckpt")}
     assert len(before) == 4

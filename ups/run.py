@@ -46,7 +46,7 @@ resolvers.register()
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> float:
     def interrupt(sign: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"stopped by {signal.Signals(sign).name}; the same command goes on")
+        raise Interrupted(f"stopped by {signal.Signals(sign).name}; the same command resumes")
 
     # during training GracefulStop replaces these handlers
     for sign in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""Rows 7 and 12: however a run is ended, the same command goes on, and ends with the very same
+"""Rows 7 and 12: however a run is ended, the same command resumes, and ends with the very same
 weights.
 """
 

@@ -35,7 +35,7 @@ class TimeLimit:
     def unfinished(self, where: str) -> RunIncomplete:
         """The exception to raise when the limit is reached at ``where``."""
         return RunIncomplete(
-            f"time limit {self.duration} reached {where}; the same command goes on"
+            f"time limit {self.duration} reached {where}; the same command resumes"
         )
 
     @contextmanager
@@ -118,7 +118,7 @@ class GracefulStop(Checkpoint):
         if stop:
             trainer.save_checkpoint(self.checkpoint)
             where = f"in epoch {trainer.current_epoch + 1}, saved in {self.checkpoint}"
-            raise self.reason(where) or Interrupted(f"stopped {where}; the same command goes on")
+            raise self.reason(where) or Interrupted(f"stopped {where}; the same command resumes")
 
     def reason(self, where: str) -> RunIncomplete | None:
         """The exception to raise if this process must stop, else None.
@@ -127,7 +127,7 @@ class GracefulStop(Checkpoint):
             where: the position in the run, for the message.
         """
         if self.signal:
-            return Interrupted(f"stopped by {self.signal} {where}; the same command goes on")
+            return Interrupted(f"stopped by {self.signal} {where}; the same command resumes")
         return self.limit.unfinished(where) if self.limit.is_over else None
 
     def _remember(self, sign: int, frame: FrameType | None) -> None:

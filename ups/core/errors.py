@@ -34,7 +34,7 @@ def to_user_error(error: BaseException) -> UpsError | RunIncomplete | None:
         where = f" for {error.filename}" if error.filename else ""
         return UpsError(
             f"no space left on the disk{where}; all files are whole, "
-            "and the same command goes on when there is room"
+            "and the same command resumes when there is room"
         )
     if isinstance(error, OSError) and error.filename is not None:
         return UpsError(f"{error.filename} can't be read or written: {error.strerror}")

@@ -50,6 +50,6 @@ def _reduced(equation: Equation) -> tuple[Callable[[str], Equation], tuple[str]]
     return get_equation, (_MODULE_OF.get(equation.name, equation.name),)
 
 
-# by name, because its functions can't be pickled; worker processes are started anew where forking
+# by name, because its functions can't be pickled; worker processes start fresh where forking
 # is not the default
 copyreg.pickle(Equation, _reduced)

@@ -50,7 +50,7 @@ UNSUPPORTED = {
     "max_steps": "a training ends with an epoch, use max_epochs and data.samples_per_trajectory",
     "overfit_batches": "use data.num_train and data.fixed_windows=true",
     "fast_dev_run": "stage=preflight rehearses the command",
-    "barebones": "it leaves out the checkpoints from which a run goes on",
+    "barebones": "it leaves out the checkpoints from which a run resumes",
     "enable_checkpointing": "checkpoints hold the weights, see callbacks.last",
     "limit_test_batches": "use data.num_test",
     "limit_val_batches": "validation chooses the weights, use data.num_validation",

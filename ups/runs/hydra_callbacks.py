@@ -138,7 +138,7 @@ class SweepTable(Callback):
         left = sorted(job.folder.name for job in jobs if not job.is_finished)
         if left:
             log.error(
-                "%d of %d jobs have not finished, the same command goes on with them: %s",
+                "%d of %d jobs have not finished, the same command resumes them: %s",
                 len(left),
                 len(jobs),
                 ", ".join(left),

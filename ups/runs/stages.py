@@ -99,7 +99,7 @@ def check_settings_unchanged(cfg: DictConfig, folder: Path) -> None:
             raise UpsError(
                 f"{folder} holds stage {stage} with other settings "
                 f"({'; '.join(changed[:3])}{more}); "
-                "give another name=..., or overwrite=true to train it anew"
+                "give another name=..., or overwrite=true to train it again"
             )
 
 
@@ -123,7 +123,7 @@ def record_stage_start(cfg: DictConfig, folder: Path, stage: str) -> None:
     """
     now = {"settings": stage_fingerprint(cfg, stage), "made_from": parent_hash(folder, stage)}
     if _stale(folder, stage):
-        log.info("%s: the weights that it was made from have changed; it is trained anew", stage)
+        log.info("%s: the weights that it was made from have changed; it is trained again", stage)
         remove_stage(folder, stage)
     write_text(_record_path(folder, stage), json.dumps(now, indent=1, default=str) + "\n")
 
@@ -168,7 +168,7 @@ def parent_hash(folder: Path, stage: str) -> str | None:
         return None
     if not is_finished(folder, before):
         raise UpsError(
-            f"stage {stage} goes on from stage {before}, which has not finished in {folder}; "
+            f"stage {stage} continues from stage {before}, which has not finished in {folder}; "
             "stage=all trains all in order"
         )
     return sha256(weights_path(folder, before))

@@ -117,7 +117,7 @@ def check_checkpoint_compatible(last: Path, module: BaseModule) -> None:
         )
         raise UpsError(
             f"{last} is no checkpoint that this stage can go on from ({why}); "
-            "overwrite=true begins anew"
+            "overwrite=true starts over"
         )
 
 
