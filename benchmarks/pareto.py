@@ -103,24 +103,11 @@ def navier_stokes_solver(
     ((nu,),) = data.training_parameters
 
     def rollout(u0: Tensor) -> Tensor:
-        start = resampled(u0, points)
+        start = navier_stokes.resample(u0, points)
         w = navier_stokes.solve(start, times(data, frames), nu, dtype=torch.float32, cfl=cfl)
-        return resampled(w, u0.shape[-1])
+        return navier_stokes.resample(w, u0.shape[-1])
 
     return rollout
-
-
-def resampled(w: Tensor, points: int) -> Tensor:
-    """The same waves on another number of points, as far as both grids hold them."""
-    own = w.shape[-1]
-    if own == points:
-        return w
-    kept = (min(own, points) - 1) // 2
-    rows = [*range(kept + 1), *range(-kept, 0)]
-    waves = torch.fft.rfft2(w, norm="forward")
-    found = waves.new_zeros(*w.shape[:-2], points, points // 2 + 1)
-    found[..., rows, : kept + 1] = waves[..., rows, : kept + 1]
-    return torch.fft.irfft2(found, s=(points, points), norm="forward")
 
 
 def joint_relative_l2(pred: Tensor, u: Tensor) -> float:

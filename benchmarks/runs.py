@@ -49,9 +49,7 @@ def ups_run(settings: Sequence[str], one_core: bool = False) -> None:
         [sys.executable, "-m", "ups.run", *settings, "data.cache_dir=outputs/data"], env=environment
     ).returncode
     if code:
-        raise SystemExit(
-            f"a run ended with exit code {code}; the same command does what is left"
-        )
+        raise SystemExit(f"a run ended with exit code {code}; the same command does what is left")
 
 
 def side_by_side(commands: Sequence[Sequence[str]]) -> Iterator[None]:

@@ -245,6 +245,16 @@ def test_laws_hold_for_the_solver_and_not_for_a_growing_field():
     assert grows.compute()["enstrophy_growth"] == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("points", [24, 48, 96])
+def test_a_resampled_field_has_the_same_waves_and_the_same_first_point(points):
+    def waves(n):
+        x = torch.arange(n, dtype=torch.float64) / n
+        x, y = 2 * math.pi * x[:, None], 2 * math.pi * x
+        return torch.sin(11 * x - 3 * y) + 0.5 * torch.cos(x + 10 * y) + 2
+
+    assert torch.allclose(ns.resample(waves(64)[None], points), waves(points)[None])
+
+
 def test_coarse_solver_starts_where_the_fine_grid_does():
     """A solver of fewer points sees the forcing at its own points, and comes close to the truth."""
     for begins in (0.0, 0.5 / 64):

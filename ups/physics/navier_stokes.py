@@ -330,6 +330,14 @@ def _validated(w0: object, t: object, nu: Tensor | float) -> tuple[Tensor, list[
     return w0, validate_times(t), to_tensor(nu, torch.float64, None).reshape(-1, 1, 1)
 
 
+def resample(w: Tensor, points: int) -> Tensor:
+    """The field (..., X, Y) on ``points`` along each axis of the square, the first where it was.
+
+    It has the waves that both grids can hold.
+    """
+    return _resampled(w, [points, points], first_is_kept=True)
+
+
 def restrict(w: Tensor, factor: int) -> Tensor:
     """The field (..., X / factor, Y / factor) at the centers of cells of ``factor`` points.
 
@@ -343,16 +351,19 @@ def prolong(w: Tensor, factor: int) -> Tensor:
     return _resampled(w, [n * factor for n in w.shape[-2:]])
 
 
-def _resampled(w: Tensor, points: Sequence[int]) -> Tensor:
-    """The field at the centers of other cells of the same square: (..., *points)."""
+def _resampled(w: Tensor, points: Sequence[int], first_is_kept: bool = False) -> Tensor:
+    """The field at (..., *points): from the centers of cells to those of others, if the first point
+    does not stay.
+    """
     for axis, target in zip((-2, -1), points, strict=True):
         source = w.shape[axis]
         kept = (min(source, target) - 1) // 2 + 1  # without the wave of two points
         spectrum = torch.fft.rfft(w.movedim(axis, -1))[..., :kept]
-        k = torch.arange(kept, device=w.device, dtype=torch.float64)
-        # from the centers of the old cells to those of the new ones
-        shift = torch.exp(1j * math.pi * k * (1 / target - 1 / source)).to(spectrum.dtype)
-        w = torch.fft.irfft(spectrum * shift, n=target).movedim(-1, axis) * (target / source)
+        if not first_is_kept:
+            k = torch.arange(kept, device=w.device, dtype=torch.float64)
+            shift = torch.exp(1j * math.pi * k * (1 / target - 1 / source))
+            spectrum = spectrum * shift.to(spectrum.dtype)
+        w = torch.fft.irfft(spectrum, n=target).movedim(-1, axis) * (target / source)
     return w
 
 
