@@ -82,7 +82,9 @@ def test_cole_hopf_refuses_no_viscosity():
 
 @pytest.mark.parametrize("path", [None, 3, b"burgers-small"])
 def test_load_refuses_what_is_no_path(path):
-    with pytest.raises(UpsError, match=r"`path` must be a run directory.*burgers-small; got"):
+    with pytest.raises(
+        UpsError, match=r"`path` must be a run directory.*burgers-small, navier-stokes-small; got"
+    ):
         ups.load(path)
 
 

@@ -22,7 +22,7 @@ from ups.evaluation.results import Row
 from ups.hub import export
 from ups.hub.model_card import render_model_card
 from ups.models import GridModel
-from ups.physics import burgers
+from ups.physics import burgers, navier_stokes
 from ups.runs.run_dir import run_directory
 from ups.simulation import model_folder
 
@@ -150,11 +150,6 @@ def test_model_folder_is_refused_when_its_config_describes_no_simulator(folder):
 
 def test_shipped_model_has_small_errors_with_and_without_correctors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert model_folder.list_pretrained() == ["burgers-small"]
-    assert (
-        sum(path.stat().st_size for path in (model_folder.SHIPPED / "burgers-small").iterdir())
-        < 5e6
-    )
     sim = ups.load("burgers-small")
     assert set(sim.correctors) == {"diffusion", "consistency"}
     # of no split that it has seen
@@ -171,10 +166,36 @@ def test_shipped_model_has_small_errors_with_and_without_correctors(tmp_path, mo
         assert error(correct=correct) < 0.95 * plain
         # draws that know nothing of the state have 1.23 times the plain error
         assert error(correct=correct, temperature=1.0) < 1.15 * plain
-    with pytest.raises(UpsError, match="nor a model that comes with UPS: burgers-small"):
+    with pytest.raises(UpsError, match="nor a model that comes with UPS: burgers-small, nav"):
         ups.load("burgers-large")
     make_simulator().save("burgers-small")  # what stands there goes first
     assert len(ups.load("burgers-small").x) == 32
+
+
+def test_shipped_models_are_small():
+    names = model_folder.list_pretrained()
+    assert names == ["burgers-small", "navier-stokes-small"]
+    for name in names:
+        assert sum(path.stat().st_size for path in (model_folder.SHIPPED / name).iterdir()) < 5e6
+
+
+def test_shipped_flow_is_better_than_the_solver_on_half_its_points():
+    """On flows of no split that it has seen, from the solver on twice the points."""
+    sim = ups.load("navier-stokes-small")
+    assert sim.x[0, 0].tolist() == [0, 0]
+    w = navier_stokes.initial_conditions(3, 128, 30_000)
+    w = navier_stokes.solve(w, range(21), 1e-5, dtype=torch.float32)[..., ::2, ::2]
+    start, truth = w[:, 10], w[:, 11:]
+
+    def error(found):
+        return ((found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).mean()
+
+    coarse = navier_stokes.resample(start, 32)
+    coarse = navier_stokes.solve(coarse, range(1, 11), 1e-5, dtype=torch.float32)
+    for mode in ("latent", "physical"):
+        found = error(sim.rollout(start, 10, nu=1e-5, mode=mode))
+        assert found < 0.09
+        assert found < 0.6 * error(navier_stokes.resample(coarse, 64))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from ups.core.errors import UpsError
+from ups.core.fields import PERIODIC_AXIS, Grid
 from ups.core.io import sha256
 from ups.core.renamed_keys import load_config
 from ups.evaluation.results import (
@@ -126,7 +127,7 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         frames=dataset["frames"] - 1,
         points=" x ".join(map(str, spec.grid.shape)),
         axes=", ".join("xyz"[: spec.grid.num_dims]),
-        domain=" x ".join(f"[{low:g}, {high:g})" for low, high in spec.grid.edges),
+        domain=_domain(spec.grid),
         dt=simulator.dt,
         parameters=f"{sum(counts.values()):,}",
         parts=", ".join(f"{part} {count:,}" for part, count in counts.items()),
@@ -195,6 +196,15 @@ def _table(rows: list[Row]) -> str:
         for row in rows
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines))
+
+
+def _domain(grid: Grid) -> str:
+    """Where each axis begins and ends. A periodic one may begin at its first point."""
+    axes = []
+    for (low, high), first, sides in zip(grid.edges, grid.origin, grid.boundary, strict=True):
+        start = first if sides == PERIODIC_AXIS and first == 0 else low
+        axes.append(f"[{start:g}, {start + high - low:g})")
+    return " x ".join(axes)
 
 
 def _training_command(recorded: str) -> str:
