@@ -306,11 +306,12 @@ def _mean_size(values: Tensor) -> Tensor:
 
 
 def _largest_after(values: Tensor, functional: Functional, dt: float) -> Tensor:
-    """The largest values (B, T) that a force allows a time ``dt`` later."""
-    if functional.growth_rate == 0:
+    """The largest values (B, T) that a force and an instability allow a time ``dt`` later."""
+    if functional.growth_rate == functional.instability_rate == 0:
         return values
     roots = values.clamp_min(0) ** (1 / functional.degree)
-    return (roots + functional.growth_rate * dt) ** functional.degree
+    factor = math.exp(functional.instability_rate * dt)
+    return (factor * (roots + functional.growth_rate * dt)) ** functional.degree
 
 
 def _growth(values: Tensor, allowed: Tensor, floor: Tensor) -> Tensor:
