@@ -92,6 +92,7 @@ def test_physics_checks_see_losses_of_energy():
     assert kept.keys() == {
         *("mass_drift", "energy_drift", "tv_growth"),
         *("boundary_jump_error", "maximum_principle_violation", "correlation_time"),
+        *("correlation_time_90", "correlation_time_95"),
     }
     assert kept["mass_drift"] < 1e-12
     assert kept["energy_drift"] < 1e-6

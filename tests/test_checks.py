@@ -19,10 +19,15 @@ from ups.evaluation.metrics import (
 )
 from ups.physics import advection, burgers, limiters, periodic_1d
 
+CORRELATION_TIMES = {
+    "correlation_time": 0.8,
+    "correlation_time_90": 0.9,
+    "correlation_time_95": 0.95,
+}
 # of Burgers; advection conserves the energy, which has "energy_drift" and no "energy_growth" then
 CHECKS = (
     *("mass_drift", "boundary_jump_error", "maximum_principle_violation"),
-    *("tv_growth", "energy_growth", "correlation_time"),
+    *("tv_growth", "energy_growth", *CORRELATION_TIMES),
 )
 
 # one trajectory by hand, 4 points: its initial field, three predicted frames, the true ones
@@ -62,16 +67,17 @@ def checks_written_out(u0, pred, target, dt, length, threshold):
     sums = dict.fromkeys(
         (
             *("mass_drift", "energy_drift", "boundary_jump_error", "maximum_principle_violation"),
-            *("tv_growth", "energy_growth", "correlation_time"),
+            *("tv_growth", "energy_growth", *CORRELATION_TIMES),
         ),
         0.0,
     )
+    thresholds = {**CORRELATION_TIMES, "correlation_time": threshold}
     samples, frames, points = pred.shape
     dx = length / points
     for n in range(samples):
         before = np.asarray(u0[n], dtype=float)
         start = before
-        still_high = True
+        still_high = dict.fromkeys(thresholds, True)
         for k in range(frames):
             now, true = (np.asarray(field[n, k], dtype=float) for field in (pred, target))
             sums["mass_drift"] += abs(now.sum() - start.sum()) * dx / frames
@@ -88,8 +94,9 @@ def checks_written_out(u0, pred, target, dt, length, threshold):
             ]
             sums["tv_growth"] += max(0.0, variations[1] / variations[0] - 1) / frames
             sums["energy_growth"] += max(0.0, energies[2] / energies[1] - 1) / frames
-            still_high = still_high and np.corrcoef(now, true)[0, 1] > threshold
-            sums["correlation_time"] += dt * still_high
+            for name, lowest in thresholds.items():
+                still_high[name] = still_high[name] and np.corrcoef(now, true)[0, 1] > lowest
+                sums[name] += dt * still_high[name]
             before = now
     return {name: total / samples for name, total in sums.items()}
 
@@ -178,7 +185,8 @@ def test_physics_checks_of_a_constant_field_are_right_and_finite(level):
     pred = u0[:, None].expand(-1, 4, -1)
     for equation in (burgers.EQUATION, advection.EQUATION):
         found = checks_of(u0, pred, pred, equation)
-        assert found.pop("correlation_time") == pytest.approx(0.4)  # as alike as can be
+        for name in CORRELATION_TIMES:
+            assert found.pop(name) == pytest.approx(0.4)  # as alike as can be
         assert found == dict.fromkeys(found, pytest.approx(0.0, abs=1e-12))
         assert len(found) == 5
 
@@ -228,6 +236,15 @@ def test_physics_checks_threshold_sets_the_lowest_correlation():
     assert found["correlation_time"] == pytest.approx(0.2)
 
 
+def test_physics_checks_stricter_correlation_times_have_thresholds_of_their_own():
+    pred, target = rotated([0.99, 0.96, 0.94, 0.91, 0.89, 0.85, 0.81, 0.79])
+    found = checks_of(target[:, 0], pred, target, dt=0.5, threshold=0.6)
+    assert found["correlation_time_95"] == pytest.approx(2 * 0.5)
+    assert found["correlation_time_90"] == pytest.approx(4 * 0.5)
+    assert found["correlation_time"] == pytest.approx(8 * 0.5)
+    assert checks_of(target[:, 0], pred, target)["correlation_time"] == pytest.approx(7 * 0.1)
+
+
 @pytest.mark.parametrize(
     ("equation", "other"), [(burgers, "energy_drift"), (advection, "energy_growth")]
 )
@@ -264,7 +281,7 @@ def test_physics_checks_keep_what_needs_no_equation_when_there_is_none():
     u0, pred, target = random_rollout(7)
     found = checks_of(u0, pred, target, None, dt=0.3)
     whole = checks_of(u0, pred, target, dt=0.3)
-    assert set(found) == {"boundary_jump_error", "correlation_time"}
+    assert set(found) == {"boundary_jump_error", *CORRELATION_TIMES}
     assert found == pytest.approx({name: whole[name] for name in found})
     assert 0 < found["correlation_time"] < 0.3 * 6
 
@@ -287,20 +304,20 @@ def test_physics_checks_equal_loops_on_a_plane_of_two_channels(boundary, periodi
     spec = FieldSpec(Grid((nx, ny), (1.0, 2.0), boundary), ("u", "v"), dt=0.2)
     checks = PhysicsChecks(None, spec)
     checks.update(*(torch.from_numpy(a) for a in (target[:, 0], pred, target)))
-    jump_error, correlation_time = 0.0, 0.0
+    jump_error = 0.0
+    times = dict.fromkeys(CORRELATION_TIMES, 0.0)
     for p, q in zip(pred, target, strict=True):
-        still_high = True
+        still_high = dict.fromkeys(CORRELATION_TIMES, True)
         for a, b in zip(p, q, strict=True):
             jumps = [(a - b)[0] - (a - b)[-1], (a - b)[:, 0] - (a - b)[:, -1]]
             size = sum(np.abs(jumps[axis]).mean() for axis in periodic) / len(periodic)
             jump_error += size / samples / frames
             correlation = [np.corrcoef(a[..., c].ravel(), b[..., c].ravel())[0, 1] for c in (0, 1)]
-            still_high = still_high and sum(correlation) / 2 > 0.8
-            correlation_time += 0.2 * still_high / samples
-    assert checks.compute() == pytest.approx(
-        {"boundary_jump_error": jump_error, "correlation_time": correlation_time}
-    )
-    assert 0 < correlation_time < 0.2 * frames
+            for name, lowest in CORRELATION_TIMES.items():
+                still_high[name] = still_high[name] and sum(correlation) / 2 > lowest
+                times[name] += 0.2 * still_high[name] / samples
+    assert checks.compute() == pytest.approx({"boundary_jump_error": jump_error, **times})
+    assert 0 < times["correlation_time"] < 0.2 * frames
 
 
 def test_physics_checks_know_no_boundary_jump_where_no_axis_is_periodic():
@@ -308,7 +325,7 @@ def test_physics_checks_know_no_boundary_jump_where_no_axis_is_periodic():
     checks = PhysicsChecks(None, spec)
     u = torch.randn(2, 3, 4, 4, 1, generator=torch.Generator().manual_seed(0))
     checks.update(u[:, 0], u, u)
-    assert checks.compute() == {"correlation_time": pytest.approx(1.5)}
+    assert checks.compute() == dict.fromkeys(CORRELATION_TIMES, pytest.approx(1.5))
 
 
 # --- PDEBench's errors ---

@@ -32,7 +32,7 @@ from ups.runs.reports import log_next_steps
             "`data.batchsize` is not a key of this configuration. Close to it: data.batch_size, ",
         ),
         (["logger=null"], "`logger` must be one of csv, mlflow, tensorboard, wandb, got null."),
-        (["data=null"], "`data` must be one of advection, burgers, navier_stokes, "),
+        (["data=null"], "`data` must be one of advection, burgers, kuramoto_sivashinsky, "),
         (["lambda_inv=0,", "0.5"], "`lambda_inv=0,` must be KEY=VALUE, with quotes around"),
         (["lambda_inv", "0.5"], "`lambda_inv` must be KEY=VALUE, with quotes around"),
         (["seed=5000000000"], "`seed` must be an integer >= 0 and <= 4294967295, got 5000000000."),

@@ -99,6 +99,8 @@ def test_run_of_all_stages_writes_weights_rows_and_leaderboard(whole):
             "maximum_principle_violation",
             "boundary_jump_error",
             "correlation_time",
+            "correlation_time_90",
+            "correlation_time_95",
             "one_step_nrmse",
             "seconds_per_trajectory",
         } <= row.keys()

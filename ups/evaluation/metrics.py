@@ -21,6 +21,8 @@ from ups.physics import Equation, Functional, Law
 
 VRMSE_FLOOR = 1e-7  # added to a variance
 NAMES = ("rmse", "nrmse", "crmse", "brmse", "max_error", "frmse_low", "frmse_mid", "frmse_high")
+# names of the correlation times above the usual threshold
+STRICT_CORRELATIONS = {"correlation_time_90": 0.9, "correlation_time_95": 0.95}
 _BANDS = {"frmse_low": (0, 4), "frmse_mid": (4, 12), "frmse_high": (12, None)}
 
 
@@ -204,14 +206,14 @@ class PhysicsChecks(Metric):
     - ``boundary_jump_error``, if an axis is periodic: the mean error of the jump from its last
       point to its first;
     - ``correlation_time``: the mean time for which the correlation with the target stays above
-      ``threshold``.
+      ``threshold``, and ``correlation_time_90`` and ``correlation_time_95`` above 0.9 and 0.95.
 
-    Without an equation only the last two remain.
+    Without an equation only the jump error and the correlation times remain.
 
     Args:
         equation: the equation, or None.
         spec: describes the field.
-        threshold: the lowest correlation.
+        threshold: the lowest correlation of ``correlation_time``.
     """
 
     full_state_update = False
@@ -222,7 +224,7 @@ class PhysicsChecks(Metric):
         super().__init__()
         functionals = equation.functionals if equation else ()
         self.spec = spec
-        self.threshold = threshold
+        self.thresholds = {"correlation_time": threshold, **STRICT_CORRELATIONS}
         self.conserved = [f for f in functionals if f.law is Law.CONSERVED]
         self.non_increasing = [f for f in functionals if f.law is Law.NON_INCREASING]
         self.has_maximum_principle = equation is not None and equation.has_maximum_principle
@@ -237,7 +239,7 @@ class PhysicsChecks(Metric):
             *["boundary_jump_error"][: len(self.periodic_axes)],
             *["maximum_principle_violation"][: self.has_maximum_principle],
             *(f"{functional.name}_growth" for functional in self.non_increasing),
-            "correlation_time",
+            *self.thresholds,
         ]
         self.add_state("samples", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state(
@@ -261,9 +263,11 @@ class PhysicsChecks(Metric):
             checks["boundary_jump_error"] = torch.stack([_mean_size(jump) for jump in jumps]).mean(
                 0
             )
-        is_close = _correlation(pred, target, self.spec) > self.threshold
-        frames = is_close.cumprod(1).sum(1, keepdim=True)
-        checks["correlation_time"] = frames.double() * self.spec.dt
+        correlation = _correlation(pred, target, self.spec)
+        for name, threshold in self.thresholds.items():
+            is_close = correlation > threshold
+            frames = is_close.cumprod(1).sum(1, keepdim=True)
+            checks[name] = frames.double() * self.spec.dt
         self.samples += len(pred)
         self.sums += torch.stack([checks[name].mean(1).sum() for name in self.names])
 
@@ -302,11 +306,12 @@ def _mean_size(values: Tensor) -> Tensor:
 
 
 def _largest_after(values: Tensor, functional: Functional, dt: float) -> Tensor:
-    """The largest values (B, T) that a force allows a time ``dt`` later."""
-    if functional.growth_rate == 0:
+    """The largest values (B, T) that a force and an instability allow a time ``dt`` later."""
+    if functional.growth_rate == functional.instability_rate == 0:
         return values
     roots = values.clamp_min(0) ** (1 / functional.degree)
-    return (roots + functional.growth_rate * dt) ** functional.degree
+    factor = math.exp(functional.instability_rate * dt)
+    return (factor * (roots + functional.growth_rate * dt)) ** functional.degree
 
 
 def _growth(values: Tensor, allowed: Tensor, floor: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ class Functional:
         degree: the power d with which it grows, F(a u) = a^d F(u).
         growth_rate: the most by which F^(1/d) grows in a unit of time, if a force drives a
             functional that would not increase.
+        instability_rate: the largest rate r at which F^(1/d) grows like e^(r t), if the equation
+            has waves that grow by themselves.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Functional:
     law: Law
     degree: int = 1
     growth_rate: float = 0.0
+    instability_rate: float = 0.0
 
 
 Solve = Callable[[Tensor, Sequence[float], Sequence[float], Grid, torch.dtype], Tensor]
