@@ -17,7 +17,8 @@ from ups.core.fields import FieldSpec
 from ups.core.norms import relative_l2_squared
 from ups.core.stepper import Stepper, predict
 from ups.evaluation.baselines import Persistence, SolverStepper, coarse_solvers
-from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum, spread_skill
+from ups.evaluation.ensembles import spread_skill
+from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum
 from ups.evaluation.results import Row
 from ups.physics import Equation
 from ups.simulation.correctors import ResidualCorrector
