@@ -9,13 +9,13 @@ from conftest import line_spec
 
 from ups.core.errors import UpsError
 from ups.core.fields import Boundary, FieldSpec, Grid
+from ups.evaluation.ensembles import spread_skill
 from ups.evaluation.metrics import (
     NAMES,
     PhysicsChecks,
     RolloutMetrics,
     energy_spectrum,
     pdebench_metrics,
-    spread_skill,
 )
 from ups.physics import advection, burgers, limiters, periodic_1d
 

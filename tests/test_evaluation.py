@@ -8,6 +8,7 @@ import h5py
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import scoringrules
 import torch
 from conftest import SPEC
 
@@ -43,6 +44,12 @@ CORRELATION_TIMES = {
     "correlation_time_90": 0.9,
     "correlation_time_95": 0.95,
 }
+OF_DRAWS = (
+    *("ensemble_nrmse", "spread_skill_ratio", "spread_skill_ratio_rms"),
+    *("one_step_spread_skill_ratio", "one_step_spread_skill_ratio_rms"),
+    *("crps", "energy_score", "coverage_90", "rank_histogram"),
+    *("ensemble_nrmse_over_time", "ensemble_spread_over_time"),
+)
 CHECKS = (
     *("mass_drift", "boundary_jump_error", "maximum_principle_violation"),
     *("tv_growth", "energy_growth", *CORRELATION_TIMES),
@@ -197,10 +204,7 @@ def test_evaluation_row_has_its_keys(evaluation, place):
     keys = {*("model", "mode", "correct", "ttc"), *PDEBENCH, *CHECKS, "vrmse", "nrmse_over_time"}
     keys |= {"one_step_nrmse", "one_step_squared", "seconds_per_trajectory"}
     if place in (2, 3):
-        keys |= {
-            *("ensemble_nrmse", "spread_skill_ratio", "spread_skill_ratio_rms"),
-            *("one_step_spread_skill_ratio", "one_step_spread_skill_ratio_rms"),
-        }
+        keys |= {*OF_DRAWS}
     assert row.keys() == keys
 
 
@@ -290,6 +294,26 @@ def test_evaluation_row_ensemble_equals_written_out_definitions(evaluation, expe
     assert row["spread_skill_ratio"] == pytest.approx(spread.mean() / error.mean(), rel=1e-4)
     assert row["spread_skill_ratio_rms"] == pytest.approx(rms, rel=1e-4)
     assert abs(rms - spread.mean() / error.mean()) > 1e-3 * rms  # the two are told apart
+    assert row["ensemble_nrmse_over_time"] == pytest.approx(error.mean(0).tolist(), rel=1e-4)
+    assert row["ensemble_spread_over_time"] == pytest.approx(spread.mean(0).tolist(), rel=1e-4)
+
+
+@sampled_rows
+def test_evaluation_row_scores_of_draws_equal_those_of_scoringrules(evaluation, expected, place):
+    row, truth = evaluation.module.rows[place], evaluation.truth[:, 1:].double().numpy()
+    draws = expected[place]["draws"]
+    fair = {"m_axis": 0, "estimator": "fair", "backend": "numpy"}
+    crps = scoringrules.crps_ensemble(truth, draws, **fair).mean()
+    energy = scoringrules.es_ensemble(truth, draws, v_axis=-1, **fair)
+    ranks = (draws < truth).sum(0)
+    shares = [(ranks == k).mean() for k in range(DRAWS + 1)]
+    std = evaluation.module.spec.std[0]
+    assert row["crps"] == pytest.approx(crps / std, rel=1e-4)
+    norms = np.sqrt((truth**2).sum(-1))
+    assert row["energy_score"] == pytest.approx((energy / norms).mean(), rel=1e-4)
+    # a draw may equal the truth to rounding
+    assert row["rank_histogram"] == pytest.approx(shares, abs=2e-3)
+    assert row["coverage_90"] == pytest.approx(shares[1] + shares[2], abs=2e-3)
 
 
 @sampled_rows
@@ -320,7 +344,8 @@ def test_evaluation_logs_every_number_under_its_rows_series(evaluation):
     ]
     wanted = {}
     for label, row in zip(labels, evaluation.module.rows, strict=False):
-        left_out = {"model", "mode", "correct", "ttc", "nrmse_over_time", "seconds_per_trajectory"}
+        left_out = {"model", "mode", "correct", "ttc", "seconds_per_trajectory", "rank_histogram"}
+        left_out |= {name for name in row if name.endswith("_over_time")}
         for name in row.keys() - left_out:
             wanted[f"test/{label}/{name}"] = row[name]
     assert evaluation.logged.keys() == wanted.keys()

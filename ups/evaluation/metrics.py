@@ -1,6 +1,6 @@
 """Metrics of rollouts, in physical space.
 
-PDEBench's errors, physics checks, and the calibration of samples.
+PDEBench's errors and physics checks; those of draws are in ``ups.evaluation.ensembles``.
 
 Source of the errors: Takamoto et al., NeurIPS 2022 Datasets and Benchmarks (``metric_func`` of its
 reference code).
@@ -359,26 +359,3 @@ def energy_spectrum(u: Tensor, spec: FieldSpec) -> Tensor:
     power = power.flatten(-spec.domain.num_dims)
     out = power.new_zeros(*power.shape[:-1], int(shells.max()) + 1)
     return out.index_add(-1, shells, power)
-
-
-def spread_skill(samples: Tensor, target: Tensor, spec: FieldSpec) -> Tensor:
-    """The squared spread of samples and the squared error of their mean.
-
-    For calibrated draws both are equal on average (Fortin et al., J. Hydrometeorology 2014). The
-    spread is the unbiased variance over the M draws times (M + 1)/M. Both are relative to the mean
-    square of the truth, and means over channels.
-
-    Args:
-        samples: draws (M, ..., *space, C).
-        target: the truth (..., *space, C).
-        spec: describes the field.
-
-    Returns:
-        Squared spread and squared error (..., 2).
-    """
-    m = len(samples)
-    axes = spec.space_axes
-    size = target.square().mean(axes).clamp_min(1e-12)
-    spread = samples.var(0).mean(axes) * (m + 1) / m
-    error = (samples.mean(0) - target).square().mean(axes)
-    return torch.stack(((spread / size).mean(-1), (error / size).mean(-1)), -1)

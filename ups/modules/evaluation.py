@@ -4,7 +4,7 @@ Rollouts start from t = 0 and are measured in physical space.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +17,8 @@ from ups.core.fields import FieldSpec
 from ups.core.norms import relative_l2_squared
 from ups.core.stepper import Stepper, predict
 from ups.evaluation.baselines import Persistence, SolverStepper, coarse_solvers
-from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum, spread_skill
+from ups.evaluation.ensembles import EnsembleMetrics
+from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum
 from ups.evaluation.results import Row
 from ups.physics import Equation
 from ups.simulation.correctors import ResidualCorrector
@@ -102,11 +103,14 @@ class EvaluationModule(MeasurementModule):
         with_ttc: whether to test with test-time conditioning too. A corrector that would repeat
             the rollout of another one is left out, see ``_distinct_guided``.
 
-    Rows with a corrector and without conditioning also hold the calibration of an ensemble of
-    ``NUM_ENSEMBLE_MEMBERS`` rollouts at temperature 1: ``ensemble_nrmse`` of its mean, and
-    ``spread_skill_ratio`` and ``one_step_spread_skill_ratio`` (1 is calibrated). Both are averaged
-    like the nRMSE: mean relative spread over mean relative error. With the suffix ``_rms`` they are
-    the ratio of root mean squares, which a single trajectory may dominate.
+    Rows with a corrector and without conditioning also hold the scores of an ensemble of
+    ``NUM_ENSEMBLE_MEMBERS`` rollouts at temperature 1, see ``EnsembleMetrics``: ``crps``,
+    ``energy_score``, ``ensemble_nrmse`` of its mean, ``spread_skill_ratio`` (1 is calibrated),
+    ``coverage_90`` and the list ``rank_histogram``; and of each frame the lists
+    ``ensemble_nrmse_over_time`` and ``ensemble_spread_over_time``. The ratio is mean relative
+    spread over mean relative error, both averaged like the nRMSE; with the suffix ``_rms`` it is
+    that of root mean squares, which a single trajectory may dominate. Single steps have
+    ``one_step_spread_skill_ratio`` and ``one_step_spread_skill_ratio_rms``.
     """
 
     def __init__(
@@ -157,7 +161,9 @@ class Measurement:
         self.rollouts = RolloutMetrics(frames, self.spec).to(batch.u.device)
         self.checks = PhysicsChecks(self.equation, self.spec).to(batch.u.device)
         self.one_step: list[Tensor] = []
-        self.spreads: dict[str, list[Tensor]] = {"": [], "one_step_": []}
+        if self.sample is not None:
+            self.ensembles = self._new_ensembles(frames).to(batch.u.device)
+            self.steps = self._new_ensembles(1).to(batch.u.device)
         self.seconds = 0.0
         self.samples = 0
         self.predict(batch.u[:, 0], 1, batch.parameters)  # warm up, as the first call is slower
@@ -180,19 +186,22 @@ class Measurement:
         truth = target.flatten(0, 1).double()
         self.one_step.append(relative_l2_squared(step.double(), truth, axes))
         if self.sample is not None:
-            self._add_spreads(self.sample, batch)
+            self._add_ensembles(self.sample, batch)
         return pred
 
-    def _add_spreads(self, sample: Predict, batch: Batch) -> None:
-        """Add the spread and the error of ensembles, of whole rollouts and of single steps."""
+    def _new_ensembles(self, frames: int) -> EnsembleMetrics:
+        return EnsembleMetrics(frames, self.spec, NUM_ENSEMBLE_MEMBERS)
+
+    def _add_ensembles(self, sample: Predict, batch: Batch) -> None:
+        """Add ensembles of whole rollouts and of single steps."""
         target = batch.u[:, 1:]
         samples = _ensemble(sample, batch.u[:, 0], target.shape[1], batch.parameters)
-        self.spreads[""].append(spread_skill(samples, target, self.spec).flatten(0, 1))
+        self.ensembles.update(samples, target)
         starts = batch.u[:, :-1:ONE_STEP_STRIDE]
         ends = target[:, ::ONE_STEP_STRIDE].flatten(0, 1)
         parameters = batch.parameters.repeat_interleave(starts.shape[1], 0)
-        steps = _ensemble(sample, starts.flatten(0, 1), 1, parameters)[:, :, 0]
-        self.spreads["one_step_"].append(spread_skill(steps, ends, self.spec))
+        steps = _ensemble(sample, starts.flatten(0, 1), 1, parameters)
+        self.steps.update(steps, ends[:, None])
 
     def compute(self) -> Row:
         """The result over all batches."""
@@ -205,9 +214,8 @@ class Measurement:
             "one_step_nrmse": squared.sqrt().mean().item(),
             "one_step_squared": squared.mean().item(),
         }
-        for prefix, parts in self.spreads.items():
-            if parts:
-                metrics |= _calibration(prefix, torch.cat(parts).double())
+        if self.sample is not None:
+            metrics |= _ensemble_scores(self.ensembles.compute(), self.steps.compute())
         metrics["seconds_per_trajectory"] = self.seconds / self.samples
         metrics["nrmse_over_time"] = over_time
         return replace(self.settings, metrics=metrics)
@@ -264,15 +272,22 @@ def _ensemble(sample: Predict, u0: Tensor, steps: int, parameters: Tensor) -> Te
     return torch.stack([sample(u0, steps, parameters) for _ in range(NUM_ENSEMBLE_MEMBERS)])
 
 
-def _calibration(prefix: str, squared: Tensor) -> dict[str, float]:
-    """The metrics of the squared spreads and errors (..., 2) of ensembles."""
-    spread, error = squared.sqrt().mean(0).tolist()
-    mean_square_spread, mean_square_error = squared.mean(0).tolist()
-    metrics = {
-        f"{prefix}spread_skill_ratio": spread / error,
-        f"{prefix}spread_skill_ratio_rms": (mean_square_spread / mean_square_error) ** 0.5,
+def _ensemble_scores(
+    rollouts: Mapping[str, Tensor], steps: Mapping[str, Tensor]
+) -> dict[str, float | list[float]]:
+    """The metrics of ensembles of rollouts and of single steps, see ``EnsembleMetrics``."""
+    ratios = ("spread_skill_ratio", "spread_skill_ratio_rms")
+    means = (*ratios, "ensemble_nrmse", "crps", "energy_score", "coverage_90")
+    over_time = ("ensemble_nrmse", "ensemble_spread")
+    return {
+        **{name: rollouts[name].item() for name in means},
+        **{f"one_step_{name}": steps[name].item() for name in ratios},
+        "rank_histogram": rollouts["rank_histogram"].tolist(),
+        **{
+            f"{name}_over_time": rollouts[f"{name}_by_frame"].mean(-1).tolist()
+            for name in over_time
+        },
     }
-    return metrics if prefix else {**metrics, "ensemble_nrmse": error}
 
 
 def _distinct_guided(simulator: Simulator, names: list[str]) -> list[str]:
