@@ -98,7 +98,7 @@ def test_report_shows_everything_in_a_browser(folder, tmp_path, width):
     assert seen["overflow"] <= 0
     assert len(seen["images"]) == 9
     assert min(seen["images"]) > 100
-    assert len(seen["curves"]) == 3 + 3  # and the learning curves of three stages
+    assert len(seen["curves"]) == 3 + 2 + 3  # and two of draws, and three stages' learning curves
     assert min(seen["curves"]) > 200
     assert page.stat().st_size < 3e6
 
@@ -188,7 +188,7 @@ def board_row(name, label, nrmse, seconds, **more):
 
 
 BOARD = [
-    board_row("burgers", "memory-upt, latent", 0.005, 4e-3, rmse=0.11),
+    board_row("burgers", "memory-upt, latent", 0.005, 4e-3, rmse=0.11, crps=0.0314),
     board_row("burgers", "memory-upt, physical", 0.0051, 4.1e-3, rmse=0.12),
     board_row("a-job-of-a-sweep-with-a-long-name", "resnet, physical", 0.0052, 4.2e-3, rmse=0.13),
     board_row("worse", "unet, physical", 1e9, 5e-3, rmse=1e9),
@@ -209,6 +209,9 @@ def test_leaderboard_shows_the_error_first_and_names_its_points(tmp_path, width)
     assert width == 390 or seen["table"][2] <= width
     assert seen["cells"][0] == "0.0049"
     assert "1.0e+9†" in seen["cells"]
+    assert "CRPS" in seen["heads"]
+    assert "0.0314" in seen["cells"]
+    assert "spread / error" not in seen["heads"]  # no row has it
     assert {"commit", "tested", "seed"}.isdisjoint(seen["heads"])  # the same in all rows
     assert seen["same"] == "The same in all rows: seed 0, commit abcdef01, tested 2026-01-02 03:04."
     assert seen["summary"] == (

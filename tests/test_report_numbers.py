@@ -185,7 +185,8 @@ def columns(table):
 
 def curves(text, figures):
     """The axes of each curve by its caption."""
-    found = re.findall(r"<figure><svg id='(\d+)'></svg><figcaption>(.*?)</figcaption>", text)
+    pattern = r"<figure><svg(?: [^>]*)? id='(\d+)'></svg><figcaption>(.*?)</figcaption>"
+    found = re.findall(pattern, text)
     return {caption: figures[int(place)].axes[0] for place, caption in found}
 
 
@@ -698,6 +699,84 @@ def test_finished_results_are_none_when_one_is_stale_or_missing(written, monkeyp
     path.unlink()
     assert finished_results(config, written) is None
     assert finished_results(make_config(written.parent, ttc=False), written) is not None
+
+
+# --- draws ---
+
+SPREAD_CURVE = "spread of draws and error of their mean over time"
+RANK_CURVE = "rank of the truth among draws, at all points and frames"
+
+
+def drawn(row, shift=0.0):
+    """The row with the scores of an ensemble of 3."""
+    scores = {"crps": 0.0321 + shift, "energy_score": 0.1654, "ensemble_nrmse": 0.0543}
+    scores |= {"spread_skill_ratio": 0.876, "coverage_90": 0.44}
+    scores["rank_histogram"] = [0.3 + shift, 0.2, 0.25, 0.25 - shift]
+    scores["ensemble_nrmse_over_time"] = [0.1 + shift, 0.2, 0.3, 0.4]
+    scores["ensemble_spread_over_time"] = [0.05, 0.06, 0.07 + shift, 0.08]
+    return Row.from_dict({**row, **scores})
+
+
+def test_report_has_no_ensembles_without_draws(page):
+    assert set(tables(page.text)) == {"Errors and cost", "Physics checks"}
+    assert not {SPREAD_CURVE, RANK_CURVE} & set(curves(page.text, page.figures))
+
+
+def test_report_shows_the_scores_of_the_rows_with_draws(tmp_path, figures):
+    evaluation = make_tested()
+    evaluation.rows[3] = drawn(evaluation.rows[3])
+    text = write_run(make_config(tmp_path), evaluation, DATA, tmp_path, ORIGIN).read_text()
+    assert list(tables(text)) == ["Errors and cost", "Ensembles", "Physics checks"]
+    assert columns(tables(text)["Ensembles"]) == {
+        "CRPS": {LABELS[3]: "0.0321"},
+        "energy score": {LABELS[3]: "0.1654"},
+        "nRMSE of the mean": {LABELS[3]: "0.0543"},
+        "spread / error": {LABELS[3]: "0.88"},
+        "coverage of 90 %": {LABELS[3]: "0.44"},
+    }
+    assert "a spread / error of 1 and a coverage of 0.50 for 3 draws." in text
+    axis = curves(text, figures)[SPREAD_CURVE]
+    times = pytest.approx([DT, 2 * DT, 3 * DT, 4 * DT])
+    assert lines_of(axis) == {
+        f"{LABELS[3]}: error of the mean": (times, [0.1, 0.2, 0.3, 0.4]),
+        f"{LABELS[3]}: spread": (times, [0.05, 0.06, 0.07, 0.08]),
+    }
+    assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
+    (steps,) = curves(text, figures)[RANK_CURVE].patches
+    assert steps.get_data().values == pytest.approx([1.2, 0.8, 1.0, 1.0])
+    assert steps.get_data().edges == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+def test_report_describes_the_pictures_of_draws_to_those_who_cannot_see_them(tmp_path, figures):
+    evaluation = make_tested()
+    row = Row.from_dict({**evaluation.rows[3], "model": '"<mine>"'})
+    evaluation.rows[3] = drawn(row)
+    text = write_run(make_config(tmp_path), evaluation, DATA, tmp_path, ORIGIN).read_text()
+    found = [html.unescape(words) for words in re.findall(r'role="img" aria-label="(.*?)"', text)]
+    label = '"<mine>" + diffusion, latent'
+    assert found == [
+        f"spread of draws and error of their mean over time; {label}: "
+        "error of the mean from 0.1 to 0.4, spread from 0.05 to 0.08",
+        f"frequency of the truth's rank among draws; {label}: 1.20, 0.80, 1.00, 1.00",
+    ]
+
+
+def test_comparison_shows_the_draws_of_all_runs_and_reads_older_evaluations(tmp_path, figures):
+    rows = make_rows()
+    older = {**rows[3], "spread_over_error": 0.7, "ensemble_nrmse": 0.06}
+    folders = [
+        write_finished(tmp_path / name, [dict(row)])
+        for name, row in (("one", drawn(rows[3])), ("two", drawn(rows[3], 0.02)), ("old", older))
+    ]
+    write_comparison(folders, tmp_path / "all.html")
+    text = (tmp_path / "all.html").read_text()
+    labels = [f"{folder}: {LABELS[3]}" for folder in folders]
+    found = columns(tables(text)["Ensembles"])
+    assert found == {"CRPS": {labels[0]: "0.0321", labels[1]: "0.0521"}}
+    assert [cells[0] for _, cells in tables(text)["Errors and cost"][1]] == labels
+    spreads = lines_of(curves(text, figures)[SPREAD_CURVE])
+    assert [times for times, _ in spreads.values()] == [[1, 2, 3, 4]] * 4
+    assert len(curves(text, figures)[RANK_CURVE].patches) == 2
 
 
 # --- several runs side by side ---

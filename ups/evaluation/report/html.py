@@ -13,6 +13,7 @@ from ups.core.errors import UpsError
 from ups.core.io import write_text
 from ups.core.renamed_keys import load_config
 from ups.core.settings import flatten_config
+from ups.evaluation.ensembles import calibrated_coverage
 from ups.evaluation.report import plots
 from ups.evaluation.report.animation import animation
 from ups.evaluation.results import (
@@ -41,6 +42,11 @@ CHECKS = (
     ("beyond the initial range", "maximum_principle_violation"),
     ("growth of variation", "tv_growth"),
     ("growth of energy", "energy_growth"), ("correlation time", "correlation_time"),
+)  # fmt: skip
+ENSEMBLES = (
+    ("CRPS", "crps", 4), ("energy score", "energy_score", 4),
+    ("nRMSE of the mean", "ensemble_nrmse", 4), ("spread / error", "spread_skill_ratio", 2),
+    ("coverage of 90 %", "coverage_90", 2),
 )  # fmt: skip
 
 
@@ -134,6 +140,7 @@ def write_run(
     curves = [
         {"title": "error over time", "svg": plots.error_over_time(run.rows, spec.dt)},
         *by_channel,
+        *_ensemble_curves(run.rows, spec.dt),
         {"title": "error against cost, on this machine", "svg": plots.error_against_cost(run.rows)},
         {
             "title": "energy spectrum at the last frame, mean over test trajectories",
@@ -158,7 +165,11 @@ def write_run(
             "{n} frames from t = 0.".format(**dataset, n=dataset["frames"] - 1),
             f"Commit {commit}, seed {origin['seed']}, {origin['hardware']}, {origin['time']}.",
         ],
-        tables=[_headline(run.rows, {times_in_words(cfg, dataset)}), _checks(run.rows)],
+        tables=[
+            _headline(run.rows, {times_in_words(cfg, dataset)}),
+            *_ensembles(run.rows),
+            _checks(run.rows),
+        ],
         images=plots.rollouts(tested.examples, spec),
         animation=None if spec.grid.num_dims == 1 else animation(*tested.examples["median"], spec),
         curves=curves,
@@ -216,9 +227,15 @@ def write_comparison(
         path,
         title="UPS: " + " beside ".join(runs),
         lines=lines,
-        tables=[_headline(rows, times), _checks(rows), _differences(runs, is_hidden)],
+        tables=[
+            _headline(rows, times),
+            *_ensembles(rows),
+            _checks(rows),
+            _differences(runs, is_hidden),
+        ],
         curves=[
             {"title": "error over time", "svg": plots.error_over_time(rows, None)},
+            *_ensemble_curves(rows, None),
             {
                 "title": "error against cost, each on the machine that tested it",
                 "svg": plots.error_against_cost(rows),
@@ -280,6 +297,47 @@ def _checks(rows: Mapping[str, Row]) -> dict[str, object]:
         "and the time for which the correlation with the truth stays above 0.8."
     )
     return _table("Physics checks", note, [head for head, _ in checks], rows, found)
+
+
+def _with_draws(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows that have an ensemble; evaluations of earlier versions have no scores of it."""
+    return {label: row for label, row in rows.items() if "rank_histogram" in row}
+
+
+def _ensembles(rows: Mapping[str, Row]) -> list[dict[str, object]]:
+    """The table of the scores of draws, if there are any."""
+    drawn = _with_draws(rows)
+    if not drawn:
+        return []
+    cells = [
+        [label, *(f"{row[key]:.{digits}f}" for _, key, digits in ENSEMBLES)]
+        for label, row in drawn.items()
+    ]
+    sizes = sorted({len(row["rank_histogram"]) - 1 for row in drawn.values()})
+    reached = [f"{calibrated_coverage(size):.2f} for {size} draws" for size in sizes]
+    note = (
+        "Of rollouts drawn at temperature 1. The CRPS is in standard deviations of the field, the "
+        "energy score relative to the truth; lower is better. Calibrated draws have a spread / "
+        f"error of 1 and a coverage of {' and '.join(reached)}."
+    )
+    return [_table("Ensembles", note, [head for head, _, _ in ENSEMBLES], drawn, cells)]
+
+
+def _ensemble_curves(rows: Mapping[str, Row], dt: float | None) -> list[dict[str, str]]:
+    """The pictures of the calibration of draws, if there are any."""
+    drawn = _with_draws(rows)
+    if not drawn:
+        return []
+    return [
+        {
+            "title": "spread of draws and error of their mean over time",
+            "svg": plots.spread_and_error(drawn, dt),
+        },
+        {
+            "title": "rank of the truth among draws, at all points and frames",
+            "svg": plots.rank_histograms(drawn),
+        },
+    ]
 
 
 def _table(

@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -20,11 +21,18 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 NUM_CHANNELS = 3  # of fields with more, the first ones are shown
 
 
-def svg(figure: Figure) -> str:
-    """Render the figure as an <svg> element; its text remains text."""
+def svg(figure: Figure, words: str = "") -> str:
+    """Render the figure as an <svg> element; its text remains text.
+
+    Args:
+        figure: the figure.
+        words: says what it shows to those who can't see it; default: its text says that.
+    """
     out = StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    element = out.getvalue()[out.getvalue().index("<svg") :]
+    label = f'<svg role="img" aria-label="{escape(words)}"' if words else "<svg"
+    return element.replace("<svg", label, 1)
 
 
 def png(figure: Figure) -> str:
@@ -199,6 +207,50 @@ def spectra(truth: Tensor, pred: Tensor) -> str:
     axis.set(xlabel="wave number", ylabel="energy, last frame")
     axis.legend(fontsize=7, framealpha=0.5)
     return svg(figure)
+
+
+def spread_and_error(rows: Mapping[str, Row], dt: float | None) -> str:
+    """Plot the spread of draws and the error of their mean in every frame.
+
+    Args:
+        rows: rows with draws by label.
+        dt: the time between frames; None to plot against the number of the frame.
+    """
+    figure, axis = axes()
+    words = []
+    for i, (label, row) in enumerate(rows.items()):
+        errors = row["ensemble_nrmse_over_time"]
+        spreads = row["ensemble_spread_over_time"]
+        times = [(k + 1) * (dt or 1) for k in range(len(errors))]
+        color = COLOURS[i % len(COLOURS)]
+        axis.semilogy(times, errors, color=color, label=f"{label}: error of the mean")
+        axis.semilogy(times, spreads, "--", color=color, label=f"{label}: spread")
+        words.append(
+            f"{label}: error of the mean from {errors[0]:.2g} to {errors[-1]:.2g}, "
+            f"spread from {spreads[0]:.2g} to {spreads[-1]:.2g}"
+        )
+    axis.set(xlabel="t" if dt else "frame", ylabel="relative, of a frame")
+    axis.legend(fontsize=7, framealpha=0.5)
+    return svg(figure, f"spread of draws and error of their mean over time; {'; '.join(words)}")
+
+
+def rank_histograms(rows: Mapping[str, Row]) -> str:
+    """Plot how often the truth has each rank among the draws of rows by label, 1 if calibrated.
+
+    Ranks are shown between 0 and 1, so that numbers of draws may differ.
+    """
+    figure, axis = axes()
+    words = []
+    for i, (label, row) in enumerate(rows.items()):
+        shares = row["rank_histogram"]
+        edges = [k / len(shares) for k in range(len(shares) + 1)]
+        heights = [share * len(shares) for share in shares]
+        axis.stairs(heights, edges, color=COLOURS[i % len(COLOURS)], label=label, linewidth=1.5)
+        words.append(f"{label}: {', '.join(f'{height:.2f}' for height in heights)}")
+    axis.axhline(1.0, color="0.55", linestyle=":", label="calibrated")
+    axis.set(xlabel="rank of the truth, lowest to highest", ylabel="frequency", ylim=(0, None))
+    axis.legend(fontsize=7, framealpha=0.5)
+    return svg(figure, f"frequency of the truth's rank among draws; {'; '.join(words)}")
 
 
 def learning_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
