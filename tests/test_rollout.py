@@ -8,11 +8,18 @@ from conftest import SPEC, line_spec, make_simulator
 
 import ups
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec, Grid, PointCloud
+from ups.core.fields import Boundary, FieldSpec, Grid, PointCloud
 from ups.hub.export import to_xarray
 from ups.metrics import pdebench_metrics
 from ups.models import build
-from ups.models.interpolation import interpolate, merge_coincident, wrap
+from ups.models.interpolation import (
+    axes_of,
+    interpolate,
+    interpolate_on_grid,
+    interpolate_to_axes,
+    merge_coincident,
+    wrap,
+)
 from ups.physics import EQUATIONS
 from ups.simulation.guidance import Guided
 from ups.simulation.simulator import Simulator
@@ -538,6 +545,31 @@ def test_rollout_on_a_plane_gives_frames_at_any_positions():
     assert data.h.dims == ("trajectory", "time", "point")
     assert data.y.values == pytest.approx(places[:, 1].numpy())
     assert data.v.values[0, 2] == pytest.approx(frames[0, 1, :, 1].numpy())
+
+
+@pytest.mark.parametrize(
+    ("shape", "sides"), [((8, 12), "pw"), ((6, 5, 7), "wpo"), ((9,), "w"), ((9,), "p")]
+)
+def test_positions_that_are_a_grid_are_interpolated_along_its_axes_to_the_same_values(shape, sides):
+    kinds = {"p": Boundary.PERIODIC, "w": Boundary.WALL, "o": Boundary.OPEN}
+    extent = [1.0 + d for d in range(len(shape))]
+    grid = Grid(shape, extent, [(kinds[side],) * 2 for side in sides])
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(2, *shape, 3, generator=generator)
+    axes = [
+        length * (1.5 * torch.rand(5 + d, generator=generator) - 0.2)
+        for d, length in enumerate(extent)
+    ]
+    places = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+    found = axes_of(places)
+    assert all(torch.equal(a, b) for a, b in zip(found, axes, strict=True))
+    values = interpolate_to_axes(u, grid, found)
+    assert values.shape == (2, *(len(x) for x in axes), 3)
+    assert torch.allclose(values.flatten(1, -2), interpolate_on_grid(u, grid, places), atol=1e-5)
+    if len(axes) > 1:
+        assert axes_of(places[:-1]) is None
+        assert axes_of(places[torch.randperm(len(places), generator=generator)]) is None
+    assert axes_of(places[:0]) is None
 
 
 def test_positions_on_a_plane_have_gradients():

@@ -1,5 +1,7 @@
 """Interpolation: between point sets of a periodic line, and from grids of any dimension."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -82,14 +84,60 @@ def interpolate_on_grid(u: Tensor, grid: Grid, query: Tensor) -> Tensor:
     index = torch.zeros(len(query), 1, dtype=torch.long, device=query.device)
     weight = torch.ones_like(query[:, :1])
     for d, n in enumerate(grid.shape):
-        cells = (query[:, d] - grid.origin[d]) / grid.cell_size[d]
-        first = cells.detach().floor()
-        nearest = first.long()[:, None] + torch.arange(-1, 3, device=query.device)
-        is_periodic = grid.boundary[d] == PERIODIC_AXIS
-        nearest = nearest % n if is_periodic else nearest.clamp(0, n - 1)
+        nearest, share = _nearest(query[:, d], grid, d)
         index = (index[:, :, None] * n + nearest[:, None]).flatten(1)
-        weight = (weight[:, :, None] * _keys_weights(cells - first)[:, None]).flatten(1)
+        weight = (weight[:, :, None] * share[:, None]).flatten(1)
     return (u.flatten(1, -2)[:, index] * weight[..., None]).sum(2)
+
+
+def interpolate_to_axes(u: Tensor, grid: Grid, axes: Sequence[Tensor]) -> Tensor:
+    """``interpolate_on_grid`` at the points of a grid of ``axes``, one axis after the other.
+
+    Args:
+        u: fields (B, *space, C).
+        grid: where they lie.
+        axes: the positions (Q_d,) along each axis.
+
+    Returns:
+        Values (B, Q_1, ..., Q_D, C).
+    """
+    for d, x in enumerate(axes):
+        nearest, share = _nearest(x, grid, d)
+        matrix = share.new_zeros(len(x), grid.shape[d]).scatter_add(1, nearest, share)
+        u = torch.tensordot(u, matrix, ([d + 1], [1])).movedim(-1, d + 1)
+    return u
+
+
+def axes_of(query: Tensor) -> list[Tensor] | None:
+    """The axes (Q_d,) of the grid whose points positions (Q, D) are, the last axis fastest.
+
+    None if they are not the points of a grid in this order.
+    """
+    if not len(query):
+        return None
+    shape, rest = [], len(query)
+    for x in query.T[:-1]:
+        others = (x[:rest] != x[0]).nonzero()
+        same = int(others[0]) if len(others) else rest  # positions with the first value of the axis
+        if rest % same:
+            return None
+        shape.append(rest // same)
+        rest = same
+    each = query.T.unflatten(1, (*shape, rest))
+    axes = [x.movedim(d, 0).reshape(x.shape[d], -1)[:, 0] for d, x in enumerate(each)]
+    mesh = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return axes if torch.equal(mesh, each) else None
+
+
+def _nearest(x: Tensor, grid: Grid, axis: int) -> tuple[Tensor, Tensor]:
+    """Of positions (Q,) the indices (Q, 4) of the nearest points of an axis, and their weights."""
+    n = grid.shape[axis]
+    cells = (x - grid.origin[axis]) / grid.cell_size[axis]
+    first = cells.detach().floor()
+    nearest = first.long()[:, None] + torch.arange(-1, 3, device=x.device)
+    is_periodic = grid.boundary[axis] == PERIODIC_AXIS
+    nearest = nearest % n if is_periodic else nearest.clamp(0, n - 1)
+    return nearest, _keys_weights(cells - first)
 
 
 def _keys_weights(t: Tensor) -> Tensor:

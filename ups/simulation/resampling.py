@@ -5,9 +5,12 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid, PointCloud
+from ups.core.gradients import needs_gradients
 from ups.models.interpolation import (
+    axes_of,
     interpolate,
     interpolate_on_grid,
+    interpolate_to_axes,
     merge_coincident,
     wrap,
 )
@@ -28,6 +31,8 @@ class GridOutput:
     def __init__(self, grid: Grid, x_out: Tensor) -> None:
         self.grid = grid
         self.x_out = x_out
+        # the gradient of a position is that of its own value
+        self.axes = None if needs_gradients(x_out) else axes_of(x_out)
 
     def to_grids(self, u0: Tensor) -> Tensor:
         """The initial fields (B, *space, C) as they are."""
@@ -35,7 +40,9 @@ class GridOutput:
 
     def from_grids(self, u: Tensor) -> Tensor:
         """Predicted fields (B, *space, C) at the positions of the output: (B, Q, C)."""
-        return interpolate_on_grid(u, self.grid, self.x_out)
+        if self.axes is None:
+            return interpolate_on_grid(u, self.grid, self.x_out)
+        return interpolate_to_axes(u, self.grid, self.axes).flatten(1, -2)
 
 
 def resampling(
