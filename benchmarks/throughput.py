@@ -23,11 +23,12 @@ from omegaconf import OmegaConf
 from runs import save
 from torch.utils.flop_counter import FlopCounterMode
 
+import ups
 from ups.core.batch import Batch
 from ups.core.fields import FieldSpec, Grid
 from ups.models import build
 from ups.modules.sharding import sharded_loss
-from ups.physics import burgers
+from ups.physics import burgers, navier_stokes
 from ups.run import CONF
 from ups.simulation.simulator import Simulator
 
@@ -180,13 +181,17 @@ def rollout(sim: Simulator, batch: int, frames: int = 40, **way: Any) -> Callabl
     return all_frames
 
 
-@torch.no_grad()
-def last_frame(sim: Simulator, u0: torch.Tensor, frames: int = 40) -> torch.Tensor:
-    parameters = torch.full((len(u0), 1), 1e-3)
-    z = sim.encode(u0)
-    for _ in range(frames):
-        z = sim.step(z, parameters)
-    return sim.decode(z)
+def last_frame(sim: Simulator, batch: int, frames: int = 40) -> Callable[[], Any]:
+    return partial(sim.rollout, fields(batch, len(sim.x))[:, 0], frames, nu=1e-3, stride=frames)
+
+
+def last_frame_of_a_flow() -> dict[str, Callable[[], Any]]:
+    """Of the flow that comes with UPS, on its own points and on sixteen times as many."""
+    sim = ups.load("navier-stokes-small")
+    start = navier_stokes.initial_conditions(1, 64, 0)
+    places = Grid((256, 256), (1.0, 1.0)).positions().flatten(0, 1)
+    ends = partial(sim.rollout, start, 10, nu=1e-5, stride=10)
+    return {"64 x 64": ends, "256 x 256": partial(ends, x_out=places)}
 
 
 def main() -> None:
@@ -223,11 +228,13 @@ def main() -> None:
     sizes = (256, 1024, 4096, 16384)
     result["points, training step"] = compared({str(n): trainer(own, n) for n in sizes}, 2, "256")
     sims_at = {n: simulator(own, n) for n in sizes}
-    ends = {str(n): partial(last_frame, sim, fields(16, n)[:, 0]) for n, sim in sims_at.items()}
+    ends = {str(n): last_frame(sim, 16) for n, sim in sims_at.items()}
     result["points, last frame"] = compared(ends, 1, "256")
     result["points, all frames"] = compared(
         {str(n): rollout(sim, 16) for n, sim in sims_at.items()}, 1, "256"
     )
+    print("the last frame of a flow of 64 x 64 points, given at more positions")
+    result["positions, last frame"] = compared(last_frame_of_a_flow(), 10, "64 x 64")
     print("with tokens, at 256 points: training step")
     result["tokens, training step"] = compared(
         {str(n): trainer(configuration(f"model.num_tokens={n}")) for n in (16, 32, 64, 128)},
