@@ -77,6 +77,15 @@ def test_default_step_is_a_tenth_of_the_distance_of_two_points():
     assert not torch.equal(default, ks.solve(u0, [0.5], length=SHORT, step=0.04))
 
 
+@pytest.mark.slow
+def test_default_step_leaves_little_error_after_64_units_of_time():
+    """At the size of the data; docs/equations.md holds the bound."""
+    u0 = EQUATION.initial_conditions["attractor"](16, EQUATION.grid(256), 0)[..., 0].double()
+    found, finer = (ks.solve(u0, [64.0], step=step)[:, 0] for step in (None, 0.0125))
+    differences = (found - finer).norm(dim=1) / finer.norm(dim=1)
+    assert 0 < differences.mean() < 2e-4
+
+
 def test_errors_in_space_fall_faster_than_any_power():
     def solved(points):
         return ks.solve(smooth(points), [2.0], length=SHORT, step=0.02)[..., :: points // 24]

@@ -129,6 +129,16 @@ def test_a_stride_leaves_frames_out_and_a_latent_rollout_decodes_no_other(
         assert sum(decoded) == 2 * len(u0)
 
 
+def test_steps_after_the_last_frame_of_a_stride_are_not_taken(simulator):
+    taken = []
+    simulator.model.step, step = (
+        lambda *arguments: taken.append(1) or step(*arguments),
+        simulator.model.step,
+    )
+    simulator.rollout(fields(), 7, nu=NU, stride=3)
+    assert len(taken) == 6
+
+
 def test_rollout_of_a_shifted_field_is_the_shifted_rollout(simulator):
     u0 = fields()
     width = 32 // SPEC["num_tokens"]  # exact for whole tokens

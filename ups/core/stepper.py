@@ -55,11 +55,13 @@ def rollout(
             computed again for it: less memory for a third more time. About the square root of
             ``steps`` needs the least memory. Frames come in groups of as many. It has no effect
             where gradients are off; default: all activations are kept.
-        stride: number of steps between frames; without ``reencode`` nothing else is decoded.
+        stride: number of steps between frames; without ``reencode`` nothing else is decoded. Steps
+            after the last frame are not taken.
 
     Raises:
         UpsError: ``checkpoint_every`` is given under a reverse-mode transform of ``torch.func``.
     """
+    steps -= steps % stride
     advance = _decoded_steps if reencode else _latent_steps
     steps_per_call = stride if reencode else frames_per_decode * stride
     has_checkpoints = checkpoint_every is not None and torch.is_grad_enabled()

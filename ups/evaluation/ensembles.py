@@ -1,7 +1,7 @@
 """Scores of ensembles: are draws as uncertain as they are wrong, and how close are they?
 
 An ensemble is M >= 2 draws ``samples`` (M, ...) of what ``target`` (...) is one draw of. It is
-calibrated if the target cannot be told from another draw.
+calibrated if the target looks like another draw.
 
 The scores are fair: their expectation does not depend on the number of draws, so that ensembles of
 different sizes can be compared. torchmetrics' ``ContinuousRankedProbabilityScore`` is not used

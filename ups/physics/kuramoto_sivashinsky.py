@@ -25,6 +25,7 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.gradients import to_tensor
+from ups.physics import spectral
 from ups.physics.equation import TRANSLATE, Boost, Equation, Functional, Law, Symmetry
 from ups.physics.periodic_1d import energy, mass, validate_fields_and_times
 from ups.physics.solver_inputs import validate_parameters
@@ -234,18 +235,12 @@ class _Weights:
 
 def restrict(u: Tensor, factor: int) -> Tensor:
     """The waves of a field (..., X) that every ``factor``-th point can hold: (..., X / factor)."""
-    return _resampled(u, u.shape[-1] // factor)
+    return spectral.resample(u, [u.shape[-1] // factor])
 
 
 def prolong(u: Tensor, factor: int) -> Tensor:
     """The trigonometric interpolant of a field (..., X) at more points: (..., X * factor)."""
-    return _resampled(u, u.shape[-1] * factor)
-
-
-def _resampled(u: Tensor, points: int) -> Tensor:
-    """The field at other points, of which the first is the same."""
-    kept = (min(points, u.shape[-1]) - 1) // 2 + 1  # without the wave of two points
-    return torch.fft.irfft(torch.fft.rfft(u, norm="forward")[..., :kept], n=points, norm="forward")
+    return spectral.resample(u, [u.shape[-1] * factor])
 
 
 def reflect(u: Tensor) -> Tensor:

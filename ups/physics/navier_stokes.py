@@ -18,7 +18,7 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.gradients import needs_gradients, to_tensor
-from ups.physics import compilation, navier_stokes_compiled
+from ups.physics import compilation, navier_stokes_compiled, spectral
 from ups.physics.equation import Equation, Functional, Law, Symmetry, translate
 from ups.physics.solver_inputs import validate_parameters, validate_times
 
@@ -335,7 +335,7 @@ def resample(w: Tensor, points: int) -> Tensor:
 
     It has the waves that both grids can hold.
     """
-    return _resampled(w, [points, points], first_is_kept=True)
+    return spectral.resample(w, [points, points])
 
 
 def restrict(w: Tensor, factor: int) -> Tensor:
@@ -343,28 +343,12 @@ def restrict(w: Tensor, factor: int) -> Tensor:
 
     It has the waves that the coarser grid can hold.
     """
-    return _resampled(w, [n // factor for n in w.shape[-2:]])
+    return spectral.resample(w, [n // factor for n in w.shape[-2:]], first_is_kept=False)
 
 
 def prolong(w: Tensor, factor: int) -> Tensor:
     """The field (..., X * factor, Y * factor) on a finer grid, of which ``w`` are the centers."""
-    return _resampled(w, [n * factor for n in w.shape[-2:]])
-
-
-def _resampled(w: Tensor, points: Sequence[int], first_is_kept: bool = False) -> Tensor:
-    """The field at (..., *points): from the centers of cells to those of others, if the first point
-    does not stay.
-    """
-    for axis, target in zip((-2, -1), points, strict=True):
-        source = w.shape[axis]
-        kept = (min(source, target) - 1) // 2 + 1  # without the wave of two points
-        spectrum = torch.fft.rfft(w.movedim(axis, -1))[..., :kept]
-        if not first_is_kept:
-            k = torch.arange(kept, device=w.device, dtype=torch.float64)
-            shift = torch.exp(1j * math.pi * k * (1 / target - 1 / source))
-            spectrum = spectrum * shift.to(spectrum.dtype)
-        w = torch.fft.irfft(spectrum, n=target).movedim(-1, axis) * (target / source)
-    return w
+    return spectral.resample(w, [n * factor for n in w.shape[-2:]], first_is_kept=False)
 
 
 def _drawn(n: int, grid: Grid, seed: int) -> Tensor:

@@ -31,7 +31,7 @@ class GridOutput:
     def __init__(self, grid: Grid, x_out: Tensor) -> None:
         self.grid = grid
         self.x_out = x_out
-        # the gradient of a position is that of its own value
+        # along axes, the gradient of all positions would fall on a few of them
         self.axes = None if needs_gradients(x_out) else axes_of(x_out)
 
     def to_grids(self, u0: Tensor) -> Tensor:
