@@ -143,9 +143,7 @@ def error_over_time(rows: Mapping[str, Row], dt: float | None) -> str:
             else {"color": COLOURS[i % len(COLOURS)]}
         )
         errors = row["nrmse_over_time"]
-        axis.semilogy(
-            [(k + 1) * (dt or 1) for k in range(len(errors))], errors, label=label, **style
-        )
+        axis.semilogy(_times(errors, dt), errors, label=label, **style)
     axis.set(xlabel="t" if dt else "frame", ylabel="nRMSE of a frame")
     axis.legend(fontsize=7, framealpha=0.5)
     return svg(figure)
@@ -209,6 +207,11 @@ def spectra(truth: Tensor, pred: Tensor) -> str:
     return svg(figure)
 
 
+def _times(frames: Sequence[float], dt: float | None) -> list[float]:
+    """The times of frames, of which the first is a step after t = 0; without ``dt`` their numbers."""
+    return [(k + 1) * (dt or 1) for k in range(len(frames))]
+
+
 def spread_and_error(rows: Mapping[str, Row], dt: float | None) -> str:
     """Plot the spread of draws and the error of their mean in every frame.
 
@@ -221,7 +224,7 @@ def spread_and_error(rows: Mapping[str, Row], dt: float | None) -> str:
     for i, (label, row) in enumerate(rows.items()):
         errors = row["ensemble_nrmse_over_time"]
         spreads = row["ensemble_spread_over_time"]
-        times = [(k + 1) * (dt or 1) for k in range(len(errors))]
+        times = _times(errors, dt)
         color = COLOURS[i % len(COLOURS)]
         axis.semilogy(times, errors, color=color, label=f"{label}: error of the mean")
         axis.semilogy(times, spreads, "--", color=color, label=f"{label}: spread")
