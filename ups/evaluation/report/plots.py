@@ -208,7 +208,7 @@ def spectra(truth: Tensor, pred: Tensor) -> str:
 
 
 def _times(frames: Sequence[float], dt: float | None) -> list[float]:
-    """The times of frames, of which the first is a step after t = 0; without ``dt`` their numbers."""
+    """The times of frames, the first a step after t = 0; without ``dt`` their numbers."""
     return [(k + 1) * (dt or 1) for k in range(len(frames))]
 
 
