@@ -24,12 +24,20 @@ from typing import Any, NamedTuple
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
-from runs import SEEDS, Measured, own_rows, read, save, side_by_side, spread
+from runs import (
+    SEEDS,
+    Measured,
+    own_rows,
+    read,
+    save,
+    side_by_side,
+    spread,
+    train_side_by_side,
+)
 
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.pipeline import train
 from ups.run import CONF
-from ups.runs.stages import validation_score
 
 EPOCHS = 10
 OPTIMIZERS = ("adamw", "muon")
@@ -104,7 +112,7 @@ STUDIES = {
         ("loss.squared=false",),
         (0.003, 0.009),
         60,
-        {"5 minutes": 300, "30 minutes": 1800},
+        {"5 minutes": 300, "15 minutes": 900},
         ("seed",),
         (),
         1.25,
@@ -144,13 +152,7 @@ def speed(cfg: Any) -> float:
     which a cool processor is faster.
     """
     with TemporaryDirectory() as folder:
-        cfg = OmegaConf.merge(
-            cfg,
-            {
-                "data": {"cache_dir": "outputs/data", "samples_per_trajectory": 1000},
-                "output_dir": folder,
-            },
-        )
+        cfg = OmegaConf.merge(cfg, {"data": {"samples_per_trajectory": 1000}, "output_dir": folder})
         OmegaConf.update(
             cfg,
             "callbacks.speed",
@@ -192,8 +194,8 @@ def search(study: Study, table: dict[str, Any], candidates: Candidates, seconds:
         for settings in each
         if " ".join(settings) not in table[model]["validation_nrmse"]
     ]
-    commands = [
-        command(
+    configs = [
+        config(
             study,
             model,
             trial(model, settings),
@@ -202,8 +204,8 @@ def search(study: Study, table: dict[str, Any], candidates: Candidates, seconds:
         )
         for model, settings in left
     ]
-    for (model, settings), _ in zip(left, side_by_side(commands), strict=True):
-        score = validation_score(study.folder / trial(model, settings))
+    for (model, settings), score in zip(left, train_side_by_side(configs), strict=True):
+        print(model, *settings, score)
         table[model]["validation_nrmse"][" ".join(settings)] = score
         save(study.result, {"models": table})
 
@@ -219,9 +221,10 @@ def two_best(table: dict[str, Any]) -> list[str]:
     return sorted(table, key=lambda model: min(table[model]["validation_nrmse"].values()))[:2]
 
 
-def config(study: Study, model: str) -> Any:
+def config(study: Study, model: str, name: str = "run", *settings: str) -> Any:
+    settings = ("data.cache_dir=outputs/data", *settings)
     with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", [f"data={study.data}", f"model={model}", *study.models[model]])
+        return compose("config", command(study, model, name, *settings))
 
 
 def measure_speeds(study: Study, table: dict[str, Any]) -> None:

@@ -10,21 +10,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
+from ups.callbacks.graceful_stop import TimeLimit
 from ups.core.io import write_text
 from ups.core.renamed_keys import load_config
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.results import Evaluation, Row
+from ups.pipeline import train
 from ups.runs.provenance import git_state, hardware
+from ups.runs.stages import is_finished, validation_score
 
 SEEDS = (0, 1, 2)
 DATA_VERSION = 2  # of generated data; results of another are of earlier data
@@ -59,6 +64,27 @@ def side_by_side(commands: Sequence[Sequence[str]]) -> Iterator[None]:
     """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         yield from pool.map(partial(ups_run, one_core=True), commands)
+
+
+def train_side_by_side(configs: Sequence[Any]) -> Iterator[float]:
+    """Train an operator by each of ``configs`` without testing it, as many at a time as there are
+    threads, a process of one thread each.
+
+    Yields the validation nRMSE of each, in their order, when it is done.
+    """
+    pool = ProcessPoolExecutor(
+        torch.get_num_threads(), get_context("spawn"), torch.set_num_threads, (1,)
+    )
+    with pool:
+        yield from pool.map(_validated, configs)
+
+
+def _validated(cfg: Any) -> float:
+    folder = Path(cfg.output_dir) / cfg.name
+    if not is_finished(folder, "operator"):
+        folder.mkdir(parents=True, exist_ok=True)
+        train(cfg, "operator", folder, CSVLogger(folder), 1, TimeLimit())
+    return validation_score(folder)
 
 
 class Measured(Exception):

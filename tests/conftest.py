@@ -30,6 +30,7 @@ TINY = [
     "data.num_train=24", "data.num_validation=4", "data.num_test=6",
     "data.samples_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3", "preflight=false",
 ]  # fmt: skip
+NUM_BASELINES = 3  # of such a run: persistence, and the solver on 16 and 32 points
 
 
 def ring(tokens):

@@ -22,6 +22,7 @@ SIZES = {
     "num_validation": 2, "num_test": NUM_TEST, "eval_batch_size": 3, "unroll_steps": 2,
 }  # fmt: skip
 SHAPE = (3, POINTS)  # of the first batch
+BASELINES = ("persistence", "solver-16", "solver-32")
 
 
 @pytest.fixture
@@ -237,12 +238,14 @@ def test_results_stand_on_the_leaderboard_and_beside_runs(compare, data, tmp_pat
     result = compare({"mine": lambda u: 0.5 * u}, data)  # the same folder: replaced
     compare({"mine": lambda u: 0.8 * u}, data, name="other")
     content = json.loads((tmp_path / "comparison/reports/eval_compare.json").read_text())
-    assert [row["model"] for row in content["rows"]] == ["mine", "persistence"]
+    assert [row["model"] for row in content["rows"]] == ["mine", *BASELINES]
     assert content["rows"][0]["nrmse"] == result.rows["mine, physical"]["nrmse"]
     with (tmp_path / "leaderboard.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["name"], row["model"]) for row in rows] == [
-        ("comparison", "mine"), ("baseline", "persistence"), ("other", "mine"),
+        ("comparison", "mine"),
+        *(("baseline", name) for name in BASELINES),
+        ("other", "mine"),
     ]  # fmt: skip
     assert float(rows[0]["nrmse"]) == result.rows["mine, physical"]["nrmse"]
     assert rows[0]["stage"] == "compare"

@@ -214,7 +214,10 @@ def test_resume_checkpoint_is_read_under_the_new_names(tmp_path):
 class Data:
     spec = line_spec(POINTS, std=(SCALE,))
     equation_name, training_parameters = "burgers", ((1e-3,), (2e-3,))
-    input_range = None
+
+    @staticmethod
+    def input_range(spec):
+        return {}
 
 
 def test_configuration_under_the_old_names_builds_the_same_model_with_a_warning(caplog):

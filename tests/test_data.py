@@ -298,9 +298,8 @@ def test_statistics_are_the_same_whether_data_are_in_memory(tmp_path, monkeypatc
         small(tmp_path, nu=nus, num_train=12, in_memory=in_memory) for in_memory in (True, False)
     )
     assert whole.spec == streamed.spec
-    assert whole.input_range == streamed.input_range
+    assert whole.input_range(whole.spec) == streamed.input_range(whole.spec)
     assert whole.amplitude_cap == streamed.amplitude_cap
-    assert torch.equal(whole.initial_fields, streamed.initial_fields)
     files = whole.open_files()
     every_fourth = np.concatenate([file.read(range(0, 12, 4)) for file in files])
     assert whole.spec.std[0] == pytest.approx(every_fourth.std(dtype=np.float64), rel=1e-6)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import h5py
@@ -20,6 +21,7 @@ from ups.models import build
 from ups.modules import EvaluationModule
 from ups.modules import evaluation as evaluate_file
 from ups.physics import advection, burgers
+from ups.physics.periodic_1d import cell_averages, limited_linear_reconstruction
 from ups.simulation.corrected import Corrected
 from ups.simulation.guidance import TTC, Guided
 from ups.simulation.simulator import Simulator
@@ -63,7 +65,7 @@ SETTINGS = [
     ("mine", "latent", "diffusion", True),
     ("mine", "latent", "consistency", True),
     ("persistence", "physical", "none", False),
-    ("solver-64", "physical", "none", False),
+    *((f"solver-{points}", "physical", "none", False) for points in (16, 32, 64)),
 ]
 
 
@@ -145,7 +147,8 @@ def expected(evaluation):
         elif model == "persistence":
             found.append(predictions(persistence, evaluation.truth))
         else:
-            found.append(predictions(solved, evaluation.truth))
+            points = int(model.removeprefix("solver-"))
+            found.append(predictions(partial(solved, points), evaluation.truth))
     return found
 
 
@@ -153,10 +156,12 @@ def persistence(u0, steps, *, nu):
     return torch.stack([u0] * steps, 1)
 
 
-def solved(u0, steps, *, nu):
-    """On its own grid the coarse solver neither averages nor draws lines."""
+def solved(points, u0, steps, *, nu):
+    """The solver from averages over cells; the answer is made of lines."""
     times = [DT * (k + 1) for k in range(steps)]
-    return burgers.solve(u0, times, nu[0].item(), LENGTH, dtype=torch.float32)
+    start = cell_averages(u0, POINTS // points)
+    u = burgers.solve(start, times, nu[0].item(), LENGTH, dtype=torch.float32)
+    return limited_linear_reconstruction(u, POINTS // points)
 
 
 def predictions(rollout, truth, **options):
@@ -485,7 +490,7 @@ def test_evaluation_warms_every_stepper_up_once_before_timing(monkeypatch):
     module = EvaluationModule(new_simulator(), "mine", ["none"])
     run_test(module, dataloaders=batches(two_batches(frames=3)))
     calls = [(name, len(u0), steps) for name, u0, steps, _, _ in stub.calls]
-    names = ["Simulator", "Simulator", "Persistence", "SolverStepper"]
+    names = ["Simulator", "Simulator", "Persistence", *["SolverStepper"] * 3]
     first = [call for n in names for call in ((n, 3, 1), (n, 3, 3), (n, 9, 1))]
     second = [call for n in names for call in ((n, 2, 3), (n, 6, 1))]
     assert calls == first + second
@@ -538,7 +543,7 @@ def test_evaluation_rows_are_those_asked_for_and_held(monkeypatch, correct, with
     module = EvaluationModule(simulator, "mine", correct, with_ttc)
     run_test(module, dataloaders=batches(two_batches()))
     found = [(r["model"], r["mode"], r["correct"], r["ttc"]) for r in module.rows]
-    assert found == [*wanted, *SETTINGS[-2:]]
+    assert found == [*wanted, *SETTINGS[-4:]]
 
 
 @pytest.mark.parametrize(
@@ -574,7 +579,7 @@ def test_evaluation_reports_equal_guided_rollouts_once(candidates, change, guide
 
 @pytest.mark.parametrize(
     ("points", "solvers"),
-    [(32, []), (64, [64]), (128, [64, 128]), (192, [64]), (256, [64, 128, 256])],
+    [(32, [16, 32]), (40, [20, 40]), (64, [16, 32, 64]), (256, [64, 128, 256])],
 )
 def test_evaluation_has_solvers_on_grids_that_divide_the_simulators(monkeypatch, points, solvers):
     Stub(monkeypatch, stays)
@@ -652,7 +657,7 @@ def test_evaluation_rows_without_an_equation_equal_those_with_one():
         run_test(module, dataloaders=batches(two_batches()))
         found.append({row.label: dict(row) for row in module.rows})
     with_equation, without = found
-    assert with_equation.keys() - without.keys() == {"solver-64"}
+    assert with_equation.keys() - without.keys() == {"solver-16", "solver-32", "solver-64"}
     for label, row in without.items():
         del row["seconds_per_trajectory"]
         assert row == {key: with_equation[label][key] for key in row}, label

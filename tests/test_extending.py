@@ -59,8 +59,7 @@ def test_equation_joins_by_one_file(page_run):
     result, _ = page_run("heat")
     assert result["dataset"]["name"] == "heat-nu0.01"
     rows = {row["model"]: row for row in result["rows"]}
-    # none of the baseline solver.s default sizes divides 32 points
-    assert set(rows) == {"mixer-tiny", "persistence"}
+    assert set(rows) == {"mixer-tiny", "persistence", "solver-16", "solver-32"}
     assert {"mass_drift", "tv_growth", "energy_growth"} <= rows["mixer-tiny"].keys()
 
 
@@ -69,7 +68,7 @@ def test_equation_of_all_parts_joins_by_one_file(page_run):
     later = [f"stage.{name}.trainer.max_epochs=1" for name in ("diffusion", "consistency")]
     result, folder = page_run("kdv", "stage=all", *sizes, *later, report="baseline")
     rows = {row["model"]: row for row in result["rows"]}
-    assert set(rows) == {"mixer-tiny", "persistence", "solver-64"}
+    assert set(rows) == {"mixer-tiny", "persistence", "solver-16", "solver-32", "solver-64"}
     assert {"mass_drift", "energy_drift"} <= rows["mixer-tiny"].keys()
     assert {"tv_growth", "maximum_principle_violation"}.isdisjoint(rows["mixer-tiny"])
     assert rows["mixer-tiny"]["mass_drift"] < 1e-5

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import NUM_BASELINES, TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -58,7 +58,7 @@ def test_a_sweep_leaves_what_the_basic_launcher_leaves(
     assert sorted((row["name"] == "baseline", row["mode"]) for row in rows) == [
         *[(False, "latent")] * 2,
         *[(False, "physical")] * 2,
-        (True, "physical"),
+        *[(True, "physical")] * NUM_BASELINES,
     ]
     again = ups_run(*sweep, check=False, timeout=600)
     assert again.stdout.count("finished already") == 2
@@ -164,7 +164,7 @@ def test_processes_that_are_started_from_outside_train_as_one(tmp_path, kind):
     assert [row["name"] for row in leaderboard.read(tmp_path / "outputs/leaderboard.csv")] == [
         "one",
         "one",
-        "baseline",
+        *["baseline"] * NUM_BASELINES,
     ]
     assert (tmp_path / "over").read_text() == "x\n" * (
         2 if kind == "torchrun" else 1

@@ -92,7 +92,7 @@ def test_run_of_all_stages_writes_weights_rows_and_leaderboard(whole):
     assert own == [("latent", name, True) for name in ("none", "diffusion", "consistency")]
     for row in rows(folder, "eval_baseline") + rows(folder, "eval_ttc"):
         assert {
-            *ups.evaluation.metrics.NAMES,
+            *ups.metrics.NAMES,
             "mass_drift",
             "tv_growth",
             "energy_growth",
@@ -131,9 +131,7 @@ def test_reported_errors_are_those_of_the_loaded_run(whole):
     for row in own:
         torch.manual_seed(0)
         how = {key: row[key] for key in ("mode", "correct", "ttc")}
-        found = ups.evaluation.metrics.pdebench_metrics(
-            sim.rollout(u[:, 0], 10, nu=0.001, **how), u[:, 1:]
-        )
+        found = ups.metrics.pdebench_metrics(sim.rollout(u[:, 0], 10, nu=0.001, **how), u[:, 1:])
         assert {key: row[key] for key in found} == pytest.approx(found, rel=1e-4, abs=1e-7)
 
 

@@ -74,7 +74,7 @@ def build(cfg):
     for stage in cfg.stage.train:
         data = instantiate(stage_config(cfg, stage).data, _convert_="all")
         data.spec = line_spec(cfg.data.num_points)
-        data.input_range = {}
+        data.input_sizes = {}
         simulator = build_simulator(cfg, data)
         if stage == "consistency":
             instantiate(cfg.stage.diffusion.module, simulator, _convert_="all")

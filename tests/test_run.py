@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import NUM_BASELINES, TINY
 
 import ups
+from ups.datamodules.readers.pdebench import TrajectoryFile
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
@@ -63,12 +64,12 @@ def test_evaluation_json_and_leaderboard(finished):
     assert [(row["model"], row["mode"]) for row in report["rows"]] == [
         ("mixer-tiny", "latent"),
         ("mixer-tiny", "physical"),
-        ("persistence", "physical"),
+        *((name, "physical") for name in ("persistence", "solver-16", "solver-32")),
     ]
     for row in report["rows"]:
         assert len(row["nrmse_over_time"]) == 10
         assert {
-            *ups.evaluation.metrics.NAMES,
+            *ups.metrics.NAMES,
             "correct",
             "ttc",
             "one_step_nrmse",
@@ -76,7 +77,7 @@ def test_evaluation_json_and_leaderboard(finished):
         } <= row.keys()
     with (folder / "outputs/leaderboard.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == ["one", "one", "baseline"]
+    assert [row["name"] for row in rows] == ["one", "one", *["baseline"] * NUM_BASELINES]
     assert float(rows[0]["nrmse"]) == report["rows"][0]["nrmse"]
     assert rows[0]["dataset.hash"] == report["dataset"]["hash"]
 
@@ -84,15 +85,13 @@ def test_evaluation_json_and_leaderboard(finished):
 def test_the_reported_error_is_that_of_the_loaded_weights_in_physical_space(finished, tmp_path):
     folder, _ = finished
     report = json.loads((folder / "outputs/one/reports/eval_operator.json").read_text())
-    from ups.datamodules.readers.pdebench import TrajectoryFile
-
     (path,) = (folder / "outputs/data").glob("*.hdf5")
     u = torch.from_numpy(TrajectoryFile(path).read(range(28, 34)))
     sim = ups.load(folder / "outputs/one")
     for row in report["rows"][:2]:
         pred = sim.rollout(u[:, 0], 10, nu=0.001, mode=row["mode"])
         assert row["nrmse"] == pytest.approx(
-            ups.evaluation.metrics.pdebench_metrics(pred, u[:, 1:])["nrmse"], rel=1e-4
+            ups.metrics.pdebench_metrics(pred, u[:, 1:])["nrmse"], rel=1e-4
         )
 
 
@@ -131,7 +130,7 @@ def test_the_same_command_again_trains_nothing(finished):
     assert done.returncode == 0, done.stderr
     assert "finished already" in done.stdout
     assert (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes() == before
-    assert len((folder / "outputs/leaderboard.csv").read_text().splitlines()) == 4
+    assert len((folder / "outputs/leaderboard.csv").read_text().splitlines()) == 3 + NUM_BASELINES
     done = subprocess.run(
         [*command, "lambda_inv=0.3"], cwd=folder, capture_output=True, text=True, timeout=600
     )

@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from conftest import TINY
+from conftest import NUM_BASELINES, TINY
 
 from ups.evaluation import leaderboard
 from ups.evaluation.results import Evaluation, Row
@@ -66,7 +66,7 @@ def test_leaderboard_gets_a_run_that_was_killed_before_by_the_same_command(tmp_p
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished already" in done.stdout
     rows = leaderboard.read(tmp_path / "outputs/leaderboard.csv")
-    assert [row["name"] for row in rows] == ["one", "one", "baseline"]
+    assert [row["name"] for row in rows] == ["one", "one", *["baseline"] * NUM_BASELINES]
 
 
 @pytest.mark.slow

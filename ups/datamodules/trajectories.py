@@ -45,7 +45,7 @@ from ups.datamodules.windows import WindowDataset, WindowSampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
-from ups.simulation.input_range import largest_input
+from ups.simulation.input_range import channel_sizes
 
 # smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
 # overflow
@@ -123,9 +123,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
     Attributes:
         training_parameters: the parameters (P,) of each file.
         spec: describes the field, after ``setup``, like all that follow.
-        initial_fields: first frames (N, *space, C) of the training split, as a network sees them.
-        input_range: how large and steep the initial fields of the training split are, see
-            ``ups.simulation.input_range``.
+        input_sizes: the largest of each of ``ups.simulation.input_range.channel_sizes`` (C,) among
+            the fields of the training split from which a rollout is learnt: the initial ones, or
+            those of all frames if ``start_time_bias`` is 1.
         num_frames: number of frames T.
         values: fields (N, T, *space, C) of the validation and test splits.
         parameters: parameters (N, P) of each split.
@@ -301,8 +301,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         initial = frame.enter(first_frames)[:, 0]
         # the initial amplitude of most solutions
         self.amplitude_cap = float(np.quantile(initial.abs().flatten(1).amax(1).numpy(), 0.8))
-        self.initial_fields = initial.clone()
-        self.input_range = largest_input(initial, self.spec)
+        inputs = known if h.start_time_bias == 1 else known[:, :1]
+        self.input_sizes = self._largest_sizes(inputs, first)
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         nus = [nu for nu, _ in self.parts]
         self.dataset: DatasetInfo = {
@@ -315,6 +315,22 @@ class TrajectoryDataModule(pl.LightningDataModule):
             "nu": nus[0] if len(nus) == 1 else nus,
         }
         self.ready = True
+
+    def _largest_sizes(self, known: np.ndarray, file: Reader) -> dict[str, Tensor]:
+        """The largest sizes of fields (N, T, *space, C) as a network sees them."""
+        largest: dict[str, Tensor] = {}
+        for frames in torch.from_numpy(known).unbind(1):
+            frame = MovingFrame(self.equation, frames, file.grid, file.dt)
+            seen = frame.enter(frames[:, None])[:, 0]
+            for name, size in channel_sizes(seen, file.grid).items():
+                found = size.amax(0)
+                largest[name] = torch.maximum(largest.get(name, found), found)
+        return largest
+
+    def input_range(self, spec: FieldSpec) -> dict[str, float]:
+        """``input_sizes`` in the standard deviations of ``spec``, the largest of all channels."""
+        std = torch.tensor(spec.std)
+        return {name: (size / std).max().item() for name, size in self.input_sizes.items()}
 
     def rows(self, trajectories: int) -> dict[str, Sequence[int]]:
         """The rows of each split in a file of so many ``trajectories``."""

@@ -26,7 +26,8 @@ from ups.simulation.simulator import Simulator
 
 NUM_ENSEMBLE_MEMBERS = 3  # rollouts of a sampler that estimate its spread
 ONE_STEP_STRIDE = 8  # ensembles of single steps are costly and start from every eighth frame only
-SOLVER_POINTS = (64, 128, 256)  # grid sizes of the solver baselines
+SOLVER_FACTORS = (4, 2, 1)  # by which the grids of the solver baselines are coarser than the data's
+MIN_SOLVER_POINTS = 16  # along an axis of these grids
 # maps initial fields (B, *space, C), a number of steps and parameters (B, P) to all frames
 # (B, steps, *space, C)
 Predict = Callable[[Tensor, int, Tensor], Tensor]
@@ -251,11 +252,13 @@ def _predict_with(simulator: Simulator, stepper: Stepper, reencode: bool = False
 def measure_baselines(spec: FieldSpec, equation: Equation | None) -> list[Measurement]:
     """The measurements of persistence and of the equation's solver.
 
-    The solver is measured on those of ``SOLVER_POINTS`` that divide the grid; data without an
-    equation have none.
+    The solver is measured on those grids that are coarser than the data's by ``SOLVER_FACTORS``
+    and have at least ``MIN_SOLVER_POINTS``; data without an equation have none.
     """
+    coarser = [spec.shape[0] // factor for factor in SOLVER_FACTORS]
+    points = [n for n in coarser if n >= MIN_SOLVER_POINTS]
     baselines: list[Persistence | SolverStepper] = [Persistence()]
-    baselines += coarse_solvers(equation, spec, SOLVER_POINTS)
+    baselines += coarse_solvers(equation, spec, points)
     return [
         Measurement(
             spec,

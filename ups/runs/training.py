@@ -33,7 +33,6 @@ from ups.runs.launchers import (
 from ups.runs.stages import parent_hash, weights_path
 from ups.simulation.checkpoint import mismatched_keys
 from ups.simulation.converter import convert_model_spec
-from ups.simulation.input_range import largest_input
 from ups.simulation.simulator import Simulator
 
 Loggers = Logger | list[Logger]
@@ -143,10 +142,9 @@ def build_simulator(
         spec: describes their field in other units; default: in their own.
     """
     config = _current_names(to_plain(cfg.model))
-    input_range = data.input_range if spec is None else largest_input(data.initial_fields, spec)
     spec = data.spec if spec is None else spec
-    model = build(config, spec)
-    return Simulator(model, spec, data.equation_name, config, data.training_parameters, input_range)
+    trained = (data.training_parameters, data.input_range(spec))
+    return Simulator(build(config, spec), spec, data.equation_name, config, *trained)
 
 
 def _current_names(spec: PlainDict) -> PlainDict:

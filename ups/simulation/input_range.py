@@ -5,35 +5,42 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
+from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
 
 
-def input_size(u: Tensor, spec: FieldSpec) -> dict[str, Tensor]:
-    """How large and how steep fields are, in standard deviations of the training data.
+def channel_sizes(u: Tensor, domain: Grid | PointCloud) -> dict[str, Tensor]:
+    """How large and how steep each channel of fields is, in its own unit.
 
     Of amplitude, mean, gradient, total variation and spectrum these two, each relative to the
     training data, predicted the error on shifted inputs best (docs/method.md).
 
     Args:
         u: fields (B, *space, C).
-        spec: describes the field.
+        domain: where they lie.
 
     Returns:
-        "largest value" (B,) and, on a grid, "steepest step" (B,), the largest difference of two
+        "largest value" (B, C) and, on a grid, "steepest step" (B, C), the largest difference of two
         neighbors.
     """
-    u = u / u.new_tensor(spec.std)
-    sizes = {"largest value": u.abs().flatten(1).amax(1)}
-    if isinstance(spec.domain, Grid):
+    sizes = {"largest value": u.abs().flatten(1, -2).amax(1)}
+    if isinstance(domain, Grid):
         steps = torch.zeros_like(sizes["largest value"])
-        for d, sides in enumerate(spec.domain.boundary):
+        for d, sides in enumerate(domain.boundary):
             step = (u.roll(-1, d + 1) - u).abs()
             if sides != PERIODIC_AXIS:
                 step = step.narrow(d + 1, 0, step.shape[d + 1] - 1)
             if step.numel():
-                steps = torch.maximum(steps, step.flatten(1).amax(1))
+                steps = torch.maximum(steps, step.flatten(1, -2).amax(1))
         sizes["steepest step"] = steps
     return sizes
+
+
+def input_size(u: Tensor, spec: FieldSpec) -> dict[str, Tensor]:
+    """The largest of each of ``channel_sizes`` over the channels, in standard deviations of the
+    training data (B,).
+    """
+    std = u.new_tensor(spec.std)
+    return {name: (size / std).amax(1) for name, size in channel_sizes(u, spec.domain).items()}
 
 
 def largest_input(u: Tensor, spec: FieldSpec) -> dict[str, float]:

@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO, StringIO
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -135,10 +136,10 @@ def error_over_time(rows: Mapping[str, Row], dt: float | None) -> str:
         dt: the time between frames; None to plot against the number of the frame.
     """
     figure, axis = axes()
-    lines = {"persistence": ":", "solver-64": "-.", "solver-128": "--"}
+    lines = cycle((":", "-.", "--", "-"))  # persistence, and solvers from the coarsest on
     for i, (label, row) in enumerate(rows.items()):
         style = (
-            {"color": "0.55", "linestyle": lines.get(row["model"], "-")}
+            {"color": "0.55", "linestyle": next(lines)}
             if row.is_baseline
             else {"color": COLOURS[i % len(COLOURS)]}
         )
