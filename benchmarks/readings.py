@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -64,18 +65,17 @@ def main() -> None:
     result = read(NAME)
     if result.get("trajectories") != num_trajectories:
         result = {"trajectories": num_trajectories, "points": {}}
-    for points in NUM_POINTS:
+    trials = data.values["validation"][:TRIAL_TRAJECTORIES, ..., 0]
+    truth = data.values["test"][:num_trajectories, ..., 0]
+    for seed, points in product(SEEDS, NUM_POINTS):
         found = result["points"].setdefault(str(points), {"trials": {}, "seeds": {}})
-        trials = data.values["validation"][:TRIAL_TRAJECTORIES, ..., 0]
         choose(found["trials"], sim, background, trials, points, lambda: save(NAME, result))
-        for seed in SEEDS:
-            if str(seed) not in found["seeds"]:
-                truth = data.values["test"][:num_trajectories, ..., 0]
-                found["seeds"][str(seed)] = compare(
-                    sim, background, truth, points, seed, found["trials"]
-                )
-                save(NAME, result)
-                print(points, seed, found["seeds"][str(seed)])
+        if str(seed) not in found["seeds"]:
+            found["seeds"][str(seed)] = compare(
+                sim, background, truth, points, seed, found["trials"]
+            )
+            save(NAME, result)
+            print(points, seed, found["seeds"][str(seed)], flush=True)
 
 
 def observe(sim: Simulator, u: Tensor, points: int, seed: int) -> tuple[Tensor, Tensor, float]:
@@ -158,21 +158,19 @@ def choose(
 ) -> None:
     """Try all settings on validation trajectories; adds [error at frame 10, settings]."""
     observed = observe(sim, u, points, seed=100)
+    ways: list[tuple[str, Callable[[], Found], dict[str, Any]]] = []
     for iterations, factor in product(ITERATIONS, NOISE_FACTORS):
-        name = f"model, {iterations} iterations, noise x {factor}"
-        if name not in trials:
-            found = by_model(sim, background, observed, iterations, factor)
-            settings = {"iterations": iterations, "noise_factor": factor}
-            trials[name] = [mean_error(found[0], u[:, UNITS]), settings]
-            print(name, trials[name][0], flush=True)
-    keep()
+        by = partial(by_model, sim, background, observed, iterations, factor)
+        settings = {"iterations": iterations, "noise_factor": factor}
+        ways.append((f"model, {iterations} iterations, noise x {factor}", by, settings))
     for each in FILTERS:
-        name = f"filter, {each}"
+        by = partial(by_filter, each, background, observed, TRIAL_MEMBERS, forecasts=False)
+        ways.append((f"filter, {each}", by, asdict(each)))
+    for name, by, settings in ways:
         if name not in trials:
-            found = by_filter(each, background, observed, TRIAL_MEMBERS, forecasts=False)
-            trials[name] = [mean_error(found[0], u[:, UNITS]), asdict(each)]
+            trials[name] = [mean_error(by()[0], u[:, UNITS]), settings]
             print(name, trials[name][0], flush=True)
-    keep()
+            keep()
 
 
 def best(trials: dict[str, Any], way: str) -> dict[str, Any]:
