@@ -4,10 +4,11 @@ python benchmarks/results.py
 """
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
-from runs import DATA_VERSION, read
+from runs import DATA_VERSION, read, spread
 
 READING = """Errors are rollout nRMSE on the test set, mean and standard deviation over seeds, \
 which are of data and weights. Tables marked *of earlier data* were made before the data had \
@@ -364,6 +365,41 @@ misfit is that of the readings, relative to their noise; the seconds are those o
 What was read: [inverse problems](inverse_problems.md)."""
 
 
+def readings(result: dict[str, Any]) -> str:
+    """A row for each number of points and each way."""
+    rows = []
+    for points, found in result["points"].items():
+        seeds = list(found["seeds"].values())
+        for name in ("model", "filter"):
+            of_seeds = [seed[name] for seed in seeds]
+            members = [row["members"] for row in of_seeds if "members" in row]
+            rows.append(
+                [
+                    points,
+                    "ensemble Kalman filter" if members else "model",
+                    *at_frames(of_seeds),
+                    f"{mean([row['seconds'] for row in of_seeds]):.1f}",
+                    f"{min(members)} to {max(members)}" if members else "",
+                ]
+            )
+    # the same trajectories for all seeds
+    known = seeds[0]["from the true frame 0"]
+    rows += [["the true frame 0", name, *at_frames([known[name]]), "", ""] for name in known]
+    head = ["points read", "", "frame 10", "frame 20", "seconds of a core", "members"]
+    return f"""{table(head, rows)}
+
+nRMSE of {result["trajectories"]} test trajectories, mean and standard deviation over {len(seeds)} \
+draws of positions and noise; the model is one training. The filter's mean is that of as many \
+members as take the same time. The last rows are rollouts from the true initial field. How it \
+works: [forecasts from readings](readings.md)."""
+
+
+def at_frames(of_seeds: list[dict[str, Any]]) -> list[str]:
+    """The errors at frames 10 and 20, of errors of trajectories for each seed."""
+    frames = ("frame 10", "frame 20")
+    return [number(spread([mean(row[frame]) for row in of_seeds]), 3) for frame in frames]
+
+
 SECTIONS = {
     "solver": ("The solver's cost, beside a model's", solver),
     "shifts": ("Inputs unlike the training data", shifts),
@@ -379,6 +415,7 @@ SECTIONS = {
     "ranking": ("The reward of test-time conditioning", ranking),
     "throughput": ("Speed and memory", throughput),
     "inverse_problem": ("An inverse problem", inverse_problem),
+    "readings": ("A flow behind scattered readings", readings),
     "generality": ("Other viscosities, points and times", generality),
 }
 

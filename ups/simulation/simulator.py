@@ -20,6 +20,7 @@ from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
 from ups.physics.time_factor import is_trained, rescale, time_factors
 from ups.simulation import model_folder
+from ups.simulation.assimilation import Analysis, assimilate, validate_readings
 from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.guidance import TTC, Guided
@@ -387,6 +388,70 @@ class Simulator(nn.Module):
             out = sampling.from_grids(u)
             yield out if has_channels else out.squeeze(-1)
 
+    def assimilate(
+        self,
+        readings: Tensor,
+        positions: Tensor,
+        times: Sequence[float] | Tensor,
+        *,
+        background: Tensor,
+        noise: float | Tensor,
+        nu: float | Tensor | None = None,
+        parameters: Mapping[str, float | Tensor] | None = None,
+        num_draws: int | None = None,
+        iterations: int = 80,
+    ) -> Analysis:
+        """Find the initial state whose rollout fits scattered, noisy readings, for a forecast.
+
+        Sought are tokens: the most probable ones, or draws. A priori they are Gaussian like those
+        of ``background``, errors of readings are independent; see ``ups.simulation.assimilation``.
+
+        Args:
+            readings: readings (B, R, P, C) at R times and P positions, or (R, P, C) of one
+                trajectory; NaN where there is none. The channel axis may be left out if there is
+                one channel; fields then have none either.
+            positions: positions (P,), or (P, D) in D dimensions, of the readings, any number in any
+                order; (R, P, D) if each time has its own.
+            times: times (R,) of the readings, increasing multiples of ``dt`` from 0 on, the time of
+                the initial state.
+            background: fields (N, *space, C) that say what initial states look like, such as the
+                first frames of training data. Only mixtures of them are sought: hundreds, better
+                thousands.
+            noise: standard deviation of the errors of readings, in the unit of the field: one
+                number, or of a shape that broadcasts to that of ``readings``.
+            nu: see ``rollout``, and likewise ``parameters``.
+            num_draws: number of draws M, which start from the most probable tokens and use torch's
+                global random numbers; None for those alone.
+            iterations: largest number of steps of a search. Each is about one rollout and its
+                gradient, of every trajectory and draw at once.
+
+        Returns:
+            The tokens, with methods for fields at the times of the readings and for a forecast.
+
+        Raises:
+            UpsError: an argument is out of its range, or the domain is not a grid.
+        """
+        for name, number, least in (("num_draws", num_draws, 1), ("iterations", iterations, 1)):
+            if number is not None and not (hasattr(number, "__index__") and number >= least):
+                raise UpsError(f"`{name}` must be an integer >= {least}, got {number!r}.")
+        # the search needs gradients wherever it is called
+        with torch.inference_mode(False), torch.enable_grad():
+            placed = self._validate_sensors(positions)
+            seen = validate_readings(
+                readings,
+                placed,
+                times,
+                noise,
+                num_channels=self.spec.num_channels,
+                dt=self.spec.dt,
+                like=self.mean,
+            )
+            fields, _ = self._validate_fields(background, None, "background")
+            if len(fields) < 2:
+                raise UpsError(f"`background` must be at least 2 fields, got {len(fields)}.")
+            values = self._validate_parameters(nu, parameters, len(seen.values))
+            return assimilate(self, seen, fields, values, num_draws, iterations)
+
     def forward(self, u0: Tensor, **options: Any) -> Tensor:
         """The next frame (B, *space, C) after ``u0``; the options are those of ``rollout``."""
         return self.rollout(u0, 1, **options)[:, 0]
@@ -427,23 +492,29 @@ class Simulator(nn.Module):
         """
         return rollout_figure(u, truth, sample, self.spec)
 
-    def _validate_fields(self, u0: object, x: Tensor | None) -> tuple[Tensor, bool]:
+    def _validate_fields(
+        self, u0: object, x: Tensor | None, name: str = "u0"
+    ) -> tuple[Tensor, bool]:
         """Check ``u0``: fields (B, *space, C), and whether it had a channel axis."""
         u0 = to_tensor(u0, None, None)
         if u0.is_complex():
-            raise UpsError("`u0` must be real, got a complex field.")
+            raise UpsError(f"`{name}` must be real, got a complex field.")
         u0 = u0.to(self.mean)
         space = self.spec.domain.shape if x is None else (len(x),)
         u, has_channels = self.spec.add_channel_axis(u0)
         if len(u) == 0 or tuple(u.shape[1:]) != (*space, self.spec.num_channels):
             channels = () if self.spec.num_channels == 1 else (self.spec.num_channels,)
             sizes = ", ".join(str(n) for n in (*space, *channels))
-            grid = "the training grid; give x= for any other" if x is None else "x"
+            grid = "x"
+            if x is None:
+                other = "; give x= for any other" if name == "u0" else ""
+                grid = f"the training grid{other}"
             raise UpsError(
-                f"`u0` must have shape (B, {sizes}), the points of {grid}; got {tuple(u0.shape)}."
+                f"`{name}` must have shape (B, {sizes}), the points of {grid}; "
+                f"got {tuple(u0.shape)}."
             )
         if not bool(torch.isfinite(u).all()):
-            raise UpsError("`u0` must be finite, got values that are not.")
+            raise UpsError(f"`{name}` must be finite, got values that are not.")
         return u, has_channels
 
     def _validate_options(
@@ -549,6 +620,15 @@ class Simulator(nn.Module):
                 value,
                 limit,
             )
+
+    def _validate_sensors(self, positions: object) -> Tensor:
+        """Check the positions of readings and return them as (1 or R, P, D)."""
+        num_dims = self.spec.grid.num_dims
+        x = to_tensor(positions, self.mean.dtype, self.mean.device)
+        moves = x.ndim == 3 and x.shape[2] == num_dims
+        placed = self._validate_positions(x.flatten(0, 1) if moves else x, "positions")
+        assert placed is not None
+        return placed.view(x.shape) if moves else placed[None]
 
     def _validate_positions(self, x: object, name: str) -> Tensor | None:
         """Check positions and return them as a tensor (P, D)."""

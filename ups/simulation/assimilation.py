@@ -1,0 +1,334 @@
+"""Forecasts from scattered, noisy readings: the initial state that fits them, or draws of it.
+
+The initial state is unknown. A priori its tokens are Gaussian, with the mean and the covariance of
+the tokens of N ``background`` fields; readings are those of its rollout, with Gaussian errors. The
+most probable tokens z = mean + sum_i a_i (z_i - mean) / sqrt(N - 1) have the weights a that
+minimize
+
+    |a|^2 / 2 + sum over readings of ((rollout from D(z)) - reading)^2 / (2 noise^2).
+
+This is variational data assimilation in time, 4D-Var (Le Dimet and Talagrand, Tellus A 1986), with
+the covariance of an ensemble (Liu, Xiao and Wang, Monthly Weather Review 2008), in latent space.
+Draws are minima for readings to which errors are added once more and for a mean that is drawn from
+the prior: randomized maximum likelihood (Kitanidis, Water Resources Research 1995). They are draws
+of the posterior if the rollout is linear, otherwise nearly.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ups.core.errors import UpsError
+from ups.core.gradients import to_tensor
+from ups.core.stepper import FIELDS_PER_DECODE
+from ups.physics import Equation
+from ups.simulation.latent import LatentStepper
+from ups.simulation.resampling import resampling
+from ups.simulation.symmetric_rollout import symmetric_rollout
+
+HISTORY = 60  # steps that the search remembers; with 20 it needs more of them
+ON_STEP = 1e-3  # times that are closer to a multiple of dt than this, in steps, are one
+
+
+class Surrogate(LatentStepper, Protocol):
+    """What this needs of a ``Simulator``."""
+
+    equation: Equation | None
+    training_parameters: list[list[float]]
+
+    @property
+    def rollout(self) -> Callable[..., Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Readings of trajectories.
+
+    Args:
+        values: the readings (B, R, P, C), 0 where there is none.
+        weights: one over the standard deviation of their errors (B, R, P, C), 0 where there is no
+            reading.
+        steps: the number of steps (R,) from the initial state, increasing.
+        positions: where they were taken, (1, P, D), or (R, P, D) of sensors that move.
+        has_channels: whether they were given with a channel axis.
+    """
+
+    values: Tensor
+    weights: Tensor
+    steps: list[int]
+    positions: Tensor
+    has_channels: bool
+
+    def misfit(self, predicted: Tensor) -> Tensor:
+        """Predictions (..., B, R, P, C) less the readings, in units of the noise."""
+        return (predicted - self.values) * self.weights
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The initial states that fit readings, and forecasts from them.
+
+    Without ``num_draws`` the shapes that follow have no axis M.
+
+    Attributes:
+        tokens: tokens of the initial states (M, B, N, W), at time 0.
+        misfit: root mean square (M, B) of prediction less reading, in units of the noise. It should
+            be about 1. If it is far above, the search has stopped short, the rollout is not
+            accurate enough, or no mixture of the background fields fits.
+    """
+
+    tokens: Tensor
+    misfit: Tensor
+    simulator: Surrogate
+    parameters: Tensor
+    readings: Readings
+
+    def initial_fields(self) -> Tensor:
+        """The initial states (M, B, *space, C) on the training grid."""
+        return self._as_given(self._decoded())
+
+    @torch.no_grad()
+    def fields(self) -> Tensor:
+        """The fields (M, B, R, *space, C) at the times of the readings, on the training grid."""
+        u0 = self._decoded()
+        frames = _frames_at(self.simulator, u0, self._parameters(), self.readings.steps)
+        return self._as_given(torch.stack(list(frames), 1))
+
+    def rollout(self, steps: int, **options: Any) -> Tensor:
+        """A forecast: the fields (M, B, steps, *space, C) after the last reading.
+
+        Args:
+            steps: number of steps, at least 1.
+            options: options of ``Simulator.rollout``, such as ``x_out``.
+
+        Raises:
+            UpsError: an argument is out of its range.
+        """
+        if not (hasattr(steps, "__index__") and steps >= 1):
+            raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
+        last = self.readings.steps[-1]
+        names = self.simulator.spec.parameters
+        values = dict(zip(names, self._parameters().unbind(-1), strict=True))
+        u = self.simulator.rollout(self._decoded(), last + steps, parameters=values, **options)
+        return self._as_given(u[:, last:])
+
+    def _decoded(self) -> Tensor:
+        """The initial states with all draws in one axis: (M * B, *space, C)."""
+        with torch.no_grad():
+            return self.simulator.decode(self.tokens.flatten(0, -3))
+
+    def _parameters(self) -> Tensor:
+        num_draws = self.tokens.shape[:-2].numel() // len(self.parameters)
+        return self.parameters.repeat(num_draws, 1)
+
+    def _as_given(self, u: Tensor) -> Tensor:
+        """Fields (M * B, ...) with the axes of draws and channels that they should have."""
+        u = u.unflatten(0, self.tokens.shape[:-2])
+        return u if self.readings.has_channels else u.squeeze(-1)
+
+
+def assimilate(
+    simulator: Surrogate,
+    readings: Readings,
+    background: Tensor,
+    parameters: Tensor,
+    num_draws: int | None,
+    iterations: int,
+) -> Analysis:
+    """Find the most probable initial tokens, or draws of them; see ``Simulator.assimilate``.
+
+    Args:
+        simulator: the forward map, on the device of the tensors.
+        readings: the readings of B trajectories.
+        background: fields (N, *space, C), N >= 2.
+        parameters: parameters of the equation (B, P).
+        num_draws: number of draws M; None for the most probable tokens.
+        iterations: largest number of steps of a search.
+    """
+    with torch.no_grad():
+        parts = background.split(FIELDS_PER_DECODE)
+        known = torch.cat([simulator.encode(u, parameters[:1]) for u in parts])
+    mean = known.mean(0)
+    deviations = (known - mean).flatten(1) / math.sqrt(len(known) - 1)
+
+    def tokens(weights: Tensor) -> Tensor:
+        return mean + (weights @ deviations).unflatten(-1, mean.shape)
+
+    def misfit(weights: Tensor) -> Tensor:
+        z = tokens(weights)
+        # decoded and encoded again the tokens are ones that the encoder makes, and the rollout is
+        # seen from the frame that fields are
+        u0 = simulator.decode(z.flatten(0, -3))
+        repeated = parameters.repeat(len(u0) // len(parameters), 1)
+        predicted = _predict(simulator, u0, repeated, readings)
+        return readings.misfit(predicted.unflatten(0, z.shape[:-2]))
+
+    start = known.new_zeros(len(readings.values), len(known))
+    weights = _most_probable(misfit, start, start, 0.0, iterations)
+    if num_draws is not None:
+        start = weights.expand(num_draws, -1, -1)
+        errors = torch.randn_like(readings.values.expand(num_draws, -1, -1, -1, -1))
+        weights = _most_probable(misfit, start, torch.randn_like(start), errors, iterations)
+    with torch.no_grad():
+        squares = misfit(weights).square().sum((-3, -2, -1))
+        count = (readings.weights > 0).sum((-3, -2, -1)).clamp_min(1)
+        found = tokens(weights)
+    if not bool(squares.isfinite().all()):
+        raise UpsError("the search has diverged; check the units of `readings` and `noise`.")
+    return Analysis(found, (squares / count).sqrt(), simulator, parameters, readings)
+
+
+def _most_probable(
+    misfit: Callable[[Tensor], Tensor],
+    start: Tensor,
+    center: Tensor,
+    errors: Tensor | float,
+    iterations: int,
+) -> Tensor:
+    """The weights (..., B, N) that minimize |a - center|^2 + |misfit(a) - errors|^2.
+
+    One quasi-Newton search for all trajectories: they only share the length of its steps.
+    """
+    weights = start.detach().clone().requires_grad_()
+    search = torch.optim.LBFGS(
+        [weights], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        total = (weights - center).square().sum() + (misfit(weights) - errors).square().sum()
+        # of the weights alone: those of the model keep what they have
+        (weights.grad,) = torch.autograd.grad(total / 2, weights)
+        return total.detach() / 2
+
+    search.step(loss)
+    return weights.detach()
+
+
+def _predict(simulator: Surrogate, u0: Tensor, parameters: Tensor, readings: Readings) -> Tensor:
+    """What readings of the rollouts from ``u0`` (B, *space, C) would be: (B, R, P, C)."""
+    positions = readings.positions
+    frames = _frames_at(simulator, u0, parameters, readings.steps, positions.flatten(0, 1))
+    seen = [
+        u.unflatten(1, positions.shape[:2])[:, r % len(positions)] for r, u in enumerate(frames)
+    ]
+    return torch.stack(seen, 1)
+
+
+def _frames_at(
+    simulator: Surrogate,
+    u0: Tensor,
+    parameters: Tensor,
+    steps: Sequence[int],
+    positions: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Yield the fields of a latent rollout at some steps, of which 0 is ``u0`` itself.
+
+    Args:
+        simulator: the forward map.
+        u0: initial fields (B, *space, C).
+        parameters: parameters of the equation (B, P).
+        steps: the steps, increasing.
+        positions: positions (Q, D), for values (B, Q, C) there; None for the training grid.
+    """
+    sampling = resampling(simulator.spec.domain, None, positions)
+    u = sampling.to_grids(u0)
+    stride = math.gcd(*steps) or 1
+    frames = symmetric_rollout(
+        simulator,
+        u,
+        steps[-1],
+        parameters.repeat_interleave(sampling.num_grids, 0),
+        spec=simulator.spec,
+        equation=simulator.equation,
+        trained=simulator.training_parameters,
+        group_size=sampling.num_grids,
+        frames_per_decode=max(1, FIELDS_PER_DECODE // len(u)),
+        stride=stride,
+    )
+    for k, field in enumerate(chain([u], frames)):
+        if k * stride in steps:
+            yield sampling.from_grids(field)
+
+
+def validate_readings(
+    readings: object,
+    positions: Tensor,
+    times: object,
+    noise: object,
+    *,
+    num_channels: int,
+    dt: float,
+    like: Tensor,
+) -> Readings:
+    """Check readings and give them all their axes.
+
+    Args:
+        readings: see ``Simulator.assimilate``, and likewise ``times`` and ``noise``.
+        positions: positions (1, P, D), or (R, P, D) of sensors that move.
+        num_channels: number of channels C.
+        dt: the time of a step.
+        like: a tensor of the dtype and on the device that they get.
+
+    Raises:
+        UpsError: an argument is out of its range, or shapes don't agree.
+    """
+    steps = _validate_times(times, dt)
+    values = to_tensor(readings, like.dtype, like.device)
+    has_channels = num_channels > 1 or values.ndim == 4
+    spread = _validate_noise(noise, values)
+    if not has_channels:
+        values, spread = values.unsqueeze(-1), spread.unsqueeze(-1)
+    if values.ndim == 3:
+        values, spread = values.unsqueeze(0), spread.unsqueeze(0)
+    shape = (len(steps), positions.shape[1], num_channels)
+    if values.ndim != 4 or len(values) == 0 or tuple(values.shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape if has_channels else shape[:-1]))
+        raise UpsError(
+            f"`readings` must have shape (B, {wanted}), those of each time and position; "
+            f"got {tuple(to_tensor(readings, None, None).shape)}."
+        )
+    if len(positions) not in (1, len(steps)):
+        raise UpsError(
+            f"`positions` must be those of all times or of {len(steps)} times, "
+            f"got {len(positions)}."
+        )
+    is_missing = values.isnan()
+    if bool(values.isinf().any()):
+        raise UpsError("`readings` must be finite, or NaN where there is none; got infinite ones.")
+    weights = (1 / spread).masked_fill(is_missing, 0.0)
+    return Readings(values.nan_to_num(), weights, steps, positions, has_channels)
+
+
+def _validate_times(times: object, dt: float) -> list[int]:
+    """Times as numbers of steps."""
+    given = to_tensor(times, torch.float64, None).cpu()
+    steps = given / dt
+    is_valid = given.ndim == 1 and len(given) > 0 and bool(given.isfinite().all())
+    is_valid = is_valid and bool(((steps - steps.round()).abs() < ON_STEP).all())
+    found = steps.round().long().tolist() if is_valid else []
+    if not is_valid or found[0] < 0 or found != sorted(set(found)):
+        raise UpsError(
+            f"`times` must be increasing multiples of dt = {dt:g} from 0, the time of the initial "
+            f"state, got {given.tolist()}."
+        )
+    return found
+
+
+def _validate_noise(noise: object, readings: Tensor) -> Tensor:
+    """The noise of each of the readings."""
+    given = to_tensor(noise, readings.dtype, readings.device)
+    try:
+        spread = given.expand(readings.shape)
+    except RuntimeError:
+        raise UpsError(
+            "`noise` must be one number, or have a shape that broadcasts to that of `readings`, "
+            f"{tuple(readings.shape)}; got {tuple(given.shape)}."
+        ) from None
+    if not bool(((given > 0) & given.isfinite()).all()):
+        raise UpsError(f"`noise` must be positive and finite, got {given.tolist()}.")
+    return spread
