@@ -256,6 +256,18 @@ def test_shipped_model_finds_a_field_that_moves():
     assert (found.initial_fields() - u0).square().mean().sqrt() < 2 * own + 0.02
 
 
+def test_defaults_are_the_initial_conditions_of_the_equation_and_usual_noise():
+    sim = make_simulator().eval()
+    u0 = burgers.initial_conditions(2, sim.x, seed=7)
+    readings = sim.rollout(u0, 2, nu=0.001)[:, :, ::4]
+    arguments = (readings, sim.x[::4], [0.05, 0.1])
+    found = sim.assimilate(*arguments, nu=0.001, iterations=3)
+    background = burgers.initial_conditions(1000, sim.x, seed=0)
+    options = {"background": background, "noise": 0.05 * sim.std}
+    expected = sim.assimilate(*arguments, **options, nu=0.001, iterations=3)
+    assert torch.allclose(found.tokens, expected.tokens, atol=1e-5)
+
+
 ERRORS = {
     "`readings` must have shape \\(B, 2, 3\\)": {"readings": torch.zeros(2, 4)},
     "`readings` must be finite, or NaN": {"readings": torch.full((2, 3), torch.inf)},
@@ -273,6 +285,7 @@ ERRORS = {
     "`background` must have shape \\(B, 16\\), the points of the training grid; got": {
         "background": torch.zeros(3, 15)
     },
+    "`background` must be fields .*: there is no equation to draw them from.": {"background": None},
     "`background` must be finite": {"background": torch.full((3, 16), torch.nan)},
     "`num_draws` must be an integer >= 1, got 0": {"num_draws": 0},
     "`iterations` must be an integer >= 1, got 1.5": {"iterations": 1.5},

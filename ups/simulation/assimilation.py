@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec
 from ups.core.gradients import to_tensor
 from ups.core.stepper import FIELDS_PER_DECODE
 from ups.physics import Equation
@@ -31,6 +32,8 @@ from ups.simulation.latent import LatentStepper
 from ups.simulation.resampling import resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
 
+USUAL_NOISE = 0.05  # of readings, in standard deviations of the field
+NUM_BACKGROUND = 1000  # draws of an equation's initial conditions
 HISTORY = 60  # steps that the search remembers; with 20 it needs more of them
 ON_STEP = 1e-3  # times that are closer to a multiple of dt than this, in steps, are one
 
@@ -253,6 +256,21 @@ def _frames_at(
     for k, field in enumerate(chain([u], frames)):
         if k * stride in steps:
             yield sampling.from_grids(field)
+
+
+def draw_background(equation: Equation | None, spec: FieldSpec) -> Tensor:
+    """Initial conditions (N, *space, C) of the equation, to say what initial states look like.
+
+    Raises:
+        UpsError: there is no equation that has any.
+    """
+    if equation is None or not equation.initial_conditions:
+        raise UpsError(
+            "`background` must be fields that say what initial states look like: there is no "
+            "equation to draw them from."
+        )
+    draw = next(iter(equation.initial_conditions.values()))
+    return draw(NUM_BACKGROUND, spec.grid, 0)
 
 
 def validate_readings(

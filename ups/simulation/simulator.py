@@ -20,7 +20,13 @@ from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
 from ups.physics.time_factor import is_trained, rescale, time_factors
 from ups.simulation import model_folder
-from ups.simulation.assimilation import Analysis, assimilate, validate_readings
+from ups.simulation.assimilation import (
+    USUAL_NOISE,
+    Analysis,
+    assimilate,
+    draw_background,
+    validate_readings,
+)
 from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.guidance import TTC, Guided
@@ -394,8 +400,8 @@ class Simulator(nn.Module):
         positions: Tensor,
         times: Sequence[float] | Tensor,
         *,
-        background: Tensor,
-        noise: float | Tensor,
+        background: Tensor | None = None,
+        noise: float | Tensor | None = None,
         nu: float | Tensor | None = None,
         parameters: Mapping[str, float | Tensor] | None = None,
         num_draws: int | None = None,
@@ -416,9 +422,10 @@ class Simulator(nn.Module):
                 the initial state.
             background: fields (N, *space, C) that say what initial states look like, such as the
                 first frames of training data. Only mixtures of them are sought: hundreds, better
-                thousands.
+                thousands. Default: draws of the equation's initial conditions.
             noise: standard deviation of the errors of readings, in the unit of the field: one
-                number, or of a shape that broadcasts to that of ``readings``.
+                number, or of a shape that broadcasts to that of ``readings``; default: 5 % of each
+                channel's standard deviation in the training data.
             nu: see ``rollout``, and likewise ``parameters``.
             num_draws: number of draws M, which start from the most probable tokens and use torch's
                 global random numbers; None for those alone.
@@ -441,11 +448,13 @@ class Simulator(nn.Module):
                 readings,
                 placed,
                 times,
-                noise,
+                USUAL_NOISE * self.std if noise is None else noise,
                 num_channels=self.spec.num_channels,
                 dt=self.spec.dt,
                 like=self.mean,
             )
+            if background is None:
+                background = draw_background(self.equation, self.spec)
             fields, _ = self._validate_fields(background, None, "background")
             if len(fields) < 2:
                 raise UpsError(f"`background` must be at least 2 fields, got {len(fields)}.")
