@@ -60,7 +60,8 @@ def main() -> None:
     )
     data.prepare_data()
     data.setup()
-    background = data.initial_fields[..., 0]
+    assert data.train_values is not None  # they are in memory
+    background = torch.from_numpy(data.train_values[:, 0, ..., 0])
     forecast(background[:1], 1, NU)  # compiles
     result = read(NAME)
     if result.get("trajectories") != num_trajectories:
@@ -160,12 +161,12 @@ def choose(
     observed = observe(sim, u, points, seed=100)
     ways: list[tuple[str, Callable[[], Found], dict[str, Any]]] = []
     for iterations, factor in product(ITERATIONS, NOISE_FACTORS):
-        by = partial(by_model, sim, background, observed, iterations, factor)
+        search = partial(by_model, sim, background, observed, iterations, factor)
         settings = {"iterations": iterations, "noise_factor": factor}
-        ways.append((f"model, {iterations} iterations, noise x {factor}", by, settings))
+        ways.append((f"model, {iterations} iterations, noise x {factor}", search, settings))
     for each in FILTERS:
-        by = partial(by_filter, each, background, observed, TRIAL_MEMBERS, forecasts=False)
-        ways.append((f"filter, {each}", by, asdict(each)))
+        filtering = partial(by_filter, each, background, observed, TRIAL_MEMBERS, forecasts=False)
+        ways.append((f"filter, {each}", filtering, asdict(each)))
     for name, by, settings in ways:
         if name not in trials:
             trials[name] = [mean_error(by()[0], u[:, UNITS]), settings]

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec
+from ups.core.fields import FieldSpec, Grid
 from ups.core.gradients import to_tensor
 from ups.core.stepper import FIELDS_PER_DECODE
 from ups.physics import Equation
+from ups.simulation.arguments import validate_positions
 from ups.simulation.latent import LatentStepper
 from ups.simulation.resampling import resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
@@ -320,6 +321,23 @@ def validate_readings(
         raise UpsError("`readings` must be finite, or NaN where there is none; got infinite ones.")
     weights = (1 / spread).masked_fill(is_missing, 0.0)
     return Readings(values.nan_to_num(), weights, steps, positions, has_channels)
+
+
+def validate_sensors(positions: object, grid: Grid, like: Tensor) -> Tensor:
+    """Check the positions of readings and return them as (1 or R, P, D).
+
+    Args:
+        positions: see ``Simulator.assimilate``.
+        grid: where they must lie.
+        like: a tensor of the dtype and on the device that they get.
+
+    Raises:
+        UpsError: they are not finite, outside or of another shape.
+    """
+    x = to_tensor(positions, like.dtype, like.device)
+    moves = x.ndim == 3 and x.shape[2] == grid.num_dims
+    placed = validate_positions(x.flatten(0, 1) if moves else x, grid, like, "positions")
+    return placed.view(x.shape) if moves else placed[None]
 
 
 def _validate_times(times: object, dt: float) -> list[int]:

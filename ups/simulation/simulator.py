@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
-from ups.core.gradients import needs_gradients, to_tensor
+from ups.core.fields import FieldSpec, Grid
+from ups.core.gradients import needs_gradients
 from ups.core.precision import float32_by_default
 from ups.core.schema import plain
 from ups.core.settings import PlainDict
@@ -20,12 +20,19 @@ from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
 from ups.physics.time_factor import is_trained, rescale, time_factors
 from ups.simulation import model_folder
+from ups.simulation.arguments import (
+    validate_fields,
+    validate_options,
+    validate_parameters,
+    validate_positions,
+)
 from ups.simulation.assimilation import (
     USUAL_NOISE,
     Analysis,
     assimilate,
     draw_background,
     validate_readings,
+    validate_sensors,
 )
 from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
@@ -36,7 +43,6 @@ from ups.simulation.picture import rollout_figure
 from ups.simulation.resampling import resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
 
-MODES = ("latent", "physical")
 CORRECTIONS = ("none", "diffusion", "consistency")
 log = logging.getLogger(__name__)
 
@@ -323,7 +329,7 @@ class Simulator(nn.Module):
         Raises:
             UpsError: an argument is out of its range, or this simulator has no such corrector.
         """
-        self._validate_options(steps, mode, temperature, grad, checkpoint_every, stride)
+        validate_options(steps, mode, temperature, grad, checkpoint_every, stride)
         has_gradients = grad
         if grad is None:
             has_gradients = needs_gradients(u0, nu, x, x_out, *(parameters or {}).values())
@@ -369,10 +375,15 @@ class Simulator(nn.Module):
         fields_per_decode: int,
     ) -> Iterator[Tensor]:
         """The frames of ``stream`` in the grad mode of its caller."""
-        places = [self._validate_positions(p, name) for p, name in ((x, "x"), (x_out, "x_out"))]
-        fields, has_channels = self._validate_fields(u0, places[0])
-        values = self._validate_parameters(nu, parameters, len(fields))
-        sampling = resampling(self.spec.domain, *places)
+        domain = self.spec.domain
+        places = [
+            None if given is None else validate_positions(given, domain, self.mean, name)
+            for given, name in ((x, "x"), (x_out, "x_out"))
+        ]
+        fields, has_channels = validate_fields(u0, self.spec, self.mean, places[0])
+        names = self.spec.parameters
+        values = validate_parameters(nu, parameters, names, len(fields), self.mean)
+        sampling = resampling(domain, *places)
         stepper = self.stepper(correct, ttc, temperature, sampling.num_grids)
         u = sampling.to_grids(fields)
         self._warn(u.detach(), values.detach(), sampling.num_grids)
@@ -443,7 +454,7 @@ class Simulator(nn.Module):
                 raise UpsError(f"`{name}` must be an integer >= {least}, got {number!r}.")
         # the search needs gradients wherever it is called
         with torch.inference_mode(False), torch.enable_grad():
-            placed = self._validate_sensors(positions)
+            placed = validate_sensors(positions, self.spec.grid, self.mean)
             seen = validate_readings(
                 readings,
                 placed,
@@ -455,10 +466,11 @@ class Simulator(nn.Module):
             )
             if background is None:
                 background = draw_background(self.equation, self.spec)
-            fields, _ = self._validate_fields(background, None, "background")
+            fields, _ = validate_fields(background, self.spec, self.mean, name="background")
             if len(fields) < 2:
                 raise UpsError(f"`background` must be at least 2 fields, got {len(fields)}.")
-            values = self._validate_parameters(nu, parameters, len(seen.values))
+            names = self.spec.parameters
+            values = validate_parameters(nu, parameters, names, len(seen.values), self.mean)
             return assimilate(self, seen, fields, values, num_draws, iterations)
 
     def forward(self, u0: Tensor, **options: Any) -> Tensor:
@@ -501,60 +513,6 @@ class Simulator(nn.Module):
         """
         return rollout_figure(u, truth, sample, self.spec)
 
-    def _validate_fields(
-        self, u0: object, x: Tensor | None, name: str = "u0"
-    ) -> tuple[Tensor, bool]:
-        """Check ``u0``: fields (B, *space, C), and whether it had a channel axis."""
-        u0 = to_tensor(u0, None, None)
-        if u0.is_complex():
-            raise UpsError(f"`{name}` must be real, got a complex field.")
-        u0 = u0.to(self.mean)
-        space = self.spec.domain.shape if x is None else (len(x),)
-        u, has_channels = self.spec.add_channel_axis(u0)
-        if len(u) == 0 or tuple(u.shape[1:]) != (*space, self.spec.num_channels):
-            channels = () if self.spec.num_channels == 1 else (self.spec.num_channels,)
-            sizes = ", ".join(str(n) for n in (*space, *channels))
-            grid = "x"
-            if x is None:
-                other = "; give x= for any other" if name == "u0" else ""
-                grid = f"the training grid{other}"
-            raise UpsError(
-                f"`{name}` must have shape (B, {sizes}), the points of {grid}; "
-                f"got {tuple(u0.shape)}."
-            )
-        if not bool(torch.isfinite(u).all()):
-            raise UpsError(f"`{name}` must be finite, got values that are not.")
-        return u, has_channels
-
-    def _validate_options(
-        self,
-        steps: int,
-        mode: str,
-        temperature: float | None,
-        grad: bool | None,
-        checkpoint_every: int | None,
-        stride: int,
-    ) -> None:
-        if not (hasattr(steps, "__index__") and steps >= 1):
-            raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
-        if mode not in MODES:
-            raise UpsError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
-        is_number = isinstance(temperature, int | float)
-        if temperature is not None and not (is_number and temperature >= 0):
-            raise UpsError(f"`temperature` must be a number >= 0, got {temperature!r}.")
-        if grad not in (None, True, False):
-            raise UpsError(f"`grad` must be True, False or None, got {grad!r}.")
-        if checkpoint_every is not None and not (
-            hasattr(checkpoint_every, "__index__") and checkpoint_every >= 1
-        ):
-            raise UpsError(
-                f"`checkpoint_every` must be an integer >= 1 or None, got {checkpoint_every!r}."
-            )
-        if not (hasattr(stride, "__index__") and 1 <= stride <= steps):
-            raise UpsError(
-                f"`stride` must be an integer from 1 to `steps` ({steps}), got {stride!r}."
-            )
-
     def _validate_corrector(self, correct: str) -> str:
         if correct not in CORRECTIONS:
             raise UpsError(f"`correct` must be one of {', '.join(CORRECTIONS)}, got {correct!r}.")
@@ -565,35 +523,6 @@ class Simulator(nn.Module):
                 "corrector, because its stage has not been trained."
             )
         return correct
-
-    def _validate_parameters(
-        self, nu: object, parameters: Mapping[str, object] | None, batch: int
-    ) -> Tensor:
-        """Check the parameters and return them as (B, P)."""
-        names = self.spec.parameters
-        given = dict(parameters or {})
-        if nu is not None:
-            if len(names) != 1:
-                raise UpsError(
-                    f"`nu` must be None: the parameters are {', '.join(names) or 'none'}."
-                )
-            given = {names[0]: nu}
-        if sorted(given) != sorted(names):
-            wanted = ", ".join(names) or "none"
-            raise UpsError(f"the parameters must be {wanted}, got {', '.join(given) or 'none'}.")
-        columns = []
-        for name in names:
-            try:
-                value = to_tensor(given[name], self.mean.dtype, self.mean.device).expand(batch)
-            except (TypeError, ValueError, RuntimeError):
-                raise UpsError(
-                    f"`{name}` must be one number or ({batch},), one for each field, "
-                    f"got {given[name]!r}."
-                ) from None
-            if not bool(((value > 0) & value.isfinite()).all()):
-                raise UpsError(f"`{name}` must be positive and finite, got {value.tolist()}.")
-            columns.append(value)
-        return torch.stack(columns, 1) if columns else self.mean.new_empty(batch, 0)
 
     def _warn(self, u: Tensor, parameters: Tensor, group_size: int) -> None:
         """Warn of parameters (B, P) and, once, of fields (B * group_size, *space, C) beyond the
@@ -629,46 +558,6 @@ class Simulator(nn.Module):
                 value,
                 limit,
             )
-
-    def _validate_sensors(self, positions: object) -> Tensor:
-        """Check the positions of readings and return them as (1 or R, P, D)."""
-        num_dims = self.spec.grid.num_dims
-        x = to_tensor(positions, self.mean.dtype, self.mean.device)
-        moves = x.ndim == 3 and x.shape[2] == num_dims
-        placed = self._validate_positions(x.flatten(0, 1) if moves else x, "positions")
-        assert placed is not None
-        return placed.view(x.shape) if moves else placed[None]
-
-    def _validate_positions(self, x: object, name: str) -> Tensor | None:
-        """Check positions and return them as a tensor (P, D)."""
-        if x is None:
-            return None
-        x = to_tensor(x, self.mean.dtype, self.mean.device)
-        if not isinstance(self.spec.domain, Grid):
-            raise UpsError(f"`{name}` must be None: the domain is not a grid.")
-        grid = self.spec.domain
-        x = x[:, None] if x.ndim == 1 and grid.num_dims == 1 else x
-        if x.ndim != 2 or len(x) == 0 or x.shape[1] != grid.num_dims:
-            wanted = "(P,)" if grid.num_dims == 1 else f"(P, {grid.num_dims})"
-            raise UpsError(f"`{name}` must have shape {wanted} with P >= 1, got {tuple(x.shape)}.")
-        if not bool(x.isfinite().all()):
-            raise UpsError(f"`{name}` must be finite, got values that are not.")
-        for d, sides in enumerate(grid.boundary):
-            low = x[:, d].min().item()
-            high = x[:, d].max().item()
-            # an output may span several periods; an input that does is in other units
-            if name == "x" and high - low > grid.extent[d] * (1 + 1e-6):
-                raise UpsError(
-                    f"`x` must span at most one period of {grid.extent[d]:g}, "
-                    f"got {low:g} to {high:g}."
-                )
-            first, last = grid.edges[d]
-            if sides != PERIODIC_AXIS and not (first <= low and high <= last):
-                raise UpsError(
-                    f"`{name}` must lie from {first:g} to {last:g} along axis {d}, which is not "
-                    f"periodic; got {low:g} to {high:g}."
-                )
-        return x
 
     def config(self) -> dict[str, object]:
         """Return what a checkpoint needs, besides the weights, to rebuild this simulator.

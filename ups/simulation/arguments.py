@@ -1,0 +1,163 @@
+"""Checks of the arguments of rollouts."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ups.core.errors import UpsError
+from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
+from ups.core.gradients import to_tensor
+
+MODES = ("latent", "physical")
+
+
+def validate_fields(
+    u0: object, spec: FieldSpec, like: Tensor, x: Tensor | None = None, name: str = "u0"
+) -> tuple[Tensor, bool]:
+    """Check fields.
+
+    Args:
+        u0: fields (B, *space, C), or with fewer axes, see ``FieldSpec.add_channel_axis``.
+        spec: describes them.
+        like: a tensor of the dtype and on the device that they get.
+        x: their positions (P, D); None for the training grid.
+        name: the name of the argument.
+
+    Returns:
+        Fields (B, *space, C), and whether they had a channel axis.
+
+    Raises:
+        UpsError: they are complex, not finite or of another shape.
+    """
+    u0 = to_tensor(u0, None, None)
+    if u0.is_complex():
+        raise UpsError(f"`{name}` must be real, got a complex field.")
+    u0 = u0.to(like)
+    space = spec.domain.shape if x is None else (len(x),)
+    u, has_channels = spec.add_channel_axis(u0)
+    if len(u) == 0 or tuple(u.shape[1:]) != (*space, spec.num_channels):
+        channels = () if spec.num_channels == 1 else (spec.num_channels,)
+        sizes = ", ".join(str(n) for n in (*space, *channels))
+        grid = "x"
+        if x is None:
+            other = "; give x= for any other" if name == "u0" else ""
+            grid = f"the training grid{other}"
+        raise UpsError(
+            f"`{name}` must have shape (B, {sizes}), the points of {grid}; got {tuple(u0.shape)}."
+        )
+    if not bool(torch.isfinite(u).all()):
+        raise UpsError(f"`{name}` must be finite, got values that are not.")
+    return u, has_channels
+
+
+def validate_options(
+    steps: int,
+    mode: str,
+    temperature: float | None,
+    grad: bool | None,
+    checkpoint_every: int | None,
+    stride: int,
+) -> None:
+    """Check the options of ``Simulator.rollout``.
+
+    Raises:
+        UpsError: one is out of its range.
+    """
+    if not (hasattr(steps, "__index__") and steps >= 1):
+        raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
+    if mode not in MODES:
+        raise UpsError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
+    is_number = isinstance(temperature, int | float)
+    if temperature is not None and not (is_number and temperature >= 0):
+        raise UpsError(f"`temperature` must be a number >= 0, got {temperature!r}.")
+    if grad not in (None, True, False):
+        raise UpsError(f"`grad` must be True, False or None, got {grad!r}.")
+    if checkpoint_every is not None and not (
+        hasattr(checkpoint_every, "__index__") and checkpoint_every >= 1
+    ):
+        raise UpsError(
+            f"`checkpoint_every` must be an integer >= 1 or None, got {checkpoint_every!r}."
+        )
+    if not (hasattr(stride, "__index__") and 1 <= stride <= steps):
+        raise UpsError(f"`stride` must be an integer from 1 to `steps` ({steps}), got {stride!r}.")
+
+
+def validate_parameters(
+    nu: object,
+    parameters: Mapping[str, object] | None,
+    names: Sequence[str],
+    batch: int,
+    like: Tensor,
+) -> Tensor:
+    """Check parameters and return them as (B, P).
+
+    Args:
+        nu: see ``Simulator.rollout``, and likewise ``parameters``.
+        names: the names that they must have (P,).
+        batch: number of fields B.
+        like: a tensor of the dtype and on the device that they get.
+
+    Raises:
+        UpsError: one is missing, unknown or out of its range.
+    """
+    given = dict(parameters or {})
+    if nu is not None:
+        if len(names) != 1:
+            raise UpsError(f"`nu` must be None: the parameters are {', '.join(names) or 'none'}.")
+        given = {names[0]: nu}
+    if sorted(given) != sorted(names):
+        wanted = ", ".join(names) or "none"
+        raise UpsError(f"the parameters must be {wanted}, got {', '.join(given) or 'none'}.")
+    columns = []
+    for name in names:
+        try:
+            value = to_tensor(given[name], like.dtype, like.device).expand(batch)
+        except (TypeError, ValueError, RuntimeError):
+            raise UpsError(
+                f"`{name}` must be one number or ({batch},), one for each field, "
+                f"got {given[name]!r}."
+            ) from None
+        if not bool(((value > 0) & value.isfinite()).all()):
+            raise UpsError(f"`{name}` must be positive and finite, got {value.tolist()}.")
+        columns.append(value)
+    return torch.stack(columns, 1) if columns else like.new_empty(batch, 0)
+
+
+def validate_positions(x: object, domain: Grid | PointCloud, like: Tensor, name: str) -> Tensor:
+    """Check positions and return them as a tensor (P, D).
+
+    Args:
+        x: positions (P, D), or (P,) on a line.
+        domain: where they must lie.
+        like: a tensor of the dtype and on the device that they get.
+        name: the name of the argument.
+
+    Raises:
+        UpsError: the domain is not a grid, or they are not finite, outside or of another shape.
+    """
+    x = to_tensor(x, like.dtype, like.device)
+    if not isinstance(domain, Grid):
+        raise UpsError(f"`{name}` must be None: the domain is not a domain.")
+    x = x[:, None] if x.ndim == 1 and domain.num_dims == 1 else x
+    if x.ndim != 2 or len(x) == 0 or x.shape[1] != domain.num_dims:
+        wanted = "(P,)" if domain.num_dims == 1 else f"(P, {domain.num_dims})"
+        raise UpsError(f"`{name}` must have shape {wanted} with P >= 1, got {tuple(x.shape)}.")
+    if not bool(x.isfinite().all()):
+        raise UpsError(f"`{name}` must be finite, got values that are not.")
+    for d, sides in enumerate(domain.boundary):
+        low = x[:, d].min().item()
+        high = x[:, d].max().item()
+        # an output may span several periods; an input that does is in other units
+        if name == "x" and high - low > domain.extent[d] * (1 + 1e-6):
+            raise UpsError(
+                f"`x` must span at most one period of {domain.extent[d]:g}, "
+                f"got {low:g} to {high:g}."
+            )
+        first, last = domain.edges[d]
+        if sides != PERIODIC_AXIS and not (first <= low and high <= last):
+            raise UpsError(
+                f"`{name}` must lie from {first:g} to {last:g} along axis {d}, which is not "
+                f"periodic; got {low:g} to {high:g}."
+            )
+    return x
