@@ -16,7 +16,7 @@ of the posterior if the rollout is linear, otherwise nearly.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Protocol
 
@@ -67,6 +67,11 @@ class Readings:
     steps: list[int]
     positions: Tensor
     has_channels: bool
+
+    def trajectories(self) -> "Iterator[Readings]":
+        """Yield the readings of each trajectory."""
+        for values, weights in zip(self.values.split(1), self.weights.split(1), strict=True):
+            yield replace(self, values=values, weights=weights)
 
     def misfit(self, predicted: Tensor) -> Tensor:
         """Predictions (..., B, R, P, C) less the readings, in units of the noise."""
@@ -159,20 +164,49 @@ def assimilate(
         known = torch.cat([simulator.encode(u, parameters[:1]) for u in parts])
     mean = known.mean(0)
     deviations = (known - mean).flatten(1) / math.sqrt(len(known) - 1)
+    # one after the other: a search of several takes steps that suit all, and needs more of them
+    found = [
+        _fit(simulator, one, mean, deviations, values[None], num_draws, iterations)
+        for one, values in zip(readings.trajectories(), parameters, strict=True)
+    ]
+    tokens = torch.cat([tokens for tokens, _ in found], -3)
+    misfit = torch.cat([misfit for _, misfit in found], -1)
+    if not bool(misfit.isfinite().all()):
+        raise UpsError("the search has diverged; check the units of `readings` and `noise`.")
+    return Analysis(tokens, misfit, simulator, parameters, readings)
+
+
+def _fit(
+    simulator: Surrogate,
+    readings: Readings,
+    mean: Tensor,
+    deviations: Tensor,
+    parameters: Tensor,
+    num_draws: int | None,
+    iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """The tokens of one trajectory (1, N, W) or (M, 1, N, W), and the misfit (1,) or (M, 1).
+
+    Args:
+        simulator: see ``assimilate``, and likewise ``num_draws`` and ``iterations``.
+        readings: readings of the trajectory.
+        mean: the mean of the background's tokens (N, W).
+        deviations: deviations from it, of which the prior's covariance is the sum of squares.
+        parameters: parameters of the equation (1, P).
+    """
 
     def tokens(weights: Tensor) -> Tensor:
         return mean + (weights @ deviations).unflatten(-1, mean.shape)
 
     def misfit(weights: Tensor) -> Tensor:
         z = tokens(weights)
-        # decoded and encoded again the tokens are ones that the encoder makes, and the rollout is
-        # seen from the frame that fields are
+        # Decoded and encoded again, tokens are ones that the encoder makes, and the rollout may use
+        # the symmetries of fields.
         u0 = simulator.decode(z.flatten(0, -3))
-        repeated = parameters.repeat(len(u0) // len(parameters), 1)
-        predicted = _predict(simulator, u0, repeated, readings)
+        predicted = _predict(simulator, u0, parameters.expand(len(u0), -1), readings)
         return readings.misfit(predicted.unflatten(0, z.shape[:-2]))
 
-    start = known.new_zeros(len(readings.values), len(known))
+    start = deviations.new_zeros(1, len(deviations))
     weights = _most_probable(misfit, start, start, 0.0, iterations)
     if num_draws is not None:
         start = weights.expand(num_draws, -1, -1)
@@ -181,10 +215,7 @@ def assimilate(
     with torch.no_grad():
         squares = misfit(weights).square().sum((-3, -2, -1))
         count = (readings.weights > 0).sum((-3, -2, -1)).clamp_min(1)
-        found = tokens(weights)
-    if not bool(squares.isfinite().all()):
-        raise UpsError("the search has diverged; check the units of `readings` and `noise`.")
-    return Analysis(found, (squares / count).sqrt(), simulator, parameters, readings)
+        return tokens(weights), (squares / count).sqrt()
 
 
 def _most_probable(
@@ -194,10 +225,7 @@ def _most_probable(
     errors: Tensor | float,
     iterations: int,
 ) -> Tensor:
-    """The weights (..., B, N) that minimize |a - center|^2 + |misfit(a) - errors|^2.
-
-    One quasi-Newton search for all trajectories: they only share the length of its steps.
-    """
+    """The weights (..., N) that minimize |a - center|^2 + |misfit(a) - errors|^2."""
     weights = start.detach().clone().requires_grad_()
     search = torch.optim.LBFGS(
         [weights], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe"

@@ -441,7 +441,7 @@ class Simulator(nn.Module):
             num_draws: number of draws M, which start from the most probable tokens and use torch's
                 global random numbers; None for those alone.
             iterations: largest number of steps of a search. Each is about one rollout and its
-                gradient, of every trajectory and draw at once.
+                gradient. Trajectories are searched one after the other, the draws of one at once.
 
         Returns:
             The tokens, with methods for fields at the times of the readings and for a forecast.
