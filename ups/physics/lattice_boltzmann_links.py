@@ -72,7 +72,7 @@ def _links_along(k: int, grid: Grid, obstacles: Sequence[Ellipse], kind: Integer
         leaving=_index(kind, k, nodes),
         second=np.where(is_near, behind, _index(kind, opposite, nodes)),
         returning=_index(kind, opposite, nodes + step),
-        direct=np.where(is_near, 2 * fraction, 1 / (2 * fraction)),
+        direct=np.where(is_near, 2 * fraction, 1 / (2 * fraction.clip(0.5))),
         direction=np.full(len(nodes), k),
         body=np.where(beyond >= 0, beyond, len(obstacles)),
     )
