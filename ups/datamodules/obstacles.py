@@ -130,11 +130,12 @@ def generate_obstacles(flows: ObstacleFlows, cache_dir: Path) -> Path:
     """
     path = Path(cache_dir) / f"obstacles-{flows.short_hash()}.h5"
     folder = path.with_suffix(".parts")
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(f"{path}.lock"):  # of parallel calls only one generates it
         if not path.exists():
             values = sum(flows.splits) * flows.num_frames * flows.num_points[1] * len(CHANNELS)
             check_disk_space(path, 2 * 4 * values, "the generated data set")
+            folder.mkdir(exist_ok=True)
             task = f"solving flows past obstacles, {' x '.join(map(str, flows.grid.shape))} nodes"
             solve_part = partial(_solve_part, flows, folder)
             _write(flows, map_with_progress(solve_part, flows.seeds, task, os.cpu_count()), path)

@@ -27,7 +27,7 @@ def signed_distance(points: Array, obstacles: Sequence[Ellipse], height: float) 
 
 def _to_obstacles(points: Array, obstacles: Sequence[Ellipse]) -> Array:
     far = np.full((1, *points.shape[:-1]), np.inf)
-    distances: Array = np.concatenate([far, signed_distances(tuple(obstacles), points)]).min(0)
+    distances: Array = np.concatenate([far, signed_distances(obstacles, points)]).min(0)
     return distances
 
 

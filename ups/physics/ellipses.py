@@ -1,6 +1,7 @@
 """Circles and ellipses in a plane: signed distances, and where a line meets them first."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,7 @@ class Ellipse:
         return crossing
 
 
-def signed_distances(ellipses: tuple[Ellipse, ...], points: Array) -> Array:
+def signed_distances(ellipses: Sequence[Ellipse], points: Array) -> Array:
     """Signed distances (E, ...) of points (..., 2) to each ellipse."""
     if not ellipses:
         return np.empty((0, *points.shape[:-1]))
