@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, TypeVar
 
 import h5py
 import numpy as np
@@ -29,6 +29,8 @@ from ups.physics import Equation
 # fields of LINE points that are solved in one call; of larger ones as many points
 GROUP, GPU_GROUP = 16, 512
 LINE = 1024
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -128,7 +130,8 @@ def solve_all(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     every_keep = (slice(None), slice(None), *(slice(None, None, keep) for _ in grid.shape))
 
-    def solve(first: int, group: Tensor) -> Tensor:
+    def solve(numbered: tuple[int, Tensor]) -> Tensor:
+        first, group = numbered
         # groups may have another size when the call is repeated
         part = None if folder is None else folder / f"{first}-{first + len(group)}.npy"
         if part is not None and part.exists():
@@ -143,9 +146,11 @@ def solve_all(
     size = GROUP if device.type == "cpu" else GPU_GROUP
     size = max(1, size * LINE // grid.num_points)
     groups = [group for split in u0 for group in split.split(size)]
-    first = [0, *accumulate(map(len, groups))]
+    sizes = [len(group) for group in groups]
+    numbered = list(zip(accumulate(sizes, initial=0), groups, strict=False))
     task = _task(equation, parameters, grid)
-    return torch.cat(_map_with_progress(solve, first, groups, task, device))
+    threads = os.cpu_count() if device.type == "cpu" else 1
+    return torch.cat(map_with_progress(solve, numbered, task, threads, sizes))
 
 
 def _task(equation: Equation, parameters: Sequence[float], grid: Grid) -> str:
@@ -156,28 +161,39 @@ def _task(equation: Equation, parameters: Sequence[float], grid: Grid) -> str:
     return f"solving {equation.name} for {', '.join([*words, f'{points} points'])}"
 
 
-def _map_with_progress(
-    solve: Callable[[int, Tensor], Tensor],
-    first: Sequence[int],
-    groups: Sequence[Tensor],
+def map_with_progress(
+    solve: Callable[[Item], Result],
+    items: Sequence[Item],
     task: str,
-    device: torch.device,
-) -> list[Tensor]:
-    """Solve groups, with the number of the first field of each, in parallel threads."""
+    threads: int | None,
+    sizes: Sequence[int] | None = None,
+) -> list[Result]:
+    """Solve items in parallel threads, with a progress bar.
+
+    Args:
+        solve: solves an item.
+        items: the items (N,).
+        task: the text of the progress bar.
+        threads: number of threads; None for a few for each core.
+        sizes: how much each item counts on the bar (N,); None for 1.
+
+    Returns:
+        The results (N,).
+    """
+    sizes = [1] * len(items) if sizes is None else sizes
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    threads = os.cpu_count() if device.type == "cpu" else 1
     with Progress(*columns) as progress, ThreadPoolExecutor(threads) as pool:
-        bar = progress.add_task(task, total=sum(map(len, groups)))
+        bar = progress.add_task(task, total=sum(sizes))
         done = []
         try:
-            for solved in pool.map(solve, first, groups):
+            for solved, size in zip(pool.map(solve, items), sizes, strict=True):
                 done.append(solved)
-                progress.advance(bar, len(solved))
+                progress.advance(bar, size)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # a signal ends the call now, not after all groups
             raise

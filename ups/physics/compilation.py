@@ -31,11 +31,16 @@ def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
         return numba.njit(function, nogil=True, error_model="numpy")
 
 
+def is_installed() -> bool:
+    """Whether solvers can be compiled."""
+    return numba is not None
+
+
 @cache
 def is_available() -> bool:
     """Whether solvers can be compiled. If they can't, the first call says so in the log."""
-    if numba is None:
+    if not is_installed():
         log.warning(
             "numba or rocket-fft is not installed: solvers run in torch, 2 to 100 times slower."
         )
-    return numba is not None
+    return is_installed()

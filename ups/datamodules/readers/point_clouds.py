@@ -1,0 +1,140 @@
+"""Trajectories on point clouds: an HDF5 file in which each trajectory has its own points.
+
+Of N trajectories with P points in all, T frames and C channels:
+
+- `offsets` (N + 1,): the points of trajectory i are `offsets[i]` to `offsets[i + 1]`, in an order
+  without meaning, so that any first part of them is a random choice.
+- `positions` (P, D), `signed_distance` (P,) to the nearest wall, negative behind it, and
+  `node_type` (P,), an index of the attribute `node_types`.
+- `fields` (T, P, C), and the times `t-coordinate` (T,).
+- `parameters/<name>` (N,): numbers > 0.
+
+Its attributes are `channels`, `node_types` and `splits`, the numbers of trajectories for training,
+validation and test, which lie in this order. Other arrays and attributes are not read.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ups.core.errors import UpsError
+from ups.datamodules.readers.coordinates import spacing
+from ups.datamodules.readers.field_files import OpenFiles, read_array
+from ups.datamodules.readers.hdf5 import Datasets, open_hdf5, texts
+
+
+class Geometry(NamedTuple):
+    """The points of a trajectory.
+
+    Args:
+        positions: (P, D), float32.
+        signed_distance: distances (P,) to the nearest wall, float32.
+        node_type: indices (P,) of ``PointCloudFile.node_types``, uint8.
+    """
+
+    positions: np.ndarray
+    signed_distance: np.ndarray
+    node_type: np.ndarray
+
+
+class PointCloudFile:
+    """Reads trajectories on point clouds, each with its own points.
+
+    Args:
+        path: the file.
+        temporal_downsampling: keep every so many-th frame.
+        spatial_downsampling: keep every so many-th point.
+
+    Attributes:
+        path: the file.
+        trajectories: number of trajectories.
+        frames: number of frames that are kept.
+        dt: the time between them.
+        channels: the names of the channels.
+        node_types: the names of the types of points.
+        parameters: the parameters by name (N,).
+        splits: the trajectories of "train", "validation" and "test".
+
+    Raises:
+        UpsError: the file has a fault.
+    """
+
+    def __init__(
+        self, path: Path, temporal_downsampling: int = 1, spatial_downsampling: int = 1
+    ) -> None:
+        self.path = Path(path)
+        self._files = OpenFiles(open_hdf5)
+        self._every_frame = temporal_downsampling
+        self._every_point = spatial_downsampling
+        stored = Datasets(self.path, self._files[self.path])
+        self._offsets = stored.values("offsets", 1).astype(np.int64)
+        times = stored.values("t-coordinate", 1)
+        self.channels = self._names("channels")
+        self.node_types = self._names("node_types")
+        self._check(stored, len(times))
+        self.trajectories = len(self._offsets) - 1
+        self.frames = len(times[::temporal_downsampling])
+        self.dt = spacing(times) * temporal_downsampling
+        group = stored.file.get("parameters", {})
+        self.parameters: Mapping[str, np.ndarray] = {
+            name: stored.values(f"parameters/{name}", 1) for name in group
+        }
+        self.splits = self._splits()
+
+    def geometry(self, trajectory: int) -> Geometry:
+        """Read the points of a trajectory."""
+        arrays = (self._read(name, self._points(trajectory)) for name in Geometry._fields)
+        return Geometry(*(array[:: self._every_point] for array in arrays))
+
+    def read(
+        self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
+    ) -> list[np.ndarray]:
+        """Read ``frames`` frames from ``start`` on of B trajectories.
+
+        Returns:
+            B arrays (frames, P, C), float32; the number of points P differs between them.
+        """
+        first = start * self._every_frame
+        count = self.frames - start if frames is None else frames
+        times = slice(first, first + (count - 1) * self._every_frame + 1, self._every_frame)
+        return [
+            self._read("fields", times, self._points(i))[:, :: self._every_point]
+            for i in trajectories
+        ]
+
+    def _points(self, trajectory: int) -> slice:
+        return slice(self._offsets[trajectory], self._offsets[trajectory + 1])
+
+    def _read(self, name: str, *index: slice) -> np.ndarray:
+        return read_array(self.path, name, lambda: np.asarray(self._files[self.path][name][index]))
+
+    def _names(self, attribute: str) -> tuple[str, ...]:
+        attributes = self._files[self.path].attrs  # type: ignore[attr-defined]  # a file of h5py
+        if attribute not in attributes:
+            raise UpsError(f"{self.path}: there is no attribute '{attribute}', which it must have.")
+        return tuple(texts(attributes[attribute]))
+
+    def _check(self, stored: Datasets, frames: int) -> None:
+        """Check that the arrays fit each other."""
+        points = int(self._offsets[-1])
+        if self._offsets[0] != 0 or not (np.diff(self._offsets) > 0).all():
+            raise UpsError(f"{self.path}: 'offsets' must increase from 0.")
+        dims = stored.array("positions", 2).shape[1]
+        stored.check_shape("positions", (points, dims))
+        stored.check_shape("signed_distance", (points,))
+        stored.check_shape("node_type", (points,))
+        stored.check_shape("fields", (frames, points, len(self.channels)))
+
+    def _splits(self) -> Mapping[str, Sequence[int]]:
+        counts = np.atleast_1d(self._files[self.path].attrs["splits"])  # type: ignore[attr-defined]
+        ends = np.cumsum(counts).tolist()
+        if len(ends) != 3 or ends[-1] != self.trajectories:
+            raise UpsError(
+                f"{self.path}: 'splits' must be three numbers whose sum is {self.trajectories}, "
+                f"got {counts.tolist()}."
+            )
+        starts = [0, *ends[:-1]]
+        names = ("train", "validation", "test")
+        return {n: range(a, b) for n, a, b in zip(names, starts, ends, strict=True)}
