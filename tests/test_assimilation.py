@@ -110,12 +110,20 @@ def test_exact_readings_recover_a_mixture_of_the_background():
     assert torch.allclose(analysis.initial_fields(), u0, atol=1e-5)
 
 
-def test_draws_have_the_mean_and_covariance_of_the_posterior():
-    background, _, index, positions, readings = problem(LINE, n=4, batch=1)
-    weights, covariance, fields = posterior(background, index, readings, (1, 2, 4))
+@pytest.mark.parametrize(
+    ("steps", "points"), [((1, 2, 4), 5), ((2,), 2)], ids=["of readings", "mostly of the prior"]
+)
+def test_draws_have_the_mean_and_covariance_of_the_posterior(steps, points):
+    background, _, index, positions, readings = problem(LINE, 4, 1, steps, points)
+    weights, covariance, fields = posterior(background, index, readings, steps)
     torch.manual_seed(0)
     analysis = toy().assimilate(
-        readings, positions, [0.5, 1.0, 2.0], background=background, noise=NOISE, num_draws=2000
+        readings,
+        positions,
+        [step * LINE.dt for step in steps],
+        background=background,
+        noise=NOISE,
+        num_draws=2000,
     )
     draws = analysis.initial_fields()[:, 0, :, 0]
     deviations = fields(torch.eye(4, dtype=torch.float64)) - background.mean(0)
@@ -236,6 +244,19 @@ def test_each_trajectory_has_its_parameter():
     both = sim.assimilate(readings, positions, times, nu=nu, num_draws=2, **options)
     again = sim.rollout(both.initial_fields()[1], 4, nu=nu)[:, 3:]
     assert torch.allclose(both.rollout(1)[1], again, atol=1e-5)
+
+
+def test_trajectories_do_not_depend_on_each_other():
+    sim = make_simulator().eval()
+    background = burgers.initial_conditions(6, sim.x, seed=0)
+    nu = torch.tensor([0.001, 0.004])
+    readings = sim.rollout(background[:2], 2, nu=nu)[:, :, ::4]
+    options = {"background": background, "noise": 0.1, "iterations": 4}
+    both = sim.assimilate(readings, sim.x[::4], [0.05, 0.1], nu=nu, **options)
+    for i in range(2):
+        alone = sim.assimilate(readings[i], sim.x[::4], [0.05, 0.1], nu=nu[i], **options)
+        assert torch.allclose(both.tokens[i], alone.tokens[0], atol=1e-6)
+        assert torch.allclose(both.misfit[i], alone.misfit[0], rtol=1e-5)
 
 
 def test_shipped_model_finds_a_field_that_moves():
