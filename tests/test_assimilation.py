@@ -334,9 +334,11 @@ def test_field_on_points_is_refused():
         sim.assimilate(torch.zeros(1, 1), [0.1], [1.0], background=torch.zeros(2, 2), noise=1.0)
 
 
-def test_steps_of_a_forecast_are_checked():
+def test_invalid_option_of_a_forecast_is_refused():
     background, _, _, positions, readings = problem(LINE)
     options = {"background": background, "noise": NOISE, "iterations": 1}
     analysis = toy().assimilate(readings, positions, [0.5, 1, 2], **options)
     with pytest.raises(UpsError, match="`steps` must be an integer >= 1, got 0"):
         analysis.rollout(0)
+    with pytest.raises(UpsError, match="`stride` must be 1 in a forecast, got 2"):
+        analysis.rollout(4, stride=2)

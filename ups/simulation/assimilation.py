@@ -113,13 +113,16 @@ class Analysis:
 
         Args:
             steps: number of steps, at least 1.
-            options: options of ``Simulator.rollout``, such as ``x_out``.
+            options: options of ``Simulator.rollout`` other than ``stride``, such as ``x_out``.
 
         Raises:
             UpsError: an argument is out of its range.
         """
         if not (hasattr(steps, "__index__") and steps >= 1):
             raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
+        if options.get("stride", 1) != 1:
+            # frames are counted from the initial state
+            raise UpsError(f"`stride` must be 1 in a forecast, got {options['stride']!r}.")
         last = self.readings.steps[-1]
         names = self.simulator.spec.parameters
         values = dict(zip(names, self._parameters().unbind(-1), strict=True))
