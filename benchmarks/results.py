@@ -368,9 +368,9 @@ What was read: [inverse problems](inverse_problems.md)."""
 def readings(result: dict[str, Any]) -> str:
     """A row for each number of points and each way."""
     rows = []
-    for points, found in result["points"].items():
-        seeds = list(found["seeds"].values())
-        for name in ("model", "filter"):
+    finished = {p: list(found["seeds"].values()) for p, found in result["points"].items()}
+    for points, seeds in finished.items():
+        for name in ("model", "filter") if seeds else ():
             of_seeds = [seed[name] for seed in seeds]
             members = [row["members"] for row in of_seeds if "members" in row]
             rows.append(
@@ -383,6 +383,7 @@ def readings(result: dict[str, Any]) -> str:
                 ]
             )
     # the same trajectories for all seeds
+    seeds = next(iter(finished.values()))
     known = seeds[0]["from the true frame 0"]
     rows += [["the true frame 0", name, *at_frames([known[name]]), "", ""] for name in known]
     head = ["points read", "", "frame 10", "frame 20", "seconds of a core", "members"]
