@@ -978,12 +978,13 @@ def test_generated_file_is_named_by_what_decides_its_values():
         "num_points": 8, "reference_num_points": 64, "num_frames": 5, "dt": 0.04,
         "num_train": 41, "num_validation": 6, "num_test": 7,
         "nu": 0.5, "seed": 1, "equation": "advection", "initial_conditions": "paper",
+        "start_time": 1.0,
     }  # fmt: skip
     others = {
         "unroll_steps": 1, "samples_per_trajectory": 3, "batch_size": 1, "eval_batch_size": 1,
         "augmentation": {**NO_AUGMENTATION, "max_time_rescale": 1},
         "start_time_bias": 1.0, "fixed_windows": True,
-        "in_memory": False, "num_workers": 1, "sampler_seed": 1,
+        "in_memory": False, "num_workers": 1, "sampler_seed": 1, "observed_points": 4,
     }  # fmt: skip
     names = {name(**{key: value}) for key, value in deciding.items()}
     assert len(names | {name()}) == len(deciding) + 1
@@ -996,6 +997,7 @@ def test_burgers_data_module_differs_from_the_common_one_by_its_defaults_alone()
     own = {"equation": "burgers", "nu": DEFAULT_NU, "start_time_bias": 2.0}
     assert dict(BurgersDataModule().hparams) == {**defaults, **own}
     changed = {"path": "Nu0.1.hdf5", "nu": 0.1, "augmentation": {"translate": False}}
+    changed["observed_points"] = 64
     for key, default in defaults.items():
         if key == "initial_conditions":
             changed[key] = "paper"

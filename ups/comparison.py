@@ -86,7 +86,7 @@ def compare(
         for model, function in models.items()
         for measurement in _measurements(model, function, datamodule)
     ]
-    measurements += measure_baselines(datamodule.spec, datamodule.equation)
+    measurements += measure_baselines(datamodule.spec, datamodule.equation, datamodule.observation)
     tested = MeasurementModule(datamodule.spec, measurements)
     predictors = {model: _predictor(function) for model, function in models.items()}
     cfg = _settings(folder, predictors, datamodule)
@@ -138,12 +138,15 @@ def _measurements(name: str, model: Model, data: TrajectoryDataModule) -> list[M
     """The measurements of one model: two of a simulator, one of any other."""
     if isinstance(model, Simulator):
         check_data(model, data, f"`{name}`")
-        return measure_simulator(copy.deepcopy(model).cpu().eval(), name, ["none"])
+        simulator = copy.deepcopy(model).cpu().eval()
+        return measure_simulator(simulator, name, ["none"], observation=data.observation)
     predictor = _predictor(model)
     foreign = ForeignModel(name, predictor, data.spec)
     mode = "physical" if predictor.returns == "frame" else "rollout"
     row = Row(name, mode, "none", False, {})
-    return [Measurement(data.spec, data.equation, foreign.predict, row)]
+    return [
+        Measurement(data.spec, data.equation, foreign.predict, row, observation=data.observation)
+    ]
 
 
 def _data_module(data: Data) -> TrajectoryDataModule:

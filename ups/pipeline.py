@@ -170,7 +170,8 @@ def test(cfg: DictConfig, folder: Path, logger: Loggers) -> float:
     options = to_plain(cfg.ttc)
     options.pop("enabled", None)
     simulator.ttc = TTC(**options)
-    module = EvaluationModule(simulator, cfg.model.name, list(cfg.stage.evaluate), with_ttc)
+    correct = list(cfg.stage.evaluate)
+    module = EvaluationModule(simulator, cfg.model.name, correct, with_ttc, data.observation)
     reports = ReportWriter(cfg, folder)
     callbacks = [reports, *make_test_callbacks(cfg)]
     trainer = make_test_trainer(cfg.trainer.accelerator, callbacks, logger)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, TypedDict, TypeVar
+from typing import Literal, NotRequired, TypedDict, TypeVar
 
 import h5py
 import numpy as np
@@ -40,7 +40,8 @@ class Recipe(TypedDict):
 
     The keys are hashed into the names of files and written into them, so a change of a word makes
     all data again. In version 2 each trajectory takes its own steps (in version 1 the fastest of a
-    group set them for all), and initial conditions have a name.
+    group set them for all), and initial conditions have a name. ``start_time`` is there only if it
+    is not 0, so that older data keep their names.
     """
 
     equation: str | None
@@ -55,6 +56,7 @@ class Recipe(TypedDict):
     train: int
     validation: int
     test: int
+    start_time: NotRequired[float]
 
 
 def generate(equation: Equation, recipe: Recipe, path: Path) -> None:
@@ -72,7 +74,8 @@ def generate(equation: Equation, recipe: Recipe, path: Path) -> None:
     parameters = [] if recipe["nu"] is None else [recipe["nu"]]
     draw = equation.initial_conditions[recipe["initial_conditions"]]
     u0 = [draw(recipe[split], grid, 3 * recipe["seed"] + i) for i, split in enumerate(SPLITS)]
-    times = (np.arange(recipe["frames"]) * recipe["dt"]).tolist()
+    start = recipe.get("start_time", 0.0)
+    times = (start + np.arange(recipe["frames"]) * recipe["dt"]).tolist()
     folder = path.with_suffix(".parts")
     folder.mkdir(exist_ok=True)
     values = solve_all(equation, u0, times, parameters, grid, keep, folder)

@@ -30,7 +30,7 @@ SHARE = 0.1  # of the trajectories, for a split whose size is not given
 # more values of the parameters than this are remembered as their range
 MAX_LISTED = 8
 GENERATED = ("cache_dir", "nu", "initial_conditions", "num_points", "reference_num_points",
-             "num_frames", "reader", "equation")  # fmt: skip
+             "num_frames", "start_time", "observed_points", "reader", "equation")  # fmt: skip
 Side = Literal["periodic", "wall", "open"]
 
 

@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader
 from ups.core.agreement import disagreements
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec, domain_essentials
+from ups.core.fields import FieldSpec, Grid, domain_essentials
 from ups.core.io import check_disk_space, check_memory
 from ups.core.locks import file_lock
 from ups.core.schema import (
     BOOKKEEPING,
     LARGEST,
     EquationName,
+    NonNegativeFloat,
     NonNegativeInt,
     OneOrMore,
     PathStr,
@@ -45,6 +46,7 @@ from ups.datamodules.windows import WindowDataset, WindowSampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics import Equation, get_equation
 from ups.physics.moving_frame import MovingFrame
+from ups.physics.observation import Observation, check_observable
 from ups.simulation.input_range import channel_sizes
 
 # smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
@@ -102,6 +104,10 @@ class TrajectoryDataModule(pl.LightningDataModule):
             the equation needs, see ``ups.physics.Equation``.
         dt: the time between frames of generated data.
         num_frames: number of frames T of generated data.
+        start_time: time for which generated data are solved before their first frame.
+        observed_points: number of points along each axis of a coarser grid, on which the first
+            frame of every window and trajectory is seen; all other frames are whole. None if the
+            first frame is whole too.
         num_train: number of training trajectories.
         num_validation: number of validation trajectories.
         num_test: number of test trajectories.
@@ -125,9 +131,11 @@ class TrajectoryDataModule(pl.LightningDataModule):
         spec: describes the field, after ``setup``, like all that follow.
         input_sizes: the largest of each of ``ups.simulation.input_range.channel_sizes`` (C,) among
             the fields of the training split from which a rollout is learnt: the initial ones, or
-            those of all frames if ``start_time_bias`` is 1.
+            those of all frames if ``start_time_bias`` is 1. They are as a network sees them.
+        observation: what is seen of a frame; None if it is seen whole.
         num_frames: number of frames T.
-        values: fields (N, T, *space, C) of the validation and test splits.
+        values: fields (N, T, *space, C) of the validation and test splits, the first frame as it is
+            observed.
         parameters: parameters (N, P) of each split.
         dataset: a dict that identifies the test set.
 
@@ -165,6 +173,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         seed: Seed = 0,
         sampler_seed: Seed = 0,
         reader: Annotated[str, Words("pdebench, or package.module.Class")] = "pdebench",
+        start_time: NonNegativeFloat = 0.0,
+        observed_points: Annotated[int, Ge(2), Le(LARGEST)] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -197,6 +207,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 f"`data.num_points` must be a divisor of "
                 f"data.reference_num_points={self._solver_points()}, got {num_points}."
             )
+        if path is None and self.equation is not None and observed_points is not None:
+            check_observable(self.equation, self.equation.grid(num_points), observed_points)
         self.doubts: list[str] = []  # about what was given, for warnings
         self.parts = self._parts(path, Path(cache_dir), nu)  # pairs of nu, or None, and a file
         self.training_parameters = [[] if value is None else [value] for value, _ in self.parts]
@@ -298,12 +310,15 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.spec = self._describe(first, known)
         first_frames = torch.from_numpy(known[:, :1])
         frame = MovingFrame(self.equation, first_frames[:, 0], first.grid, first.dt)
-        initial = frame.enter(first_frames)[:, 0]
+        initial = self._observed(frame.enter(first_frames)[:, 0], first.grid)
         # the initial amplitude of most solutions
         self.amplitude_cap = float(np.quantile(initial.abs().flatten(1).amax(1).numpy(), 0.8))
         inputs = known if h.start_time_bias == 1 else known[:, :1]
         self.input_sizes = self._largest_sizes(inputs, first)
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
+        if self.observation is not None:
+            for values in self.values.values():
+                values[:, 0] = self.observation(values[:, 0])
         nus = [nu for nu, _ in self.parts]
         self.dataset: DatasetInfo = {
             "name": self._name(*nus),
@@ -322,6 +337,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         for frames in torch.from_numpy(known).unbind(1):
             frame = MovingFrame(self.equation, frames, file.grid, file.dt)
             seen = frame.enter(frames[:, None])[:, 0]
+            seen = seen if self.observation is None else self.observation(seen)
             for name, size in channel_sizes(seen, file.grid).items():
                 found = size.amax(0)
                 largest[name] = torch.maximum(largest.get(name, found), found)
@@ -331,6 +347,15 @@ class TrajectoryDataModule(pl.LightningDataModule):
         """``input_sizes`` in the standard deviations of ``spec``, the largest of all channels."""
         std = torch.tensor(spec.std)
         return {name: (size / std).max().item() for name, size in self.input_sizes.items()}
+
+    def _observed(self, fields: Tensor, grid: Grid) -> Tensor:
+        """Set ``observation``, and return what it shows of initial training fields."""
+        num_points = self.hparams["observed_points"]
+        self.observation = None
+        if num_points is None:
+            return fields
+        self.observation = Observation(self.equation, grid, num_points, fields)
+        return self.observation(fields)
 
     def rows(self, trajectories: int) -> dict[str, Sequence[int]]:
         """The rows of each split in a file of so many ``trajectories``."""
@@ -456,6 +481,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
             self.spec.dt,
             self.equation,
             self.amplitude_cap,
+            self.observation,
         )
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=h.num_workers)
 
@@ -575,7 +601,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
 
     def _recipe(self, part: int, nu: float | None) -> Recipe:
         h: Any = self.hparams
-        return {
+        recipe: Recipe = {
             "equation": self.equation_name,
             "version": 2,
             "initial_conditions": self.initial_conditions,
@@ -589,6 +615,9 @@ class TrajectoryDataModule(pl.LightningDataModule):
             "validation": h.num_validation,
             "test": h.num_test,
         }
+        if h.start_time:
+            recipe["start_time"] = h.start_time
+        return recipe
 
 
 def _chosen(equation: Equation, initial_conditions: str | None) -> str:

@@ -50,6 +50,8 @@ class WindowDataset(Dataset[Batch]):
         equation: the equation, for its symmetries; None if there is none, and then none is used.
         amplitude_cap: largest amplitude of the first field of a rescaled window. A model need not
             learn fields that are larger than those in the data.
+        observe: maps the first frames (B, *space, C) to what is seen of them; None if they are seen
+            whole.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class WindowDataset(Dataset[Batch]):
         dt: float,
         equation: Equation | None,
         amplitude_cap: float = math.inf,
+        observe: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.sources = sources
         self.values = values
@@ -71,6 +74,7 @@ class WindowDataset(Dataset[Batch]):
         self.dt = dt
         self.equation = equation
         self.amplitude_cap = amplitude_cap
+        self.observe = observe
 
     def __getitem__(self, w: WindowIndices) -> Batch:
         w = self._within_cap(w) if w.stride.max() > 1 else w
@@ -90,6 +94,8 @@ class WindowDataset(Dataset[Batch]):
             chosen = amount[rows] + 1 if name == "rescale_time" else amount[rows]
             u[rows] = symmetry.fields(u[rows], chosen, self.grid)
             parameters[rows] = symmetry.parameters(parameters[rows], chosen)
+        if self.observe is not None:
+            u[:, 0] = self.observe(u[:, 0])
         return Batch(u, parameters, torch.from_numpy(w.trajectory), torch.from_numpy(w.number))
 
     def _from_moving_frame(self, u: Tensor, stride: np.ndarray) -> Tensor:

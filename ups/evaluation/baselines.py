@@ -1,6 +1,6 @@
 """Baselines for every result: persistence, and the equation's solver on coarser grids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.gradients import needs_gradients
+from ups.core.stepper import Stepper
 from ups.physics import Equation
 
 
@@ -86,3 +87,28 @@ class SolverStepper:
 
     def decode(self, state: Tensor) -> Tensor:
         return self.prolong(state, self.factor)
+
+
+class RandomStart:
+    """A stepper that starts from fields to which something random is added.
+
+    Of the equation's solver and of what is not seen of the initial fields, it draws members of a
+    reference ensemble: their futures differ by nothing but the initial fields.
+
+    Args:
+        stepper: moves the fields forward.
+        draw: maps initial fields (B, *space, C) to what is added to them.
+    """
+
+    def __init__(self, stepper: Stepper, draw: Callable[[Tensor], Tensor]) -> None:
+        self.stepper = stepper
+        self.draw = draw
+
+    def encode(self, u: Tensor, parameters: Tensor) -> Tensor:
+        return self.stepper.encode(u + self.draw(u), parameters)
+
+    def step(self, state: Tensor, parameters: Tensor) -> Tensor:
+        return self.stepper.step(state, parameters)
+
+    def decode(self, state: Tensor) -> Tensor:
+        return self.stepper.decode(state)

@@ -16,11 +16,12 @@ from ups.core.batch import Batch
 from ups.core.fields import FieldSpec
 from ups.core.norms import relative_l2_squared
 from ups.core.stepper import Stepper, predict
-from ups.evaluation.baselines import Persistence, SolverStepper, coarse_solvers
+from ups.evaluation.baselines import Persistence, RandomStart, SolverStepper, coarse_solvers
 from ups.evaluation.ensembles import EnsembleMetrics
 from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum
 from ups.evaluation.results import Row
 from ups.physics import Equation
+from ups.physics.observation import Observation
 from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.simulator import Simulator
 
@@ -103,9 +104,12 @@ class EvaluationModule(MeasurementModule):
         correct: the correctors to test; those that the simulator lacks are skipped.
         with_ttc: whether to test with test-time conditioning too. A corrector that would repeat
             the rollout of another one is left out, see ``_distinct_guided``.
+        observation: what is seen of initial fields; None if they are seen whole.
 
-    Rows with a corrector and without conditioning also hold the scores of an ensemble of
-    ``NUM_ENSEMBLE_MEMBERS`` rollouts at temperature 1, see ``EnsembleMetrics``: ``crps``,
+    Rows with a corrector also hold the scores of an
+    ensemble of ``NUM_ENSEMBLE_MEMBERS`` rollouts at temperature 1, if there is no conditioning. So
+    does the solver on the data's own points, if not all of the initial fields is seen: its members
+    have random fields for the rest. The scores are those of ``EnsembleMetrics``: ``crps``,
     ``energy_score``, ``ensemble_nrmse`` of its mean, ``spread_skill_ratio`` (1 is calibrated),
     ``coverage_90`` and the list ``rank_histogram``; and of each frame the lists
     ``ensemble_nrmse_over_time`` and ``ensemble_spread_over_time``. The ratio is mean relative
@@ -115,10 +119,15 @@ class EvaluationModule(MeasurementModule):
     """
 
     def __init__(
-        self, simulator: Simulator, model: str, correct: list[str], with_ttc: bool = False
+        self,
+        simulator: Simulator,
+        model: str,
+        correct: list[str],
+        with_ttc: bool = False,
+        observation: Observation | None = None,
     ) -> None:
-        measurements = measure_simulator(simulator, model, correct, with_ttc)
-        measurements += measure_baselines(simulator.spec, simulator.equation)
+        measurements = measure_simulator(simulator, model, correct, with_ttc, observation)
+        measurements += measure_baselines(simulator.spec, simulator.equation, observation)
         super().__init__(simulator.spec, measurements)
         self.simulator = simulator
 
@@ -140,6 +149,8 @@ class Measurement:
         predict: what predicts.
         settings: the row without its metrics.
         sample: draws one member of an ensemble, whose calibration is measured too; None for none.
+        observation: what single steps see of true frames; None if all. Rollouts start from what the
+            batches hold.
     """
 
     def __init__(
@@ -149,12 +160,14 @@ class Measurement:
         predict: Predict,
         settings: Row,
         sample: Predict | None = None,
+        observation: Observation | None = None,
     ) -> None:
         self.spec = spec
         self.equation = equation
         self.predict = predict
         self.settings = settings
         self.sample = sample
+        self.observation = observation
 
     def start(self, batch: Batch) -> None:
         """Begin with the first batch."""
@@ -182,13 +195,18 @@ class Measurement:
         self.rollouts.update(pred, target)
         self.checks.update(batch.u[:, 0], pred, target)
         parameters = batch.parameters.repeat_interleave(frames, 0)
-        step = self.predict(batch.u[:, :-1].flatten(0, 1), 1, parameters)[:, 0]
+        step = self.predict(self._starts(batch), 1, parameters)[:, 0]
         axes = self.spec.space_axes
         truth = target.flatten(0, 1).double()
         self.one_step.append(relative_l2_squared(step.double(), truth, axes))
         if self.sample is not None:
             self._add_ensembles(self.sample, batch)
         return pred
+
+    def _starts(self, batch: Batch, stride: int = 1) -> Tensor:
+        """What single steps from every ``stride``-th frame see (B T / stride, *space, C)."""
+        starts = batch.u[:, :-1:stride].flatten(0, 1)
+        return starts if self.observation is None else self.observation(starts)
 
     def _new_ensembles(self, frames: int) -> EnsembleMetrics:
         return EnsembleMetrics(frames, self.spec, NUM_ENSEMBLE_MEMBERS)
@@ -198,10 +216,10 @@ class Measurement:
         target = batch.u[:, 1:]
         samples = _ensemble(sample, batch.u[:, 0], target.shape[1], batch.parameters)
         self.ensembles.update(samples, target)
-        starts = batch.u[:, :-1:ONE_STEP_STRIDE]
+        starts = self._starts(batch, ONE_STEP_STRIDE)
         ends = target[:, ::ONE_STEP_STRIDE].flatten(0, 1)
-        parameters = batch.parameters.repeat_interleave(starts.shape[1], 0)
-        steps = _ensemble(sample, starts.flatten(0, 1), 1, parameters)
+        parameters = batch.parameters.repeat_interleave(len(starts) // len(batch), 0)
+        steps = _ensemble(sample, starts, 1, parameters)
         self.steps.update(steps, ends[:, None])
 
     def compute(self) -> Row:
@@ -223,7 +241,11 @@ class Measurement:
 
 
 def measure_simulator(
-    simulator: Simulator, model: str, correct: Sequence[str], with_ttc: bool = False
+    simulator: Simulator,
+    model: str,
+    correct: Sequence[str],
+    with_ttc: bool = False,
+    observation: Observation | None = None,
 ) -> list[Measurement]:
     """The measurements of a simulator, see ``EvaluationModule``."""
     held = [name for name in correct if name == "none" or name in simulator.correctors]
@@ -231,25 +253,29 @@ def measure_simulator(
     settings += [("latent", name, False) for name in held if name != "none"]
     if with_ttc:
         settings += [("latent", name, True) for name in _distinct_guided(simulator, held)]
-    return [_measure(simulator, Row(model, mode, name, ttc, {})) for mode, name, ttc in settings]
+    rows = [Row(model, mode, name, ttc, {}) for mode, name, ttc in settings]
+    return [_measure(simulator, row, observation) for row in rows]
 
 
-def _measure(simulator: Simulator, settings: Row) -> Measurement:
+def _measure(simulator: Simulator, settings: Row, observation: Observation | None) -> Measurement:
     stepper = simulator.stepper(settings.correct, settings.ttc)
-    roll_out = _predict_with(simulator, stepper, reencode=settings.mode == "physical")
+    reencode = settings.mode == "physical"
+    roll_out = _predict_with(simulator, stepper, reencode)
     sample = None
     if settings.correct != "none" and not settings.ttc:
-        # an ensemble draws from the distribution that the corrector learned
+        # an ensemble draws from the distribution that was learned
         sampler = simulator.stepper(settings.correct, temperature=1.0)
-        sample = _predict_with(simulator, sampler)
-    return Measurement(simulator.spec, simulator.equation, roll_out, settings, sample)
+        sample = _predict_with(simulator, sampler, reencode)
+    return Measurement(simulator.spec, simulator.equation, roll_out, settings, sample, observation)
 
 
 def _predict_with(simulator: Simulator, stepper: Stepper, reencode: bool = False) -> Predict:
     return lambda u0, steps, parameters: simulator.predict(stepper, u0, steps, parameters, reencode)
 
 
-def measure_baselines(spec: FieldSpec, equation: Equation | None) -> list[Measurement]:
+def measure_baselines(
+    spec: FieldSpec, equation: Equation | None, observation: Observation | None = None
+) -> list[Measurement]:
     """The measurements of persistence and of the equation's solver.
 
     The solver is measured on those grids that are coarser than the data's by ``SOLVER_FACTORS``
@@ -259,15 +285,21 @@ def measure_baselines(spec: FieldSpec, equation: Equation | None) -> list[Measur
     points = [n for n in coarser if n >= MIN_SOLVER_POINTS]
     baselines: list[Persistence | SolverStepper] = [Persistence()]
     baselines += coarse_solvers(equation, spec, points)
-    return [
-        Measurement(
-            spec,
-            equation,
-            partial(predict, baseline),
-            Row(baseline.name, "physical", "none", False, {}),
-        )
-        for baseline in baselines
-    ]
+    return [_measure_baseline(baseline, spec, equation, observation) for baseline in baselines]
+
+
+def _measure_baseline(
+    baseline: Persistence | SolverStepper,
+    spec: FieldSpec,
+    equation: Equation | None,
+    observation: Observation | None,
+) -> Measurement:
+    sample = None
+    # of the solvers only that on the data's own points has a place for what is not seen
+    if observation is not None and isinstance(baseline, SolverStepper) and baseline.factor == 1:
+        sample = partial(predict, RandomStart(baseline, observation.draw_missing))
+    row = Row(baseline.name, "physical", "none", False, {})
+    return Measurement(spec, equation, partial(predict, baseline), row, sample, observation)
 
 
 def _ensemble(sample: Predict, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Periodic fields on other numbers of points, by their waves."""
+"""Periodic fields by their waves: on other numbers of points, and at random."""
 
 import math
 from collections.abc import Sequence
@@ -31,3 +31,41 @@ def resample(u: Tensor, points: Sequence[int], first_is_kept: bool = True) -> Te
             spectrum = spectrum * shift.to(spectrum.dtype)
         u = torch.fft.irfft(spectrum, n=target, norm="forward").movedim(-1, axis)
     return u
+
+
+def mode_rms(u: Tensor, axes: Sequence[int]) -> Tensor:
+    """The root mean square of each Fourier coefficient over fields.
+
+    Args:
+        u: fields (N, ...).
+        axes: the axes of space.
+
+    Returns:
+        The sizes (...) of the coefficients of ``torch.fft.rfftn`` in its norm "forward".
+    """
+    coefficients = torch.fft.rfftn(u, dim=tuple(axes), norm="forward")
+    return coefficients.abs().square().mean(0).sqrt()
+
+
+def random_fields(rms: Tensor, n: int, points: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """Draw Gaussian fields whose Fourier coefficients are independent and of a given size.
+
+    They use torch's global random numbers.
+
+    Args:
+        rms: the root mean square of each coefficient, as ``mode_rms`` returns it.
+        n: number of fields.
+        points: number of points along each of the axes of space.
+        axes: the axes of space, counted from the end.
+
+    Returns:
+        Fields (n, ...).
+    """
+    shape = list(rms.shape)
+    for axis, number in zip(axes, points, strict=True):
+        shape[axis] = number
+    # each coefficient of white noise has the variance 1 / points
+    white = torch.randn(n, *shape, dtype=rms.dtype, device=rms.device)
+    coefficients = torch.fft.rfftn(white, dim=tuple(axes), norm="forward")
+    colored = coefficients * (rms * math.sqrt(math.prod(points)))
+    return torch.fft.irfftn(colored, s=tuple(points), dim=tuple(axes), norm="forward")
