@@ -75,6 +75,8 @@ def small(words):
     ]
     if not any(word.startswith("model=") or "experiment=smoke" in word for word in words):
         sizes += FIRST
+    if "data=navier_stokes_uncertain" in words:
+        sizes += ["data.observed_points=16", "data.start_time=0.5"]
     if "hparams_search=optuna" in words:
         sizes += ["hydra.sweeper.n_trials=2"]
     return [*words, *sizes]
@@ -96,7 +98,11 @@ def prepare(folder, words, trained):
     for name in {
         match[1] for word in words if (match := re.match(r"(?:init_from=)?outputs/(\w+)", word))
     }:
-        shutil.copytree(trained, folder / "outputs" / name)
+        if "loss=crps" in words:  # begins with an operator of the same data
+            before = [w for w in words if not w.startswith(("loss=", "init_from=", "name="))]
+            run(folder, [*before, f"name={name}"])
+        else:
+            shutil.copytree(trained, folder / "outputs" / name)
     if "--config-dir" in words or any("sobolev" in word for word in words):
         for page in ("extending", "korteweg_de_vries"):
             write_files((ROOT / f"docs/{page}.md").read_text(), folder)

@@ -78,8 +78,10 @@ class EpochSummary(pl.Callback):
             f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             f"loss: {means.pop('loss', float('nan')):.5f}",
         ]
+        # of the operator always three: inverse losses may be computed in some batches only, or none
+        forward = "L_crps" if "L_crps" in means else "L_forward"
         is_operator = pl_module.stage == "operator"
-        names = ("L_forward", "L_inv_enc", "L_inv_dec") if is_operator else tuple(means)
+        names = (forward, "L_inv_enc", "L_inv_dec") if is_operator else tuple(means)
         parts += [f"{name} {means.get(name, 0.0):.5f}" for name in names]
         score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/nrmse")
         parts += [f"validation nRMSE {float(score):.4f}"] if score is not None else []

@@ -7,7 +7,7 @@
                                                     torch.export.load
 
 RUN is what ups.load takes. Graphs take batches of any size, at the simulator's own dt and without
-correctors: z = encode(u), z = step(z, nu), u = decode(z).
+correctors and noise: z = encode(u), z = step(z, nu), u = decode(z).
 """
 
 import argparse
@@ -130,7 +130,7 @@ def _write_graphs(
         convert: converts a traced program, given the names of its arguments.
     """
     simulator = copy.deepcopy(simulator).cpu().eval().requires_grad_(False)
-    simulator.correctors.clear()  # graphs do not include correctors
+    simulator.correctors.clear()  # graphs include neither correctors nor noise
     files = {}
     for name, inputs in examples(simulator, 2).items():
         path = Path(folder) / f"{name}.{suffix}"

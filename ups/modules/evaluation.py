@@ -106,7 +106,7 @@ class EvaluationModule(MeasurementModule):
             the rollout of another one is left out, see ``_distinct_guided``.
         observation: what is seen of initial fields; None if they are seen whole.
 
-    Rows with a corrector also hold the scores of an
+    Rows that draw, with a corrector or by an operator with noise, also hold the scores of an
     ensemble of ``NUM_ENSEMBLE_MEMBERS`` rollouts at temperature 1, if there is no conditioning. So
     does the solver on the data's own points, if not all of the initial fields is seen: its members
     have random fields for the rest. The scores are those of ``EnsembleMetrics``: ``crps``,
@@ -262,7 +262,8 @@ def _measure(simulator: Simulator, settings: Row, observation: Observation | Non
     reencode = settings.mode == "physical"
     roll_out = _predict_with(simulator, stepper, reencode)
     sample = None
-    if settings.correct != "none" and not settings.ttc:
+    draws = settings.correct != "none" or simulator.noise is not None
+    if draws and not settings.ttc:
         # an ensemble draws from the distribution that was learned
         sampler = simulator.stepper(settings.correct, temperature=1.0)
         sample = _predict_with(simulator, sampler, reencode)

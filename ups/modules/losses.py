@@ -1,12 +1,13 @@
-"""The operator's losses: forward, inverse encoding and inverse decoding.
+"""The operator's losses: forward or of an ensemble, inverse encoding and inverse decoding.
 
-Source: Alkin et al., NeurIPS 2024, section 3.
+Source of the first and of the inverse ones: Alkin et al., NeurIPS 2024, section 3.
 """
 
 import torch
 from torch import Tensor
 
 from ups.core.norms import RELATIVE_ERROR_FLOOR, relative_l2_squared
+from ups.evaluation.ensembles import fair_crps
 from ups.simulation.simulator import Simulator
 
 # under the root of an unsquared error: its gradient at zero stays finite
@@ -49,17 +50,71 @@ def operator_errors(
     decoded = z if inverse else z[1:]  # one call for all frames has larger matrix products
     frames = simulator.decode(torch.cat(decoded))
     u_hat = frames.unflatten(0, (len(decoded), len(u))).transpose(0, 1)
-    error = relative_l2_squared(
-        u_hat - simulator.mean,
-        u[:, -len(decoded) :] - simulator.mean,
-        simulator.spec.space_axes,
-        RELATIVE_ERROR_FLOOR * simulator.std,
-    )
+    error = _field_error(simulator, u_hat, u[:, -len(decoded) :])
     if not inverse:
         return {"L_forward": error}
-    token_error = (simulator.encode(u_hat[:, -1]) - z[-1]).square().mean((1, 2))
     return {
         "L_forward": error[:, 1:],
         "L_inv_enc": error[:, 0],
-        "L_inv_dec": token_error / z[-1].var((1, 2)),
+        "L_inv_dec": _token_error(simulator, u_hat[:, -1], z[-1]),
     }
+
+
+def ensemble_errors(
+    simulator: Simulator, u: Tensor, parameters: Tensor, noise: Tensor, inverse: bool
+) -> dict[str, Tensor]:
+    """Compute the errors of ensembles of M draws from one batch of windows u_0, ..., u_K.
+
+    L_crps is the fair CRPS of the draws' values D(z_k) for each k >= 1, a mean over points and
+    channels, in units of the channel's standard deviation. The inverse losses are those of
+    ``operator_errors``, of z_0 without noise and of the z_K of all draws.
+
+    Source: Lang et al., "AIFS-CRPS", 2024, train an operator by such a score with M draws.
+
+    Args:
+        simulator: the simulator, with noise.
+        u: windows (B, K+1, *space, C).
+        parameters: the equation's parameters (B, P).
+        noise: white noise (B, M, K, N, R).
+        inverse: whether to compute L_inv_enc and L_inv_dec.
+
+    Returns:
+        The errors by name: L_crps (K, B), L_inv_enc (B,) and L_inv_dec (B M,).
+    """
+    assert simulator.noise is not None
+    b, m, k = noise.shape[:3]
+    z_0 = simulator.encode(u[:, 0])
+    z = z_0.repeat_interleave(m, 0)
+    repeated = parameters.repeat_interleave(m, 0)
+    states = []
+    for step_noise in noise.flatten(0, 1).unbind(1):
+        z = simulator.step(simulator.noise(z, step_noise), repeated)
+        states.append(z)
+    frames = simulator.decode(torch.cat(states)).unflatten(0, (k, b, m))
+    crps = fair_crps(frames.movedim(2, 0), u[:, 1:].transpose(0, 1)) / simulator.std
+    errors = {"L_crps": crps.flatten(2).mean(2)}
+    if not inverse:
+        return errors
+    return {
+        **errors,
+        "L_inv_enc": _field_error(simulator, simulator.decode(z_0), u[:, 0]),
+        "L_inv_dec": _token_error(simulator, frames[-1].flatten(0, 1), z),
+    }
+
+
+def _field_error(simulator: Simulator, u_hat: Tensor, u: Tensor) -> Tensor:
+    """The squared error (...) of fields (..., *space, C), relative to those without the mean."""
+    return relative_l2_squared(
+        u_hat - simulator.mean,
+        u - simulator.mean,
+        simulator.spec.space_axes,
+        RELATIVE_ERROR_FLOOR * simulator.std,
+    )
+
+
+def _token_error(simulator: Simulator, u_hat: Tensor, z: Tensor) -> Tensor:
+    """The squared distance (B,) of encoded fields (B, *space, C) from tokens (B, N, W), relative
+    to the variance of these.
+    """
+    distance = (simulator.encode(u_hat) - z).square().mean((1, 2))
+    return distance / z.var((1, 2))

@@ -1,5 +1,6 @@
 """Stage 1: train encoder, approximator and decoder together."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -53,15 +54,25 @@ class OperatorModule(BaseModule):
         return self.simulator.model
 
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
+        inverse = self.needs_inverse_losses()
+        return self.combine(operator_errors(self.simulator, batch.u, batch.parameters, inverse))
+
+    def needs_inverse_losses(self) -> bool:
+        """Whether this batch has inverse losses."""
         h: Any = self.hparams
-        inverse = self.compute_inverse_losses and h.lambda_inv_enc + h.lambda_inv_dec > 0
-        errors = operator_errors(self.simulator, batch.u, batch.parameters, inverse)
+        return bool(self.compute_inverse_losses and h.lambda_inv_enc + h.lambda_inv_dec > 0)
+
+    def combine(self, errors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted sum "loss" of squared errors by name, and the mean of each."""
+        h: Any = self.hparams
+        weights = {
+            "L_forward": 1.0,
+            "L_inv_enc": h.lambda_inv_enc,
+            "L_inv_dec": h.lambda_inv_dec,
+        }
         logged = {name: error.mean() for name, error in errors.items()}
         # all terms alike: with only one of them squared, latent rollouts drift
         terms = logged if h.squared else {name: root_mean(e) for name, e in errors.items()}
-        loss = terms["L_forward"]
-        if inverse:
-            loss = (
-                loss + h.lambda_inv_enc * terms["L_inv_enc"] + h.lambda_inv_dec * terms["L_inv_dec"]
-            )
+        zero = self.simulator.mean.new_zeros(())
+        loss = sum((weights[name] * term for name, term in terms.items()), zero)
         return {"loss": loss, **logged}

@@ -205,6 +205,8 @@ def from_config(config: PlainDict, state: Mapping[str, Tensor], where: str | Pat
         )
         for name, settings in config["correctors"].items():
             simulator.add_corrector(name, settings)
+        if config.get("noise") is not None:  # versions before had none
+            simulator.add_noise(config["noise"])
     except UpsError:
         raise
     except Exception as error:  # the file may have been edited by hand

@@ -39,6 +39,7 @@ from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.guidance import TTC, Guided
 from ups.simulation.input_range import outside
 from ups.simulation.latent import LatentStepper
+from ups.simulation.latent_noise import LatentNoise, Noisy
 from ups.simulation.picture import rollout_figure
 from ups.simulation.resampling import resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
@@ -79,6 +80,7 @@ class Simulator(nn.Module):
 
     Attributes:
         correctors: the correctors that later stages trained, by name.
+        noise: changes the tokens before each step of a draw; None if the operator draws nothing.
         ttc: the settings of test-time conditioning.
     """
 
@@ -104,6 +106,7 @@ class Simulator(nn.Module):
         self.input_range = dict(input_range or {})
         self.has_warned_of_input = False
         self.correctors: MutableMapping[str, ResidualCorrector] = nn.ModuleDict()  # type: ignore[assignment]
+        self.noise: LatentNoise | None = None
         self.ttc = TTC()
         for name, values in (("mean", spec.mean), ("std", spec.std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
@@ -165,6 +168,16 @@ class Simulator(nn.Module):
         self.correctors[name] = corrector
         return corrector
 
+    @float32_by_default()
+    def add_noise(self, settings: PlainDict) -> LatentNoise:
+        """Add noise that changes nothing before it is trained.
+
+        Args:
+            settings: the arguments of ``LatentNoise`` without the size of the tokens.
+        """
+        self.noise = LatentNoise(self.num_dynamic_channels, **settings)
+        return self.noise
+
     def stepper(
         self,
         correct: str = "none",
@@ -188,6 +201,8 @@ class Simulator(nn.Module):
         if correct != "none":
             corrector = self.correctors[self._validate_corrector(correct)]
             stepper = Corrected(stepper, corrector, temperature, group_size)
+        elif self.noise is not None and temperature:
+            stepper = Noisy(stepper, self.noise, temperature, group_size)
         if not ttc:
             return stepper
         return Guided(stepper, self.equation, self.ttc, group_size)
@@ -263,9 +278,10 @@ class Simulator(nn.Module):
                 is a periodic line; default: the training grid.
             x_out: positions (Q,), or (Q, D) in D dimensions, of the result, any number in any
                 order; default: the training grid. See ``ups.simulation.resampling``.
-            temperature: factor on the draws of a corrector. 1 samples the learned distribution, as
-                ensembles need; 0 takes its mean, the best single prediction; default: the
-                corrector's own. Draws use torch's global random numbers.
+            temperature: factor on the draws of a corrector, or else on the noise of an operator
+                trained with ``loss=crps``. 1 samples the learned distribution, as ensembles need; 0
+                takes a corrector's mean, or leaves the noise out. Default: the corrector's own, and
+                no noise. Draws use torch's global random numbers.
             grad: whether the frames have gradients: True, also with respect to the weights; False;
                 or None, only if ``u0``, a parameter, ``x`` or ``x_out`` requires gradients or
                 belongs to a transform of ``torch.func``. Time factors, whole-cell moves of the
@@ -491,6 +507,8 @@ class Simulator(nn.Module):
             parts.append(f"{name}={', '.join(f'{value:g}' for value in sorted(set(values)))}")
         if len(self.correctors):
             parts.append(f"correctors: {', '.join(self.correctors)}")
+        if self.noise is not None:
+            parts.append("draws at temperature=1")
         return f"Simulator({'; '.join(parts)})"
 
     def plot(self, u: Tensor, truth: Tensor | None = None, sample: int = 0) -> Figure:
@@ -572,6 +590,7 @@ class Simulator(nn.Module):
             "training_parameters": self.training_parameters,
             "input_range": self.input_range,
             "correctors": correctors,
+            "noise": None if self.noise is None else self.noise.settings,
         }
         return {key: plain(value) for key, value in config.items()}
 

@@ -1,0 +1,68 @@
+"""Stage 1, continued: train the operator as an ensemble."""
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from ups.core.batch import Batch
+from ups.core.schema import PositiveInt
+from ups.modules.losses import ensemble_errors
+from ups.modules.operator import OperatorModule
+from ups.simulation.simulator import Simulator
+
+
+class EnsembleOperatorModule(OperatorModule):
+    """Trains a ``Simulator`` to draw ensembles, by their fair CRPS.
+
+    The simulator gets ``ups.simulation.latent_noise.LatentNoise``, and
+
+    loss = L_crps + lambda_inv_enc L_inv_enc + lambda_inv_dec L_inv_dec, see
+    ``ups.modules.losses.ensemble_errors``.
+
+    The noise is zero at first: begin with a finished operator (``init_from``).
+
+    Validation rolls out ``num_members`` draws of each trajectory; ``validation/operator/nrmse`` is
+    of their mean.
+
+    Args:
+        simulator: the simulator to train.
+        num_members: number of draws M from each window.
+        noise_channels: number of values of white noise for each token.
+
+    The other arguments are those of ``OperatorModule`` and ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        *,
+        num_members: Annotated[int, Ge(2)] = 2,
+        noise_channels: PositiveInt = 16,
+        **options: Any,
+    ) -> None:
+        noise = simulator.add_noise({"num_channels": noise_channels})
+        super().__init__(simulator, **options)
+        self.noise_shape = (simulator.model.num_tokens, noise.num_channels)
+
+    def sample_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """White noise (B, M, K, N, R) for each member and step of a batch of windows."""
+        shape = (len(batch), self.hparams["num_members"], batch.u.shape[1] - 1, *self.noise_shape)
+        return (torch.randn(shape, generator=generator, device=self.device),)
+
+    def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
+        (noise,) = drawn
+        inverse = self.needs_inverse_losses()
+        errors = ensemble_errors(self.simulator, batch.u, batch.parameters, noise, inverse)
+        crps = errors.pop("L_crps").mean()
+        terms = self.combine(errors)
+        return {**terms, "loss": crps + terms["loss"], "L_crps": crps}
+
+    def forecast(self, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
+        stepper = self.simulator.stepper(temperature=1.0)
+        draws = [
+            self.simulator.predict(stepper, u0, steps, parameters)
+            for _ in range(self.hparams["num_members"])
+        ]
+        return torch.stack(draws).mean(0)
