@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,16 +16,19 @@ from torch.utils.data import DataLoader
 
 import ups
 from ups import pipeline
-from ups.callbacks import InverseLossFrequency
+from ups.callbacks import GracefulStop, InverseLossFrequency
 from ups.core.batch import Batch
-from ups.core.errors import RunIncomplete
+from ups.core.errors import RunIncomplete, UpsError
+from ups.core.stepper import predict
 from ups.hub.export import to_torch
+from ups.hub.model_card import render_model_card
 from ups.metrics import fair_crps
 from ups.models import build
 from ups.modules import EnsembleOperatorModule, EvaluationModule, OperatorModule
 from ups.modules.losses import ensemble_errors, operator_errors
 from ups.modules.sharding import sharded_loss
 from ups.run import CONF
+from ups.simulation.checkpoint import read_checkpoint
 from ups.simulation.simulator import Simulator
 
 POINTS = 32
@@ -79,7 +83,7 @@ def test_draws_follow_torchs_random_numbers_and_the_temperature(mode):
     assert not torch.allclose(same[0], same[1])
 
 
-def test_first_step_has_noise_and_carried_means_have_none():
+def test_noise_scales_and_shifts_all_but_carried_means():
     simulator = noisy_simulator()
     z = simulator.encode(some_fields()[..., None])
     noise = torch.randn(4, z.shape[1], 3)
@@ -91,8 +95,20 @@ def test_first_step_has_noise_and_carried_means_have_none():
     expected = z[..., :free] * (1 + scale) + shift
     assert torch.allclose(changed[..., :free], expected, atol=1e-6)
     drawn = simulator.rollout(some_fields(), 1, nu=1e-3, temperature=1)
-    assert not torch.allclose(drawn, simulator.rollout(some_fields(), 1, nu=1e-3))
     assert torch.allclose(drawn.mean(-1)[:, 0], some_fields().mean(-1), atol=1e-5)
+
+
+def test_each_step_is_from_tokens_with_noise():
+    simulator, nu = noisy_simulator(), torch.full((4, 1), 1e-3)
+    torch.manual_seed(4)
+    u = predict(simulator.stepper(temperature=0.5), some_fields()[..., None], 2, nu)
+    torch.manual_seed(4)
+    noise = torch.randn(2, 4, 8, 3)
+    with torch.no_grad():
+        z = simulator.encode(some_fields()[..., None])
+        for k in range(2):
+            z = simulator.step(simulator.noise(z, 0.5 * noise[k]), nu)
+            assert torch.allclose(u[:, k], simulator.decode(z), atol=1e-6)
 
 
 def test_points_between_have_the_noise_of_their_field():
@@ -225,6 +241,11 @@ def test_noise_of_training_follows_its_generator_for_each_member_and_step():
     assert not torch.equal(one, other)
 
 
+def test_ensemble_of_one_is_refused():
+    with pytest.raises(UpsError, match="`num_members` must be an integer >= 2, got 1"):
+        EnsembleOperatorModule(make_simulator(POINTS), num_members=1)
+
+
 def test_shards_of_a_batch_have_the_gradients_of_the_whole():
     gradients = []
     for shards in (1, 2):
@@ -285,7 +306,7 @@ def scores(simulator):
     return fair_crps(samples, u[:, 1:]).mean().item(), (samples.std(0).mean() / error).item()
 
 
-def test_ensemble_of_an_uncertain_future_beats_the_operator_trained_as_long():
+def test_ensemble_of_an_uncertain_future_beats_the_operator_trained_in_as_many_steps():
     torch.manual_seed(0)
     spec = line_spec(POINTS)
     config = {**SPEC, "num_tokens": 8}
@@ -323,7 +344,6 @@ def test_command_makes_an_ensemble_of_a_finished_operator_and_resumes_bit_for_bi
     call("name=first", "trainer.max_epochs=1")
     arguments = ["loss=crps", "init_from=outputs/first", "trainer.max_epochs=2"]
     call("name=whole", *arguments)
-    from ups.callbacks import GracefulStop
 
     def stop(self, trainer):
         if trainer.global_step == 4:
@@ -344,3 +364,10 @@ def test_command_makes_an_ensemble_of_a_finished_operator_and_resumes_bit_for_bi
     assert "Ensembles" in (tmp_path / "outputs/whole/reports/report.html").read_text()
     log = (tmp_path / "outputs/whole/run.log").read_text()
     assert "L_crps" in log
+    record = json.loads((tmp_path / "outputs/whole/checkpoints/operator.json").read_text())
+    assert record["settings"]["callbacks.best.monitor"] == "validation/operator/crps"
+    # the weights are those of the epoch with the best score
+    logged = [float(score) for score in re.findall(r"validation CRPS (\S+)", log)]
+    checkpoint = read_checkpoint(tmp_path / "outputs/whole/checkpoints/operator.ckpt")
+    assert checkpoint["validation_nrmse"] == pytest.approx(min(logged), abs=1e-4)
+    assert "CRPS of draws" in render_model_card(tmp_path / "outputs/whole", "mine")

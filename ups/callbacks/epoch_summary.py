@@ -83,8 +83,9 @@ class EpochSummary(pl.Callback):
         is_operator = pl_module.stage == "operator"
         names = (forward, "L_inv_enc", "L_inv_dec") if is_operator else tuple(means)
         parts += [f"{name} {means.get(name, 0.0):.5f}" for name in names]
-        score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/nrmse")
-        parts += [f"validation nRMSE {float(score):.4f}"] if score is not None else []
+        for name, label in (("nrmse", "nRMSE"), ("crps", "CRPS")):
+            score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/{name}")
+            parts += [f"validation {label} {float(score):.4f}"] if score is not None else []
         seconds = time.monotonic() - self.started
         parts.append(f"{(trainer.global_step - self.first_step) / seconds:.1f} steps/s")
         if trainer.max_epochs and trainer.max_epochs > 0:

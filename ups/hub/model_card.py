@@ -51,7 +51,7 @@ CARD = """---
 
     {command}
 
-| stage | epoch | steps | validation nRMSE, latent rollout |
+| stage | epoch | steps | validation {score} |
 | --- | --- | --- | --- |
 {stages}
 
@@ -103,6 +103,8 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
     nus = [f"{nu:g}" for nu in values if nu is not None]
     channels = (spec.num_channels,) if spec.num_channels > 1 else ()
     sizes = {"model": simulator.model, **simulator.correctors}
+    if simulator.noise is not None:
+        sizes["noise"] = simulator.noise
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in sizes.items()}
     data = {
         k: v
@@ -134,6 +136,9 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         model=", ".join(f"{key} {value}" for key, value in simulator.model_config.items()),
         data="\n".join(f"- {key}: {value}" for key, value in data.items()),
         command=_training_command(origin["command"]),
+        score="nRMSE, latent rollout"
+        if simulator.noise is None
+        else "CRPS of draws (operator) or nRMSE",
         stages="\n".join(
             _stage(run, stem) for stem in list(STAGES.values())[: 1 + len(simulator.correctors)]
         ),

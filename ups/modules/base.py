@@ -144,13 +144,9 @@ class BaseModule(pl.LightningModule):
             # select the weights
             metrics = RolloutMetrics(target.shape[1], self.simulator.spec, RELATIVE_ERROR_FLOOR)
             self.metrics = metrics.to(self.device)
-        pred = self.forecast(batch.u[:, 0], target.shape[1], batch.parameters)
-        self.metrics.update(pred, target)
-
-    def forecast(self, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
-        """The frames (B, steps, *space, C) that are validated, from fields (B, *space, C)."""
         stepper = self.simulator.stepper(self.correct)
-        return self.simulator.predict(stepper, u0, steps, parameters)
+        pred = self.simulator.predict(stepper, batch.u[:, 0], target.shape[1], batch.parameters)
+        self.metrics.update(pred, target)
 
     def on_validation_epoch_end(self) -> None:
         self.validation_rng.__exit__(None, None, None)

@@ -8,9 +8,12 @@ from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.schema import PositiveInt
+from ups.evaluation.ensembles import EnsembleMetrics
 from ups.modules.losses import ensemble_errors
 from ups.modules.operator import OperatorModule
 from ups.simulation.simulator import Simulator
+
+VALIDATION_SCORES = ("crps", "energy_score", "ensemble_nrmse", "spread_skill_ratio")
 
 
 class EnsembleOperatorModule(OperatorModule):
@@ -23,8 +26,9 @@ class EnsembleOperatorModule(OperatorModule):
 
     The noise is zero at first: begin with a finished operator (``init_from``).
 
-    Validation rolls out ``num_members`` draws of each trajectory; ``validation/operator/nrmse`` is
-    of their mean.
+    Validation also rolls out ``num_members`` draws of each trajectory and logs their
+    ``VALIDATION_SCORES``; of these ``validation/operator/crps`` selects the best weights
+    (conf/loss/crps.yaml). ``validation/operator/nrmse`` is that of the rollout without noise.
 
     Args:
         simulator: the simulator to train.
@@ -42,8 +46,8 @@ class EnsembleOperatorModule(OperatorModule):
         noise_channels: PositiveInt = 16,
         **options: Any,
     ) -> None:
-        noise = simulator.add_noise({"num_channels": noise_channels})
         super().__init__(simulator, **options)
+        noise = simulator.add_noise({"num_channels": noise_channels})
         self.noise_shape = (simulator.model.num_tokens, noise.num_channels)
 
     def sample_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -59,10 +63,29 @@ class EnsembleOperatorModule(OperatorModule):
         terms = self.combine(errors)
         return {**terms, "loss": crps + terms["loss"], "L_crps": crps}
 
-    def forecast(self, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.ensembles: EnsembleMetrics | None = None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        members = self.hparams["num_members"]
+        target = batch.u[:, 1:]
+        frames = target.shape[1]
+        if self.ensembles is None:
+            ensembles = EnsembleMetrics(frames, self.simulator.spec, members)
+            self.ensembles = ensembles.to(self.device)
         stepper = self.simulator.stepper(temperature=1.0)
         draws = [
-            self.simulator.predict(stepper, u0, steps, parameters)
-            for _ in range(self.hparams["num_members"])
+            self.simulator.predict(stepper, batch.u[:, 0], frames, batch.parameters)
+            for _ in range(members)
         ]
-        return torch.stack(draws).mean(0)
+        self.ensembles.update(torch.stack(draws), target)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        assert self.ensembles is not None
+        scores = self.ensembles.compute()
+        self.log_dict(
+            {f"validation/{self.stage}/{name}": scores[name] for name in VALIDATION_SCORES}
+        )

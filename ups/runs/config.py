@@ -55,7 +55,7 @@ UNSUPPORTED = {
     "limit_test_batches": "use data.num_test",
     "limit_val_batches": "validation chooses the weights, use data.num_validation",
 }
-STAGE_PARTS = ("module", "trainer", "data")
+STAGE_PARTS = ("module", "trainer", "data", "callbacks")
 TESTED_WITH_TTC = ("all", "evaluate")  # stages of a command
 # bounds on the arguments of Lightning's own callbacks
 BOUNDS: dict[Callable[..., object], type] = {
@@ -182,9 +182,9 @@ def _check_stage(settings: PlainDict, stage: str) -> None:
     data = locate(settings["data"]["_target_"], "data._target_", pl.LightningDataModule)
     name = settings["data"]["_target_"]
     validate(data, own["data"], f"{key}.data", name=name, required="none")
-    for part in ("trainer", "data"):
+    for part in ("trainer", "data", "callbacks"):
         # a stage's own value replaces a general one
-        for name in own[part]:
+        for name in own.get(part) or {}:
             if name not in settings[part]:
                 raise UpsError(
                     f"`{part}.{name}` must be given, because `{key}.{part}.{name}` replaces it in "
@@ -195,6 +195,9 @@ def _check_stage(settings: PlainDict, stage: str) -> None:
             f"`{key}.trainer.max_time` must be null, got {own['trainer']['max_time']!r}; use "
             "trainer.max_time, the limit on the whole call."
         )
+    for name, changes in (own.get("callbacks") or {}).items():
+        general = settings["callbacks"][name] or {}
+        _check_callbacks({name: {**general, **changes}})
     if is_trained:
         _check_validation_epochs(settings, stage)
         _check_cache(settings, stage)

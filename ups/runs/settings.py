@@ -228,7 +228,8 @@ class StageSettings:
         name: the stage, all, evaluate or preflight.
         train: the stages to train, in order.
         evaluate: the correctors to test.
-        operator: module, and what differs from ``trainer`` and ``data`` in this stage.
+        operator: module, and what differs from ``trainer``, ``data`` and ``callbacks`` in this
+            stage.
         diffusion: likewise.
         consistency: likewise.
     """

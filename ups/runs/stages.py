@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 def stage_config(cfg: DictConfig, stage: str) -> DictConfig:
     """The configuration of ``stage``.
 
-    Its own ``trainer`` and ``data`` override the general ones, and ``stage.name`` is its name.
+    Its own ``trainer``, ``data`` and ``callbacks`` override the general ones, and ``stage.name`` is
+    its name.
     """
     own = cfg.stage[stage]
-    return _merge(cfg, {"trainer": own.trainer, "data": own.data, "stage": {"name": stage}})
+    changes = {"trainer": own.trainer, "data": own.data, "callbacks": own.get("callbacks") or {}}
+    return _merge(cfg, {**changes, "stage": {"name": stage}})
 
 
 def with_gradient_accumulation(cfg: DictConfig, parts: int) -> DictConfig:
