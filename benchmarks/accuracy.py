@@ -264,9 +264,8 @@ def train_all(study: Study, table: dict[str, Any], name: str, models: list[str])
         folder = study.folder / run_name(model, name, seed)
         rows = {row.mode: row.to_dict() for row in own_rows(folder, "eval_operator")}
         table[model]["runs"][name][seed] = {"rows": rows}
+        summarize(table)
         save(study.result, {"models": table})
-    report(table)
-    save(study.result, {"models": table})
 
 
 def may_win(study: Study, table: dict[str, Any], name: str) -> list[str]:
@@ -305,9 +304,9 @@ def main(study: Study) -> None:
     train_all(study, table, long, may_win(study, table, short))
 
 
-def report(table: dict[str, Any]) -> None:
-    """Add mean and spread over seeds to each model's runs, and print them."""
-    for model, found in table.items():
+def summarize(table: dict[str, Any]) -> None:
+    """Add mean and spread over seeds to each model's runs."""
+    for found in table.values():
         for name, runs in found["runs"].items():
             if not runs:
                 continue  # of an earlier call that was stopped
@@ -318,7 +317,6 @@ def report(table: dict[str, Any]) -> None:
                     **{key: spread([row[key] for row in rows]) for key in KEYS},
                     "last_frame": spread([row["nrmse_over_time"][-1] for row in rows]),
                 }
-            print(model, name, {mode: each["nrmse"]["mean"] for mode, each in summary.items()})
 
 
 if __name__ == "__main__":
