@@ -241,6 +241,23 @@ def test_noise_of_training_follows_its_generator_for_each_member_and_step():
     assert not torch.equal(one, other)
 
 
+def test_validation_scores_draws_with_noise():
+    module = EnsembleOperatorModule(make_simulator(POINTS), num_members=3, noise_channels=3)
+    torch.nn.init.normal_(module.simulator.noise.scale_and_shift.weight, std=0.2)
+    logged = {}
+    module.log_dict = lambda values, **options: logged.update(values)
+    batch = windows(frames=4)
+    module.on_validation_epoch_start()
+    module.validation_step(batch, 0)
+    module.on_validation_epoch_end()
+    u = batch.u[..., 0]
+    torch.manual_seed(0)
+    draws = [module.simulator.rollout(u[:, 0], 3, nu=1e-3, temperature=1) for _ in range(3)]
+    crps = fair_crps(torch.stack(draws), u[:, 1:]).mean() / module.simulator.std
+    assert logged["validation/operator/crps"].item() == pytest.approx(crps.item(), rel=1e-4)
+    assert logged["validation/operator/spread_skill_ratio"] > 0
+
+
 def test_ensemble_of_one_is_refused():
     with pytest.raises(UpsError, match="`num_members` must be an integer >= 2, got 1"):
         EnsembleOperatorModule(make_simulator(POINTS), num_members=1)

@@ -132,7 +132,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         observation: what is seen of a frame; None if it is seen whole.
         input_sizes: the largest of each of ``ups.simulation.input_range.channel_sizes`` (C,) among
             the fields of the training split from which a rollout is learnt: the initial ones, or
-            those of all frames if ``start_time_bias`` is 1.
+            those of all frames if ``start_time_bias`` is 1. They are as a network sees them.
         num_frames: number of frames T.
         values: fields (N, T, *space, C) of the validation and test splits, the first frame as it is
             observed.
