@@ -266,7 +266,7 @@ def test_new_simulator_takes_spec_equation_and_parameters_from_the_data():
         spec=spec,
         equation_name="advection",
         training_parameters=[[0.3], [0.5]],
-        input_range={"largest value": 2.0},
+        input_range=lambda spec: {"largest value": 2.0},
     )
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", ["model=mixer_tiny", "model.num_tokens=8", "model.hidden_dim=12"])
