@@ -17,7 +17,9 @@ pytest.importorskip("ipykernel", reason="pip install nbclient ipykernel")
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 FAST = ("01_quickstart",)
-STORED = ("01_quickstart", "03_your_own_pde")  # with outputs: a hosting site shows them
+STORED = (  # with outputs: a hosting site shows them
+    "01_quickstart", "03_your_own_pde", "07_flow_in_two_dimensions", "08_forecast_from_readings",
+)  # fmt: skip
 
 
 def cases():
