@@ -1,6 +1,5 @@
 """An ensemble Kalman filter whose forward map is the Navier-Stokes solver."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -78,9 +77,7 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def gaspari_cohn(distance: Tensor, radius: float) -> Tensor:
-    """A correlation that is 0 beyond ``radius``; no taper at all if that is infinite."""
-    if math.isinf(radius):
-        return torch.ones_like(distance)
+    """A correlation that is 0 beyond ``radius``."""
     r = 2 * distance / radius
     near = 1 - 5 / 3 * r**2 + 5 / 8 * r**3 + r**4 / 2 - r**5 / 4
     far = 4 - 5 * r + 5 / 3 * r**2 + 5 / 8 * r**3 - r**4 / 2 + r**5 / 12 - 2 / (3 * r + 1e-9)

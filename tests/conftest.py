@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from ups.callbacks import GracefulStop
 from ups.core.fields import FieldSpec, Grid
 from ups.models import build
 from ups.simulation.simulator import Simulator
@@ -31,6 +32,18 @@ TINY = [
     "data.samples_per_trajectory=4", "data.batch_size=8", "trainer.max_epochs=3", "preflight=false",
 ]  # fmt: skip
 NUM_BASELINES = 3  # of such a run: persistence, and the solver on 16 and 32 points
+
+
+def stop_after(patch, steps):
+    """Have every training stop, as at a signal, after so many steps."""
+
+    def stop(self, trainer):
+        if trainer.global_step == steps:
+            self.signal = "SIGTERM"
+        stop_if_asked(self, trainer)
+
+    stop_if_asked = GracefulStop._stop_if_asked
+    patch.setattr(GracefulStop, "_stop_if_asked", stop)
 
 
 def ring(tokens):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import scoringrules
 import torch
-from conftest import SPEC, TINY, line_spec, make_simulator
+from conftest import SPEC, TINY, line_spec, make_simulator, stop_after
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch.utils.data import DataLoader
 
 import ups
 from ups import pipeline
-from ups.callbacks import GracefulStop, InverseLossFrequency
+from ups.callbacks import InverseLossFrequency
 from ups.core.batch import Batch
 from ups.core.errors import RunIncomplete, UpsError
 from ups.core.stepper import predict
@@ -362,16 +362,10 @@ def test_command_makes_an_ensemble_of_a_finished_operator_and_resumes_bit_for_bi
     arguments = ["loss=crps", "init_from=outputs/first", "trainer.max_epochs=2"]
     call("name=whole", *arguments)
 
-    def stop(self, trainer):
-        if trainer.global_step == 4:
-            self.signal = "SIGTERM"
-        stop_if_asked(self, trainer)
-
-    stop_if_asked = GracefulStop._stop_if_asked
-    monkeypatch.setattr(GracefulStop, "_stop_if_asked", stop)
-    with pytest.raises(RunIncomplete):
-        call("name=stopped", *arguments)
-    monkeypatch.setattr(GracefulStop, "_stop_if_asked", stop_if_asked)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(RunIncomplete):
+            call("name=stopped", *arguments)
     call("name=stopped", *arguments)
     one, other = (ups.load(f"outputs/{name}").state_dict() for name in ("whole", "stopped"))
     assert one["noise.scale_and_shift.weight"].abs().max() > 0

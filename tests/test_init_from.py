@@ -10,13 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, line_spec, make_simulator
+from conftest import TINY, line_spec, make_simulator, stop_after
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import ups
 from ups import pipeline
-from ups.callbacks import GracefulStop
 from ups.core.errors import RunIncomplete, UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.hub.model_card import render_model_card
@@ -207,17 +206,10 @@ def test_a_run_records_its_beginning_and_resumes_from_no_other(call, tmp_path, m
     arguments = ["init_from=start", "data.nu=0.002", "seed=3"]
     call("name=whole", *arguments)
 
-    def stop(self, trainer):
-        if trainer.global_step == 4:
-            self.signal = "SIGTERM"
-        stop_if_asked(self, trainer)
-
-    stop_if_asked = GracefulStop._stop_if_asked
-    monkeypatch.setattr(GracefulStop, "_stop_if_asked", stop)
-    with pytest.raises(RunIncomplete):
-        call("name=stopped", *arguments)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(RunIncomplete):
+            call("name=stopped", *arguments)
     shutil.rmtree("start")
     shutil.copytree("outputs/second", "start")
     with pytest.raises(UpsError, match=r"stage operator with other settings .init_from: "):

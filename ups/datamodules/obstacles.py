@@ -28,7 +28,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.io import atomic_write, check_disk_space
 from ups.core.locks import file_lock
-from ups.datamodules.generate import map_with_progress
+from ups.datamodules.generate import map_with_progress, short_hash
 from ups.datamodules.point_sampling import NODE_TYPES, PointSampler, sample_points, signed_distance
 from ups.physics.ellipses import Ellipse
 from ups.physics.lattice_boltzmann import CHANNELS, SPONGE_LENGTH, channel, solve, undisturbed
@@ -107,10 +107,6 @@ class ObstacleFlows:
         """The seed of each trajectory: one for its split, and its number there."""
         return [(3 * self.seed + s, i) for s, n in enumerate(self.splits) for i in range(n)]
 
-    def short_hash(self) -> str:
-        """A short hash, for the name of the file."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
-
 
 def generate_obstacles(flows: ObstacleFlows, cache_dir: Path) -> Path:
     """Generate a file, unless it is there.
@@ -128,7 +124,7 @@ def generate_obstacles(flows: ObstacleFlows, cache_dir: Path) -> Path:
     Raises:
         UpsError: the disk is too full, the obstacles do not fit, or a flow diverges.
     """
-    path = Path(cache_dir) / f"obstacles-{flows.short_hash()}.h5"
+    path = Path(cache_dir) / f"obstacles-{short_hash(asdict(flows))}.h5"
     folder = path.with_suffix(".parts")
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(f"{path}.lock"):  # of parallel calls only one generates it

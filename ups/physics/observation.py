@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ups.core.errors import UpsError
-from ups.core.fields import Grid
+from ups.core.fields import Grid, space_axes
 from ups.physics import spectral
 from ups.physics.equation import Equation
 
@@ -30,7 +30,7 @@ class Observation:
         check_observable(equation, grid, num_points)
         assert equation is not None and equation.restrict and equation.prolong
         self.equation = equation
-        self.axes = tuple(range(-grid.num_dims - 1, -1))
+        self.axes = space_axes(grid.num_dims)
         self.space = grid.shape
         self.factor = grid.shape[0] // num_points
         self.missing_rms = spectral.mode_rms(fields - self(fields), self.axes)

@@ -51,6 +51,16 @@ def validate_fields(
     return u, has_channels
 
 
+def validate_count(value: object, name: str) -> None:
+    """Check an integer >= 1.
+
+    Raises:
+        UpsError: it is none.
+    """
+    if not (hasattr(value, "__index__") and value >= 1):  # type: ignore[operator]
+        raise UpsError(f"`{name}` must be an integer >= 1, got {value!r}.")
+
+
 def validate_options(
     steps: int,
     mode: str,
@@ -64,8 +74,7 @@ def validate_options(
     Raises:
         UpsError: one is out of its range.
     """
-    if not (hasattr(steps, "__index__") and steps >= 1):
-        raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
+    validate_count(steps, "steps")
     if mode not in MODES:
         raise UpsError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
     is_number = isinstance(temperature, int | float)

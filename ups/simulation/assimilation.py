@@ -16,7 +16,7 @@ of the posterior if the rollout is linear, otherwise nearly.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
@@ -24,19 +24,18 @@ import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec, Grid
-from ups.core.gradients import to_tensor
+from ups.core.fields import FieldSpec
 from ups.core.stepper import FIELDS_PER_DECODE
 from ups.physics import Equation
-from ups.simulation.arguments import validate_positions
+from ups.simulation.arguments import validate_count
 from ups.simulation.latent import LatentStepper
+from ups.simulation.readings import Readings
 from ups.simulation.resampling import resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
 
 USUAL_NOISE = 0.05  # of readings, in standard deviations of the field
 NUM_BACKGROUND = 1000  # draws of an equation's initial conditions
 HISTORY = 60  # steps that the search remembers; with 20 it needs more of them
-ON_STEP = 1e-3  # times that are closer to a multiple of dt than this, in steps, are one
 
 
 class Surrogate(LatentStepper, Protocol):
@@ -47,35 +46,6 @@ class Surrogate(LatentStepper, Protocol):
 
     @property
     def rollout(self) -> Callable[..., Tensor]: ...
-
-
-@dataclass(frozen=True)
-class Readings:
-    """Readings of trajectories.
-
-    Args:
-        values: the readings (B, R, P, C), 0 where there is none.
-        weights: one over the standard deviation of their errors (B, R, P, C), 0 where there is no
-            reading.
-        steps: the number of steps (R,) from the initial state, increasing.
-        positions: where they were taken, (1, P, D), or (R, P, D) of sensors that move.
-        has_channels: whether they were given with a channel axis.
-    """
-
-    values: Tensor
-    weights: Tensor
-    steps: list[int]
-    positions: Tensor
-    has_channels: bool
-
-    def trajectories(self) -> "Iterator[Readings]":
-        """Yield the readings of each trajectory."""
-        for values, weights in zip(self.values.split(1), self.weights.split(1), strict=True):
-            yield replace(self, values=values, weights=weights)
-
-    def misfit(self, predicted: Tensor) -> Tensor:
-        """Predictions (..., B, R, P, C) less the readings, in units of the noise."""
-        return (predicted - self.values) * self.weights
 
 
 @dataclass(frozen=True)
@@ -118,8 +88,7 @@ class Analysis:
         Raises:
             UpsError: an argument is out of its range.
         """
-        if not (hasattr(steps, "__index__") and steps >= 1):
-            raise UpsError(f"`steps` must be an integer >= 1, got {steps!r}.")
+        validate_count(steps, "steps")
         if options.get("stride", 1) != 1:
             # frames are counted from the initial state
             raise UpsError(f"`stride` must be 1 in a forecast, got {options['stride']!r}.")
@@ -303,99 +272,3 @@ def draw_background(equation: Equation | None, spec: FieldSpec) -> Tensor:
         )
     draw = next(iter(equation.initial_conditions.values()))
     return draw(NUM_BACKGROUND, spec.grid, 0)
-
-
-def validate_readings(
-    readings: object,
-    positions: Tensor,
-    times: object,
-    noise: object,
-    *,
-    num_channels: int,
-    dt: float,
-    like: Tensor,
-) -> Readings:
-    """Check readings and give them all their axes.
-
-    Args:
-        readings: see ``Simulator.assimilate``, and likewise ``times`` and ``noise``.
-        positions: positions (1, P, D), or (R, P, D) of sensors that move.
-        num_channels: number of channels C.
-        dt: the time of a step.
-        like: a tensor of the dtype and on the device that they get.
-
-    Raises:
-        UpsError: an argument is out of its range, or shapes don't agree.
-    """
-    steps = _validate_times(times, dt)
-    values = to_tensor(readings, like.dtype, like.device)
-    has_channels = num_channels > 1 or values.ndim == 4
-    spread = _validate_noise(noise, values)
-    if not has_channels:
-        values, spread = values.unsqueeze(-1), spread.unsqueeze(-1)
-    if values.ndim == 3:
-        values, spread = values.unsqueeze(0), spread.unsqueeze(0)
-    shape = (len(steps), positions.shape[1], num_channels)
-    if values.ndim != 4 or len(values) == 0 or tuple(values.shape[1:]) != shape:
-        wanted = ", ".join(map(str, shape if has_channels else shape[:-1]))
-        raise UpsError(
-            f"`readings` must have shape (B, {wanted}), those of each time and position; "
-            f"got {tuple(to_tensor(readings, None, None).shape)}."
-        )
-    if len(positions) not in (1, len(steps)):
-        raise UpsError(
-            f"`positions` must be those of all times or of {len(steps)} times, "
-            f"got {len(positions)}."
-        )
-    is_missing = values.isnan()
-    if bool(values.isinf().any()):
-        raise UpsError("`readings` must be finite, or NaN where there is none; got infinite ones.")
-    weights = (1 / spread).masked_fill(is_missing, 0.0)
-    return Readings(values.nan_to_num(), weights, steps, positions, has_channels)
-
-
-def validate_sensors(positions: object, grid: Grid, like: Tensor) -> Tensor:
-    """Check the positions of readings and return them as (1 or R, P, D).
-
-    Args:
-        positions: see ``Simulator.assimilate``.
-        grid: where they must lie.
-        like: a tensor of the dtype and on the device that they get.
-
-    Raises:
-        UpsError: they are not finite, outside or of another shape.
-    """
-    x = to_tensor(positions, like.dtype, like.device)
-    moves = x.ndim == 3 and x.shape[2] == grid.num_dims
-    placed = validate_positions(x.flatten(0, 1) if moves else x, grid, like, "positions")
-    return placed.view(x.shape) if moves else placed[None]
-
-
-def _validate_times(times: object, dt: float) -> list[int]:
-    """Times as numbers of steps."""
-    given = to_tensor(times, torch.float64, None).cpu()
-    steps = given / dt
-    is_valid = given.ndim == 1 and len(given) > 0 and bool(given.isfinite().all())
-    is_valid = is_valid and bool(((steps - steps.round()).abs() < ON_STEP).all())
-    found = steps.round().long().tolist() if is_valid else []
-    if not is_valid or found[0] < 0 or found != sorted(set(found)):
-        raise UpsError(
-            f"`times` must be increasing multiples of dt = {dt:g} from 0, the time of the initial "
-            f"state, got {given.tolist()}."
-        )
-    return found
-
-
-def _validate_noise(noise: object, readings: Tensor) -> Tensor:
-    """The noise of each of the readings."""
-    given = to_tensor(noise, readings.dtype, readings.device)
-    try:
-        spread = given.expand(readings.shape)
-    except RuntimeError:
-        raise UpsError(
-            "`noise` must be one number, or have a shape that broadcasts to that of `readings`, "
-            f"{tuple(readings.shape)}; got {tuple(given.shape)}."
-        ) from None
-    if not bool(((given > 0) & given.isfinite()).all()):
-        raise UpsError(f"`noise` must be positive and finite, got {given.tolist()}.")
-    return spread

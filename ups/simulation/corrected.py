@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from ups.simulation.correctors import ResidualCorrector
-from ups.simulation.latent import LatentStepper
+from ups.simulation.latent import LatentStepper, Wrapped
 
 
-class Corrected:
+class Corrected(Wrapped):
     """The latent steps of a network, corrected by draws of their residual.
 
     Draws use torch's global random numbers.
@@ -27,21 +27,10 @@ class Corrected:
         temperature: float | None = None,
         noise_group_size: int = 1,
     ) -> None:
-        self.stepper = stepper
-        self.spec = stepper.spec
+        super().__init__(stepper)
         self.corrector = corrector
         self.temperature = temperature
         self.noise_group_size = noise_group_size
-
-    @property
-    def num_dynamic_channels(self) -> int:
-        return self.stepper.num_dynamic_channels
-
-    def encode(self, u: Tensor, parameters: Tensor) -> Tensor:
-        return self.stepper.encode(u, parameters)
-
-    def decode(self, state: Tensor) -> Tensor:
-        return self.stepper.decode(state)
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
         return self._sample(state, parameters, 1, include_mean=False)[:, 0]

@@ -21,7 +21,7 @@ from ups.core.schema import (
     PositiveInt,
 )
 from ups.physics import Equation
-from ups.simulation.latent import LatentStepper, project_to_field
+from ups.simulation.latent import LatentStepper, Wrapped, project_to_field
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def lack_of_guide(equation: Equation | None) -> str | None:
     return None
 
 
-class Guided:
+class Guided(Wrapped):
     """A stepper that keeps the best candidate of another one, and guides it by the equation.
 
     Args:
@@ -78,17 +78,11 @@ class Guided:
     ) -> None:
         if equation is None or equation.solver_step is None:
             raise UpsError(f"`ttc` must be False: {lack_of_guide(equation)}.")
-        self.stepper = stepper
+        super().__init__(stepper)
         self.solver_step = equation.solver_step
         self.solver_confidence = equation.solver_confidence
         self.settings = settings
         self.group_size = group_size
-
-    def encode(self, u: Tensor, parameters: Tensor) -> Tensor:
-        return self.stepper.encode(u, parameters)
-
-    def decode(self, state: Tensor) -> Tensor:
-        return self.stepper.decode(state)
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
         s = self.settings

@@ -17,7 +17,8 @@ class LatentStepper(Stepper, Protocol):
         num_dynamic_channels: number of channels, from the first, that a step may change.
     """
 
-    spec: FieldSpec
+    @property
+    def spec(self) -> FieldSpec: ...
 
     @property
     def num_dynamic_channels(self) -> int: ...
@@ -27,6 +28,31 @@ class LatentStepper(Stepper, Protocol):
 
         A deterministic stepper has one.
         """
+
+
+class Wrapped:
+    """What steppers share that step otherwise than the one which they are made of.
+
+    Args:
+        stepper: encodes and decodes.
+    """
+
+    def __init__(self, stepper: LatentStepper) -> None:
+        self.stepper = stepper
+
+    @property
+    def spec(self) -> FieldSpec:
+        return self.stepper.spec
+
+    @property
+    def num_dynamic_channels(self) -> int:
+        return self.stepper.num_dynamic_channels
+
+    def encode(self, u: Tensor, parameters: Tensor) -> Tensor:
+        return self.stepper.encode(u, parameters)
+
+    def decode(self, state: Tensor) -> Tensor:
+        return self.stepper.decode(state)
 
 
 def project_to_field(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ups.core.schema import PositiveInt
-from ups.simulation.latent import LatentStepper
+from ups.simulation.latent import LatentStepper, Wrapped
 
 
 class LatentNoise(nn.Module):
@@ -35,7 +35,7 @@ class LatentNoise(nn.Module):
         return torch.cat((changed.to(z.dtype), z[..., self.num_dynamic_channels :]), -1)
 
 
-class Noisy:
+class Noisy(Wrapped):
     """The latent steps of a network from tokens with noise.
 
     Noise uses torch's global random numbers.
@@ -54,24 +54,13 @@ class Noisy:
         temperature: float = 1.0,
         noise_group_size: int = 1,
     ) -> None:
-        self.stepper = stepper
-        self.spec = stepper.spec
+        super().__init__(stepper)
         self.noise = noise
         self.temperature = temperature
         self.noise_group_size = noise_group_size
 
-    @property
-    def num_dynamic_channels(self) -> int:
-        return self.stepper.num_dynamic_channels
-
-    def encode(self, u: Tensor, parameters: Tensor) -> Tensor:
-        return self.stepper.encode(u, parameters)
-
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
         return self.stepper.step(self._with_noise(state), parameters)
-
-    def decode(self, state: Tensor) -> Tensor:
-        return self.stepper.decode(state)
 
     def propose(self, state: Tensor, parameters: Tensor, num_candidates: int) -> Tensor:
         """Draws of the next tokens (B, num_candidates, N, W)."""

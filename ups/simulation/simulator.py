@@ -21,6 +21,7 @@ from ups.physics.moving_frame import MovingFrame
 from ups.physics.time_factor import is_trained, rescale, time_factors
 from ups.simulation import model_folder
 from ups.simulation.arguments import (
+    validate_count,
     validate_fields,
     validate_options,
     validate_parameters,
@@ -31,8 +32,6 @@ from ups.simulation.assimilation import (
     Analysis,
     assimilate,
     draw_background,
-    validate_readings,
-    validate_sensors,
 )
 from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
@@ -41,6 +40,7 @@ from ups.simulation.input_range import outside
 from ups.simulation.latent import LatentStepper
 from ups.simulation.latent_noise import LatentNoise, Noisy
 from ups.simulation.picture import rollout_figure
+from ups.simulation.readings import validate_readings, validate_sensors
 from ups.simulation.resampling import resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
 
@@ -465,9 +465,9 @@ class Simulator(nn.Module):
         Raises:
             UpsError: an argument is out of its range, or the domain is not a grid.
         """
-        for name, number, least in (("num_draws", num_draws, 1), ("iterations", iterations, 1)):
-            if number is not None and not (hasattr(number, "__index__") and number >= least):
-                raise UpsError(f"`{name}` must be an integer >= {least}, got {number!r}.")
+        validate_count(iterations, "iterations")
+        if num_draws is not None:
+            validate_count(num_draws, "num_draws")
         # the search needs gradients wherever it is called
         with torch.inference_mode(False), torch.enable_grad():
             placed = validate_sensors(positions, self.spec.grid, self.mean)
