@@ -147,8 +147,8 @@ def train_seconds(run: Path) -> float:
     return study.train_seconds[f"{minutes} minutes"]
 
 
-def speed(cfg: Any) -> float:
-    """Training steps a second, sustained: counted for half a minute, after a quarter of one in
+def speed(cfg: Any, warm_up: float = 15, seconds: float = 30) -> float:
+    """Training steps a second, sustained: counted for ``seconds``, after ``warm_up`` of them in
     which a cool processor is faster.
     """
     with TemporaryDirectory() as folder:
@@ -156,7 +156,7 @@ def speed(cfg: Any) -> float:
         OmegaConf.update(
             cfg,
             "callbacks.speed",
-            {"_target_": "runs.Speed", "warm_up": 15, "seconds": 30},
+            {"_target_": "runs.Speed", "warm_up": warm_up, "seconds": seconds},
             force_add=True,
         )
         try:

@@ -172,6 +172,4 @@ def save(name: str, result: dict[str, Any]) -> None:
         "command": " ".join(sys.argv),
         "data": DATA_VERSION,
     }
-    path = RESULTS / f"{name}.json"
-    write_text(path, json.dumps({**result, "about": about}, indent=1) + "\n")
-    print("written:", path)
+    write_text(RESULTS / f"{name}.json", json.dumps({**result, "about": about}, indent=1) + "\n")
