@@ -16,12 +16,14 @@ def folder_name(overrides: str) -> str:
     return name if len(name) <= 120 else f"{name[:100]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
-def data_name(data: object) -> str:
-    """The default name of a run: that of its data's files, or of the equation that makes them."""
+def data_name(data: object, generated: str | None = None) -> str:
+    """The default name of a run: that of its data's files; without files ``generated``, or else the
+    name of the equation that makes them.
+    """
     settings = data if isinstance(data, Mapping) else {}
     path = settings.get("path")
     files = [path] if isinstance(path, str) else list(path or ())
-    default = settings.get("equation") or "burgers"
+    default = generated or settings.get("equation") or "burgers"
     return folder_name("-".join(Path(str(file)).stem for file in files)) or str(default)
 
 
