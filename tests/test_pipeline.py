@@ -156,6 +156,12 @@ def test_second_call_trains_and_tests_nothing(copied):
     assert content(copied) == before
 
 
+def test_overwrite_tests_a_finished_model_again_without_training(copied):
+    printed = call(copied, "name=one", "stage=evaluate", "overwrite=true")
+    assert "testing outputs/one" in printed
+    assert "Epoch" not in printed
+
+
 def test_lost_report_is_written_again_without_training(copied):
     before = content(copied)
     (copied / "outputs/one/reports/eval_ttc.json").unlink()

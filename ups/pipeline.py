@@ -84,7 +84,8 @@ def run_command(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
     limit = TimeLimit(cfg.trainer.max_time)
     with limit.outside_of_training(), run_directory(cfg) as folder:
         todo = pending_stages(cfg, folder)
-        if not todo and (results := finished_results(cfg, folder)):
+        is_wanted = bool(todo) or cfg.overwrite
+        if not is_wanted and (results := finished_results(cfg, folder)):
             log.info("finished already, in %s; overwrite=true or another name starts over", folder)
             # an earlier call may have been killed between its evaluation and the leaderboard
             for callback in make_test_callbacks(cfg):
