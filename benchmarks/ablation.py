@@ -52,28 +52,28 @@ def command(change: str, seed: int) -> list[str]:
 
 
 def compare(changes: dict[str, Any]) -> None:
-    """Add mean, spread and the comparison with the default."""
+    """Add mean, spread and the comparison with the default, of the runs so far."""
     for found in changes.values():
         for mode in MODES:
             found[mode] = spread([run[mode] for run in found["runs"].values()])
             base, own = changes["default"][mode], found[mode]
             found[f"{mode}_ratio"] = own["mean"] / base["mean"]
             difference = abs(own["mean"] - base["mean"])
-            found[f"{mode}_beyond_spread"] = difference > own["stdev"] + base["stdev"]
+            spreads = (own["stdev"], base["stdev"])
+            found[f"{mode}_beyond_spread"] = None not in spreads and difference > sum(spreads)
 
 
 def main() -> None:
     changes: dict[str, Any] = read("ablation").get("changes", {})
-    pairs = [(change, seed) for change in CHANGES for seed in SEEDS]
+    pairs = [(change, seed) for seed in SEEDS for change in CHANGES]
     left = [(c, s) for c, s in pairs if str(s) not in changes.get(c, {}).get("runs", {})]
     commands = [command(change, seed) for change, seed in left]
     for (change, seed), _ in zip(left, side_by_side(commands), strict=True):
         rows = own_rows(OUT / run_name(change, seed), "eval_operator")
         runs = changes.setdefault(change, {}).setdefault("runs", {})
         runs[str(seed)] = {row.mode: row["nrmse"] for row in rows}
+        compare(changes)
         save("ablation", {"epochs": EPOCHS, "changes": changes})
-    compare(changes)
-    save("ablation", {"epochs": EPOCHS, "changes": changes})
     for change, found in changes.items():
         print(change, {mode: found[mode]["mean"] for mode in MODES})
 

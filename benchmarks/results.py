@@ -201,12 +201,17 @@ def front(rows: list[dict[str, Any]], batch: str) -> list[str]:
 
 def ablation(result: dict[str, Any]) -> str:
     rows = [
-        [change, *(cell for mode in ("latent", "physical") for cell in compared(found, mode))]
+        [
+            change,
+            *(cell for mode in ("latent", "physical") for cell in compared(found, mode)),
+            str(len(found["runs"])),
+        ]
         for change, found in result["changes"].items()
     ]
-    head = ["change", "latent rollout", "of the default's", "physical rollout", "of the default's"]
-    return f"""{result["epochs"]} epochs, three seeds; one thing changed, nothing tuned anew for \
-it (AdamW has the default's learning rate).
+    of = "of the default's"
+    head = ["change", "latent rollout", of, "physical rollout", of, "seeds"]
+    return f"""{result["epochs"]} epochs; one thing changed, nothing tuned anew for it (AdamW has the \
+default's learning rate).
 A ratio in bold differs from 1 by more than both standard deviations together.
 
 {table(head, rows)}"""
