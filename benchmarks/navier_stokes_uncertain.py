@@ -11,6 +11,7 @@ Writes benchmarks/results/navier_stokes_uncertain.json.
 
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 import ups
 from ups.core.stepper import predict
 from ups.datamodules import TrajectoryDataModule
+from ups.datamodules.generate import Split
 from ups.evaluation.baselines import RandomStart, SolverStepper
 from ups.metrics import EnsembleMetrics, RolloutMetrics, calibrated_coverage
 from ups.modules.evaluation import Predict
@@ -45,10 +47,12 @@ def default_data() -> TrajectoryDataModule:
     return data
 
 
-def forecasts(data: TrajectoryDataModule, forecast: Predict, num: int) -> tuple[Tensor, float]:
-    """Forecasts (num, B, T, *space, C) of test trajectories, and the seconds of a single one."""
-    u = data.values["test"][:NUM_TRAJECTORIES]
-    parts = u[:, 0].split(BATCH), data.parameters["test"][: len(u)].split(BATCH)
+def forecasts(
+    data: TrajectoryDataModule, forecast: Predict, num: int, split: Split = "test"
+) -> tuple[Tensor, float]:
+    """Forecasts (num, B, T, *space, C) of trajectories, and the seconds of a single one."""
+    u = data.values[split][:NUM_TRAJECTORIES]
+    parts = u[:, 0].split(BATCH), data.parameters[split][: len(u)].split(BATCH)
     steps = u.shape[1] - 1
     forecast(parts[0][0], 1, parts[1][0])  # the first call is slower
     torch.manual_seed(0)
@@ -60,11 +64,17 @@ def forecasts(data: TrajectoryDataModule, forecast: Predict, num: int) -> tuple[
     return torch.cat(drawn, 1), (time.perf_counter() - started) / num / len(u)
 
 
-def measure_ensemble(data: TrajectoryDataModule, forecast: Predict) -> dict[str, Any]:
-    samples, seconds = forecasts(data, forecast, max(MEMBERS))
-    target = data.values["test"][:NUM_TRAJECTORIES, 1:]
+def measure_ensemble(
+    data: TrajectoryDataModule,
+    forecast: Predict,
+    numbers: Sequence[int] = MEMBERS,
+    split: Split = "test",
+) -> dict[str, Any]:
+    """The scores of ensembles of so many members."""
+    samples, seconds = forecasts(data, forecast, max(numbers), split)
+    target = data.values[split][:NUM_TRAJECTORIES, 1:]
     found: dict[str, Any] = {"milliseconds_of_a_member": 1e3 * seconds, "members": {}}
-    for members in MEMBERS:
+    for members in numbers:
         metrics = EnsembleMetrics(target.shape[1], data.spec, members)
         metrics.update(samples[:members], target)
         scores = metrics.compute()
@@ -88,16 +98,25 @@ def measure_single(data: TrajectoryDataModule, forecast: Predict) -> dict[str, A
     return {"crps": crps.item(), "nrmse": nrmse, "milliseconds": 1e3 * seconds}
 
 
+def solvers_ensemble(data: TrajectoryDataModule) -> dict[str, Any]:
+    """The scores of the solver from random fields for what is not seen."""
+    assert data.observation is not None
+    ensemble = RandomStart(solver_of(data), data.observation.draw_missing)
+    return measure_ensemble(data, partial(predict, ensemble))
+
+
+def solver_of(data: TrajectoryDataModule) -> SolverStepper:
+    assert data.equation is not None
+    return SolverStepper(data.equation, data.spec, data.spec.shape[0])
+
+
 def main(runs: list[Path]) -> None:
     data = data_of(runs[0]) if runs else default_data()
-    assert data.equation is not None and data.observation is not None
-    solver = SolverStepper(data.equation, data.spec, data.spec.shape[0])
-    ensemble = RandomStart(solver, data.observation.draw_missing)
     result: dict[str, Any] = {
         "dataset": data.dataset,
         "trajectories": min(NUM_TRAJECTORIES, len(data.values["test"])),
-        "solver's ensemble": measure_ensemble(data, partial(predict, ensemble)),
-        "solver from what is seen": measure_single(data, partial(predict, solver)),
+        "solver's ensemble": solvers_ensemble(data),
+        "solver from what is seen": measure_single(data, partial(predict, solver_of(data))),
     }
     for run in runs:
         simulator = ups.load(run)

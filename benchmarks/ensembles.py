@@ -1,0 +1,206 @@
+"""Ensembles of an uncertain future, each trained for the same time in all: which is best?
+
+    python benchmarks/ensembles.py [SECONDS [SETTING ...]]
+
+On ``data=navier_stokes_uncertain``, three seeds of weights. An ensemble's trainings take SECONDS of
+one core together, 1200 by default, validation not counted. Half of it is spent on an operator, from
+which fair CRPS (``loss=crps``), the diffusion stage, or diffusion and consistency go on. Beside
+them are four operators of a quarter of the time each, with seeds of their own, and one operator of
+the whole time whose initial fields are perturbed: by white noise or by random waves for those that
+are not seen, of the kind and size with the least CRPS on validation trajectories. The solver's
+ensemble is what all are compared with. SETTING are settings of all trainings.
+
+What is finished in outputs/ensembles is not repeated. Writes benchmarks/results/ensembles.json.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from shutil import copytree
+from typing import Any, NamedTuple
+
+import torch
+from accuracy import length, speed
+from hydra import compose, initialize_config_dir
+from navier_stokes_uncertain import MEMBERS, measure_ensemble, measure_single, solvers_ensemble
+from runs import SEEDS, on_one_core, read, save, spread, train_side_by_side
+from torch import Tensor
+
+import ups
+from ups.datamodules import TrajectoryDataModule
+from ups.evaluation.baselines import RandomStart
+from ups.modules.evaluation import Predict
+from ups.pipeline import make_data
+from ups.run import CONF
+
+OUT = Path("outputs/ensembles")
+TRAIN_SECONDS = 1200
+NUM_OPERATORS = 4
+WHITE_NOISE = (0.05, 0.1, 0.2, 0.4, 0.8)  # in standard deviations of the field
+MISSING_WAVES = (0.5, 1.0, 2.0)  # times their usual size
+SUMMARY = ("crps", "ensemble_nrmse", "spread_skill_ratio", "coverage_90", "milliseconds")
+
+
+class Training(NamedTuple):
+    """A training of one stage.
+
+    Args:
+        share: of the whole time.
+        first: the training that it goes on from; None for none.
+        stage: the stage that is trained.
+        settings: settings of it.
+    """
+
+    share: float
+    first: str | None = None
+    stage: str = "operator"
+    settings: tuple[str, ...] = ()
+
+
+# without its cache a stage does nothing before the steps that are counted
+DIFFUSION = ("stage=diffusion", "stage.diffusion.module.latent_cache_dtype=null")
+QUARTERS = [f"quarter-{k}" for k in range(NUM_OPERATORS)]
+TRAININGS = {
+    "whole": Training(1.0),
+    "half": Training(0.5),
+    **{name: Training(1 / NUM_OPERATORS) for name in QUARTERS},
+    "crps": Training(0.5, "half", settings=("loss=crps",)),
+    "diffusion": Training(0.5, "half", "diffusion", DIFFUSION),
+    "diffusion-quarter": Training(0.25, "half", "diffusion", DIFFUSION),
+    "consistency": Training(0.25, "diffusion-quarter", "consistency", ("stage=consistency",)),
+}
+
+
+def config(name: str, seconds: float, seed: int, settings: list[str]) -> Any:
+    """The configuration of a training."""
+    training = TRAININGS[name]
+    first = OUT / folder_name(training.first, seconds, seed) if training.first else None
+    own_seed = NUM_OPERATORS * seed + QUARTERS.index(name) if name in QUARTERS else seed
+    fixed = [
+        "data=navier_stokes_uncertain",
+        "data.cache_dir=outputs/data",
+        f"output_dir={OUT}",
+        f"name={folder_name(name, seconds, seed)}",
+        f"seed={own_seed}",
+        "preflight=false",
+        *([f"init_from={first}"] if training.stage == "operator" and first else []),
+        *training.settings,
+    ]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", [*fixed, *settings])
+
+
+def folder_name(name: str, seconds: float, seed: int) -> str:
+    return f"{name}-{seconds:g}-{seed}"
+
+
+def train_all(result: dict[str, Any], name: str, settings: list[str]) -> None:
+    """One training of all seeds, for its share of the time."""
+    training, seconds = TRAININGS[name], result["seconds"]
+    kind = f"{training.stage} {' '.join(training.settings)}"
+    before = OUT / folder_name(training.first, seconds, SEEDS[0]) if training.first else None
+    later = before if training.stage != "operator" else None
+    base = config(name, seconds, SEEDS[0], settings)
+    if kind not in result["steps_per_second"]:
+        measure = partial(speed, base, training.stage, later)
+        result["steps_per_second"][kind] = on_one_core(measure)
+        save("ensembles", result)
+    steps = result["steps_per_second"][kind] * training.share * seconds
+    sizes = length(base, steps, training.stage)
+    for seed in SEEDS:
+        folder = OUT / folder_name(name, seconds, seed)
+        if later is not None and not folder.exists():
+            copytree(OUT / folder_name(str(training.first), seconds, seed), folder)
+    configs = [config(name, seconds, seed, [*settings, *sizes]) for seed in SEEDS]
+    for cfg, score in zip(configs, train_side_by_side(configs), strict=True):
+        print(cfg.name, score, flush=True)
+
+
+def perturbed(data: TrajectoryDataModule, simulator: Any) -> tuple[Predict, str]:
+    """The forecast from perturbed initial fields that is best on validation trajectories."""
+    assert data.observation is not None
+    std = torch.tensor(data.spec.std)
+    missing = data.observation.draw_missing
+
+    def white(size: float, u: Tensor) -> Tensor:
+        return size * std * torch.randn_like(u)
+
+    def waves(size: float, u: Tensor) -> Tensor:
+        return size * missing(u)
+
+    draws: dict[str, Callable[[Tensor], Tensor]] = {
+        **{f"white noise {size}": partial(white, size) for size in WHITE_NOISE},
+        **{f"missing waves {size}": partial(waves, size) for size in MISSING_WAVES},
+    }
+    forecasts = {
+        name: partial(simulator.predict, RandomStart(simulator, draw))
+        for name, draw in draws.items()
+    }
+    crps = {
+        name: measure_ensemble(data, forecast, (4,), "validation")["members"]["4"]["crps"]
+        for name, forecast in forecasts.items()
+    }
+    best = min(crps, key=lambda name: crps[name])
+    return forecasts[best], best
+
+
+def measure(data: TrajectoryDataModule, seconds: float, seed: int) -> dict[str, Any]:
+    """The ensembles of a seed by their names."""
+
+    def load(name: str) -> Any:
+        return ups.load(OUT / folder_name(name, seconds, seed), data)
+
+    operator = load("whole")
+    found = {"one forecast": measure_single(data, partial(operator.predict, operator))}
+    forecast, chosen = perturbed(data, operator)
+    found["perturbed inputs"] = {"chosen": chosen, **measure_ensemble(data, forecast)}
+    members = cycle([load(name) for name in QUARTERS])
+    found["independent operators"] = measure_ensemble(
+        data, lambda *given: (s := next(members)).predict(s, *given), (NUM_OPERATORS,)
+    )
+    for name, correct in (("crps", "none"), ("diffusion", "diffusion"), ("consistency",) * 2):
+        simulator = load(name)
+        draw = partial(simulator.predict, simulator.stepper(correct, temperature=1.0))
+        found[name] = measure_ensemble(data, draw)
+    return found
+
+
+def summarize(seeds: dict[str, Any]) -> dict[str, Any]:
+    """Mean and spread over seeds of the largest ensemble of each name."""
+    first = next(iter(seeds.values()))
+    largest = {
+        name: [list(found[name]["members"].values())[-1] for found in seeds.values()]
+        for name in first
+        if "members" in first[name]
+    }
+    return {
+        name: {key: spread([row[key] for row in rows]) for key in SUMMARY}
+        for name, rows in largest.items()
+    }
+
+
+def main(seconds: float, settings: list[str]) -> None:
+    about = {"seconds": seconds, "settings": settings, "members": max(MEMBERS)}
+    result = read("ensembles")
+    if {key: result.get(key) for key in about} != about:
+        result = {**about, "steps_per_second": {}, "seeds": {}}
+    for name in TRAININGS:
+        train_all(result, name, settings)
+    data = make_data(config("whole", seconds, SEEDS[0], settings))
+    result["dataset"] = data.dataset
+    if "solver" not in result:
+        result["solver"] = solvers_ensemble(data)
+        save("ensembles", result)
+    for seed in SEEDS:
+        if str(seed) not in result["seeds"]:
+            result["seeds"][str(seed)] = measure(data, seconds, seed)
+            result["summary"] = summarize(result["seeds"])
+            save("ensembles", result)
+    for name, found in result["summary"].items():
+        print(name, {key: found[key]["mean"] for key in SUMMARY})
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if sys.argv[1:] else TRAIN_SECONDS, sys.argv[2:])
