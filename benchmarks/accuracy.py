@@ -18,6 +18,7 @@ the same command continues, on another machine too.
 
 import sys
 from pathlib import Path
+from shutil import copytree
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from runs import (
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.pipeline import train
 from ups.run import CONF
+from ups.runs.stages import stage_config
 
 EPOCHS = 10
 OPTIMIZERS = ("adamw", "muon")
@@ -147,12 +149,24 @@ def train_seconds(run: Path) -> float:
     return study.train_seconds[f"{minutes} minutes"]
 
 
-def speed(cfg: Any, warm_up: float = 15, seconds: float = 30) -> float:
+def speed(
+    cfg: Any,
+    stage: str = "operator",
+    before: Path | None = None,
+    warm_up: float = 15,
+    seconds: float = 30,
+) -> float:
     """Training steps a second, sustained: counted for ``seconds``, after ``warm_up`` of them in
     which a cool processor is faster.
+
+    ``before`` is the run whose weights a later ``stage`` begins with.
     """
     with TemporaryDirectory() as folder:
-        cfg = OmegaConf.merge(cfg, {"data": {"samples_per_trajectory": 1000}, "output_dir": folder})
+        if before is not None:
+            copytree(before / "checkpoints", Path(folder) / "checkpoints")
+        cfg = OmegaConf.merge(cfg, {"output_dir": folder})
+        key = f"stage.{stage}.data.samples_per_trajectory"
+        OmegaConf.update(cfg, key, 1000, force_add=True)
         OmegaConf.update(
             cfg,
             "callbacks.speed",
@@ -160,23 +174,25 @@ def speed(cfg: Any, warm_up: float = 15, seconds: float = 30) -> float:
             force_add=True,
         )
         try:
-            train(cfg, "operator", Path(folder), CSVLogger(folder), 1, TimeLimit())
+            train(cfg, stage, Path(folder), CSVLogger(folder), 1, TimeLimit())
         except Measured as measured:
             return measured.steps_per_second
     raise RuntimeError("the training was over before its speed was measured")
 
 
-def length(cfg: Any, steps: float) -> list[str]:
-    """Settings of a run of about so many steps, in about ten epochs."""
-    windows = steps * cfg.data.batch_size / cfg.data.num_train  # a trajectory, in all
+def length(cfg: Any, steps: float, stage: str = "operator") -> list[str]:
+    """Settings of a run of about so many steps of ``stage``, in about ten epochs."""
+    data = stage_config(cfg, stage).data
+    windows = steps * data.batch_size / data.num_train  # a trajectory, in all
     epochs, each = min(
         ((e, max(1, round(windows / e))) for e in range(EPOCHS - 3, EPOCHS + 4)),
         key=lambda p: abs(p[0] * p[1] - windows),
     )
+    own = "" if stage == "operator" else f"stage.{stage}."
     return [
-        f"trainer.max_epochs={epochs}",
-        f"data.samples_per_trajectory={each}",
-        "stage.operator.module.num_cpu_shards=1",
+        f"{own}trainer.max_epochs={epochs}",
+        f"{own}data.samples_per_trajectory={each}",
+        f"stage.{stage}.module.num_cpu_shards=1",
     ]
 
 

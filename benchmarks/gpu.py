@@ -264,7 +264,7 @@ def schedule() -> Found:
         part = configuration(*settings, *SIZES.schedule)
         trajectories = part.data.num_train + part.data.num_validation + part.data.num_test
         pdebench_file.main(path, trajectories)
-        batches = speed(part, SIZES.speed_seconds, SIZES.speed_seconds)
+        batches = speed(part, warm_up=SIZES.speed_seconds, seconds=SIZES.speed_seconds)
         whole = configuration(*settings)
     yield "operator, batches a second", batches
     total = batches_per_epoch(whole) * whole.trainer.max_epochs
@@ -280,7 +280,7 @@ def flow() -> Found:
     with TemporaryDirectory() as folder:
         settings = (f"output_dir={folder}", "data=navier_stokes_1e-5", *SIZES.flow)
         cfg = OmegaConf.merge(configuration(*settings), {"data": {"cache_dir": "outputs/data"}})
-        batches = speed(cfg, SIZES.speed_seconds, SIZES.speed_seconds)
+        batches = speed(cfg, warm_up=SIZES.speed_seconds, seconds=SIZES.speed_seconds)
         yield "batches a second", batches
         epochs = max(1, round(batches * SIZES.flow_seconds / batches_per_epoch(cfg)))
         start = time.perf_counter()

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -67,10 +67,10 @@ def side_by_side(commands: Sequence[Sequence[str]]) -> Iterator[None]:
 
 
 def train_side_by_side(configs: Sequence[Any]) -> Iterator[float]:
-    """Train an operator by each of ``configs`` without testing it, as many at a time as there are
+    """Train the stages of each of ``configs`` without a test, as many at a time as there are
     threads, a process of one thread each.
 
-    Yields the validation nRMSE of each, in their order, when it is done.
+    Yields the validation score of each, in their order, when it is done.
     """
     pool = ProcessPoolExecutor(
         torch.get_num_threads(), get_context("spawn"), torch.set_num_threads, (1,)
@@ -81,10 +81,21 @@ def train_side_by_side(configs: Sequence[Any]) -> Iterator[float]:
 
 def _validated(cfg: Any) -> float:
     folder = Path(cfg.output_dir) / cfg.name
-    if not is_finished(folder, "operator"):
-        folder.mkdir(parents=True, exist_ok=True)
-        train(cfg, "operator", folder, CSVLogger(folder), 1, TimeLimit())
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in cfg.stage.train:
+        if not is_finished(folder, stage):
+            train(cfg, stage, folder, CSVLogger(folder), 1, TimeLimit())
     return validation_score(folder)
+
+
+def on_one_core(measure: Callable[[], float]) -> float:
+    """What ``measure`` finds with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Measured(Exception):

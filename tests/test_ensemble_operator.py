@@ -29,6 +29,7 @@ from ups.modules.losses import ensemble_errors, operator_errors
 from ups.modules.sharding import sharded_loss
 from ups.run import CONF
 from ups.simulation.checkpoint import read_checkpoint
+from ups.simulation.guidance import TTC
 from ups.simulation.simulator import Simulator
 
 POINTS = 32
@@ -382,3 +383,18 @@ def test_command_makes_an_ensemble_of_a_finished_operator_and_resumes_bit_for_bi
     checkpoint = read_checkpoint(tmp_path / "outputs/whole/checkpoints/operator.ckpt")
     assert checkpoint["validation_nrmse"] == pytest.approx(min(logged), abs=1e-4)
     assert "CRPS of draws" in render_model_card(tmp_path / "outputs/whole", "mine")
+
+
+def test_conditioning_chooses_among_the_draws_of_an_operator_with_noise():
+    simulator = noisy_simulator()
+    simulator.ttc = TTC(num_candidates=5, guidance_steps=0)
+    state = simulator.encode(some_fields()[..., None])
+    parameters = torch.full((4, 1), 1e-3)
+    guided = simulator.stepper(temperature=1.0, ttc=True)
+    torch.manual_seed(0)
+    draws = simulator.stepper(temperature=1.0).propose(state, parameters, 5)
+    rewards = guided.score(draws, *guided.predict(state, parameters))
+    assert rewards.std(1).min() > 0
+    torch.manual_seed(0)
+    best = draws[torch.arange(4), rewards.argmax(1)]
+    assert torch.equal(guided.step(state, parameters), best)

@@ -16,6 +16,7 @@ from ups.metrics import (
     RolloutMetrics,
     calibrated_coverage,
     coverage,
+    distance_to_mean,
     energy_score,
     fair_crps,
     rank_histogram,
@@ -243,6 +244,42 @@ def test_coverage_is_of_the_draws_central_interval_ends_included():
     assert inside == [[0, 1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0, 0, 0]]
 
 
+# --- the distance from the mean ---
+
+
+def test_distance_to_mean_equals_its_written_out_definition():
+    samples, _ = rollouts()
+    found = distance_to_mean(samples, SPEC)
+    assert found.shape == samples.shape[:2]
+    draws = samples.double().numpy()
+    for m, b in np.ndindex(*found.shape):
+        expected = [
+            np.sqrt(((draws[m, b, t, ..., c] - mean) ** 2).mean() / (mean**2).mean())
+            for t in range(NUM_FRAMES)
+            for c in range(2)
+            for mean in [draws[:, b, t, ..., c].mean(0)]
+        ]
+        assert found[m, b].item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_nearest_draw_to_the_mean_has_a_smaller_error_on_average():
+    # each draw is off by as much as the truth is, some by more: of any of these the truth is one
+    rng = generator()
+    sizes = torch.rand(9, 200, 1, 1, 1, 1, generator=rng)
+    off = sizes * torch.randn(9, 200, 1, *SPEC.shape, generator=rng)
+    samples, truth = 2 + off[:8], 2 + off[8]
+    errors = (samples - truth).square().flatten(2).mean(2).sqrt()
+    nearest = distance_to_mean(samples, SPEC).argmin(0, keepdim=True)
+    assert errors.gather(0, nearest).mean() < 0.9 * errors.mean()
+
+
+def test_distance_to_mean_is_zero_of_equal_draws_and_finite_around_zero():
+    samples = torch.zeros(3, 2, NUM_FRAMES, *SPEC.shape)
+    assert distance_to_mean(samples, SPEC).eq(0).all()
+    samples[0], samples[1] = 1.0, -1.0
+    assert distance_to_mean(samples, SPEC).isfinite().all()
+
+
 # --- what is refused ---
 
 
@@ -276,7 +313,12 @@ def test_scores_refuse_levels_axes_and_sizes_out_of_range():
     for axes in ((), (0,), (-1, 1)):
         with pytest.raises(UpsError, match=r"^`axes` must be counted from the end"):
             energy_score(samples, target, axes)
-    for refused in (lambda: EnsembleMetrics(2, SPEC, 1), lambda: calibrated_coverage(1)):
+    single = torch.zeros(1, NUM_FRAMES, *SPEC.shape)
+    for refused in (
+        lambda: EnsembleMetrics(2, SPEC, 1),
+        lambda: calibrated_coverage(1),
+        lambda: distance_to_mean(single, SPEC),
+    ):
         with pytest.raises(UpsError, match=r"must have at least 2 members, got 1\.$"):
             refused()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from hydra import compose, initialize_config_dir
 from scipy.integrate import solve_ivp
 
 import ups
@@ -17,6 +18,8 @@ from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.baselines import coarse_solvers
 from ups.evaluation.metrics import PhysicsChecks
 from ups.physics import kuramoto_sivashinsky as ks
+from ups.run import CONF
+from ups.runs.stages import stage_config
 
 EQUATION = ks.EQUATION
 SHORT = 22.0  # a line of few waves, for fast tests
@@ -361,3 +364,17 @@ def test_trains_by_the_same_command(ups_run, tmp_path):
     simulator = ups.load(run)
     u0 = ks.initial_conditions(2, simulator.x, 0)
     assert simulator.rollout(u0, 3).shape == (2, 3, 64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "score"),
+    [
+        (["data=kuramoto_sivashinsky"], "decorrelated_fraction"),
+        (["data=kuramoto_sivashinsky", "loss=crps"], "crps"),
+        (["data=burgers"], "nrmse"),
+    ],
+)
+def test_validation_chooses_weights_of_chaotic_data_by_their_correlation(settings, score):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", settings)
+    assert stage_config(cfg, "operator").callbacks.best.monitor == f"validation/operator/{score}"

@@ -665,6 +665,23 @@ def test_operator_validation_is_the_mean_error_of_latent_rollouts_over_all_traje
     } <= values.keys()
 
 
+def test_validation_measures_the_fraction_of_rollouts_after_their_correlation_is_lost():
+    u, nu = windows(n=5, frames=8)
+    module = OperatorModule(make_written_out_simulator())
+    p = numbers(module.simulator.model)
+    for i, correlated in enumerate((0, 2, 3, 5, 7)):  # frames until the truth is turned over
+        z = encoded(p, u[i, 0])
+        for k in range(1, 8):
+            z = stepped(p, z, nu[i])
+            u[i, k] = decoded(p, z) if k <= correlated or k == 7 else -decoded(p, z)
+    values = validated(module, [single(u[:3], nu[:3]), single(u[3:], nu[3:])])
+    lost = values["validation/operator/decorrelated_fraction"]
+    assert lost == pytest.approx(1 - (0 + 2 + 3 + 5 + 7) / 7 / 5, abs=1e-6)
+    assert validated(module, [single(u[4:], nu[4:])])[
+        "validation/operator/decorrelated_fraction"
+    ] == pytest.approx(0, abs=1e-6)
+
+
 def test_operator_validation_uses_the_length_of_the_domain():
     u, nu = windows(n=2, frames=3)
     simulator = make_written_out_simulator()

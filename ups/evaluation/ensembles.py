@@ -157,6 +157,32 @@ def spread_skill(samples: Tensor, target: Tensor, spec: FieldSpec) -> Tensor:
     return torch.stack(_relative_squares(samples, target, spec.space_axes), -1).mean(-2)
 
 
+def distance_to_mean(samples: Tensor, spec: FieldSpec) -> Tensor:
+    """How far each of several forecasts is from their mean.
+
+    It ranks draws without the truth: if they are equally likely, the nearest one to the mean has
+    the smallest expected error. For |x_m - y|^2 = |x_m - mean|^2 + |mean - y|^2 - 2 <x_m - mean,
+    y - mean>, of which the second term is the same for all draws, and nothing is known of the
+    third. Their mean is closer still, but smoother than any forecast.
+
+    Args:
+        samples: draws of rollouts (M, ..., T, *space, C).
+        spec: describes the field.
+
+    Returns:
+        The distances (M, ...), relative to the size of the mean in each frame and channel, and
+        averaged over both.
+
+    Raises:
+        UpsError: M < 2.
+    """
+    _check_num_members(len(samples))
+    axes = spec.space_axes
+    mean = samples.mean(0)
+    size = mean.square().mean(axes).clamp_min(SMALLEST_SQUARE)
+    return ((samples - mean).square().mean(axes) / size).sqrt().mean((-2, -1))
+
+
 class EnsembleMetrics(Metric):
     """Accumulates scores of ensembles over batches of rollouts (B, T, *space, C).
 

@@ -23,7 +23,7 @@ from ups.core.schema import (
     plain,
     validate_arguments,
 )
-from ups.evaluation.metrics import RolloutMetrics
+from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics
 from ups.modules.optim import Muon
 from ups.simulation.simulator import Simulator
 
@@ -36,7 +36,9 @@ class BaseModule(pl.LightningModule):
 
     A stage implements ``compute_losses`` and ``trainable_module``, and ``sample_noise`` if its loss
     needs random numbers. Validation rolls out whole trajectories with the corrector ``correct``;
-    ``validation/<stage>/nrmse`` selects the best weights.
+    ``validation/<stage>/nrmse`` selects the best weights. Where all rollouts end far from the
+    truth, as in chaos, ``validation/<stage>/decorrelated_fraction`` can: the fraction of a rollout
+    that comes after its correlation with the truth has first fallen to 0.8, see ``PhysicsChecks``.
 
     The arguments are in ``hparams``, with those of the subclass.
 
@@ -139,20 +141,26 @@ class BaseModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         target = batch.u[:, 1:]
+        spec = self.simulator.spec
         if self.metrics is None:
             # the relative error of fields that have decayed to almost zero is noise and must not
             # select the weights
-            metrics = RolloutMetrics(target.shape[1], self.simulator.spec, RELATIVE_ERROR_FLOOR)
+            metrics = RolloutMetrics(target.shape[1], spec, RELATIVE_ERROR_FLOOR)
             self.metrics = metrics.to(self.device)
+            self.checks = PhysicsChecks(None, spec).to(self.device)
+            self.rollout_time = target.shape[1] * spec.dt
         stepper = self.simulator.stepper(self.correct)
         pred = self.simulator.predict(stepper, batch.u[:, 0], target.shape[1], batch.parameters)
         self.metrics.update(pred, target)
+        self.checks.update(batch.u[:, 0], pred, target)
 
     def on_validation_epoch_end(self) -> None:
         self.validation_rng.__exit__(None, None, None)
         assert self.metrics is not None
         values: dict[str, Any] = self.metrics.compute()
         values["nrmse_final"] = values.pop("nrmse_over_time")[-1]
+        correlation_time = self.checks.compute()["correlation_time"]
+        values["decorrelated_fraction"] = 1 - correlation_time / self.rollout_time
         self.log_dict({f"validation/{self.stage}/{name}": value for name, value in values.items()})
 
     def build_optimizer(self) -> torch.optim.Optimizer:
