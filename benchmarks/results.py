@@ -450,6 +450,30 @@ mean correlation of all trajectories, as PDE-Refiner has it, in the column *as p
 training took {result["seconds"]:g} s on a core, or half of that."""
 
 
+ENSEMBLES = {
+    "crps": "an operator, then fair CRPS",
+    "diffusion": "an operator, then diffusion",
+    "consistency": "an operator, then diffusion and consistency",
+}
+
+
+def ensembles(result: dict[str, Any]) -> str:
+    """A row for each kind of ensemble, beside the solver's."""
+    *_, solver = result["solver"]["members"].values()
+    rows = [["the solver's"], *([ENSEMBLES.get(name, name)] for name in result["summary"])]
+    of_solver = {key: spread([solver[key]]) for key in next(iter(result["summary"].values()))}
+    for row, found in zip(rows, (of_solver, *result["summary"].values()), strict=True):
+        row += [number(found[key], 3) for key in ("crps", "ensemble_nrmse")]
+        row += [number(found[key], 2) for key in ("spread_skill_ratio", "coverage_90")]
+        row.append(f"{min(found['milliseconds']['seeds']):.0f}")
+    head = ["ensemble", "fair CRPS", "nRMSE of the mean", "spread / error", "coverage", "ms"]
+    return f"""Three seeds; the trainings of an ensemble take {result["seconds"]:g} seconds of a \
+core in all. {result["members"]} members, of independent operators four. Coverage is of the \
+central interval that holds nearly 90 % of calibrated ensembles.
+
+{table(head, rows)}"""
+
+
 SECTIONS = {
     "solver": ("The solver's cost, beside a model's", solver),
     "shifts": ("Inputs unlike the training data", shifts),
@@ -465,6 +489,7 @@ SECTIONS = {
     "ranking": ("The reward of test-time conditioning", ranking),
     "ranking_navier_stokes": ("Navier-Stokes with an uncertain future: choosing a draw", ranking),
     "kuramoto_sivashinsky": ("Kuramoto-Sivashinsky: time close to the truth", correlation_times),
+    "ensembles": ("Ensembles of an uncertain future", ensembles),
     "throughput": ("Speed and memory", throughput),
     "inverse_problem": ("An inverse problem", inverse_problem),
     "readings": ("A flow behind scattered readings", readings),
