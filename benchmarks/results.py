@@ -255,7 +255,10 @@ def ranking(result: dict[str, Any]) -> str:
     if RATIO in steps:
         parts.append(bounds(steps))
     if forecasts:
-        parts.append(table(["reward of a whole forecast", heads[1]], correlations(forecasts)))
+        costs = [number(cell, 2) for cell in forecasts["calls of the solver"].values()]
+        rows = [[*row, cost] for row, cost in zip(correlations(forecasts), costs, strict=True)]
+        heads = ["reward of a whole forecast", heads[1], "its cost in calls of the solver"]
+        parts.append(table(heads, rows))
         parts.append(bounds(forecasts))
         rows = [[name, number(cell)] for name, cell in forecasts["nrmse"].items()]
         parts.append(table([f"of {result['candidates']} forecasts", "nRMSE"], rows))

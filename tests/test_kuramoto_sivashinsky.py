@@ -17,6 +17,7 @@ from ups.core.fields import FieldSpec, Grid
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.baselines import coarse_solvers
 from ups.evaluation.metrics import PhysicsChecks
+from ups.hub.model_card import render_model_card
 from ups.physics import kuramoto_sivashinsky as ks
 from ups.run import CONF
 from ups.runs.stages import stage_config
@@ -361,6 +362,7 @@ def test_trains_by_the_same_command(ups_run, tmp_path):
     (solver,) = (row for row in rows if row["model"] == "solver-64")
     times = [solver[f"correlation_time{suffix}"] for suffix in ("", "_90", "_95")]
     assert times == pytest.approx([4.0, 4.0, 4.0])  # of the same points: all five steps
+    assert "| validation decorrelated fraction, latent rollout |" in render_model_card(run, "chaos")
     simulator = ups.load(run)
     u0 = ks.initial_conditions(2, simulator.x, 0)
     assert simulator.rollout(u0, 3).shape == (2, 3, 64)

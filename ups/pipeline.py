@@ -64,7 +64,7 @@ def run(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
             the data.
 
     Returns:
-        The validation nRMSE of the last stage, for sweepers; 0 after a preflight.
+        The validation score of the last stage, for sweepers; 0 after a preflight.
     """
     with restored_session():
         return run_command(cfg, overrides)

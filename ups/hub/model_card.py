@@ -6,6 +6,7 @@ Every number comes from the files of its run.
 from pathlib import Path
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, Grid
@@ -21,6 +22,7 @@ from ups.evaluation.results import (
 )
 from ups.runs.settings import is_bookkeeping_key
 from ups.simulation.checkpoint import STAGES, load, read_checkpoint
+from ups.simulation.simulator import Simulator
 
 COMMANDS = ("run.py", "ups.run", "ups")  # names under which ups.run is started
 ERRORS = {
@@ -136,9 +138,7 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         model=", ".join(f"{key} {value}" for key, value in simulator.model_config.items()),
         data="\n".join(f"- {key}: {value}" for key, value in data.items()),
         command=_training_command(origin["command"]),
-        score="nRMSE, latent rollout"
-        if simulator.noise is None
-        else "CRPS of draws (operator) or nRMSE",
+        score=_score(cfg, simulator),
         stages="\n".join(
             _stage(run, stem) for stem in list(STAGES.values())[: 1 + len(simulator.correctors)]
         ),
@@ -170,6 +170,15 @@ def load_test_results(run: Path) -> Evaluation:
             f"{run} has no test results of the weights that it holds; stage=evaluate makes them"
         )
     return merge_evaluations(list(fresh.values()))
+
+
+def _score(cfg: DictConfig, simulator: Simulator) -> str:
+    """The name of what chose the weights."""
+    monitor = str(OmegaConf.select(cfg, "callbacks.best.monitor"))
+    rollout = "decorrelated fraction" if monitor.endswith("decorrelated_fraction") else "nRMSE"
+    if simulator.noise is not None:
+        return f"CRPS of draws (operator) or {rollout}"
+    return f"{rollout}, latent rollout"
 
 
 def _stage(run: Path, stem: str) -> str:

@@ -131,7 +131,7 @@ def record_stage_start(cfg: DictConfig, folder: Path, stage: str) -> None:
 
 
 def validation_score(folder: Path) -> float:
-    """The validation nRMSE of the last stage of the folder's simulator."""
+    """The validation score of the last stage of the folder's simulator; lower is better."""
     return float(read_checkpoint(latest_checkpoint(folder))["validation_nrmse"])
 
 

@@ -250,7 +250,7 @@ def write_stage_weights(
         folder: the run's folder.
         stage: the name of the stage.
         simulator: the simulator.
-        score: its validation nRMSE.
+        score: its validation score, that of ``callbacks.best``.
     """
     checkpoint = AtomicCheckpointIO().load_checkpoint(best)
     common: dict[str, object] = {
