@@ -64,7 +64,8 @@ def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
     batch = Batch(
         fields(size, len(sim.x), cfg.data.unroll_steps + 1),
         torch.full((size, 1), 1e-3),
-        *(torch.arange(size) for _ in range(2)),
+        torch.arange(size),
+        torch.arange(size),
     )
 
     def step() -> None:

@@ -329,7 +329,7 @@ def test_invalid_argument_is_refused(message):
 
 
 def test_field_on_points_is_refused():
-    sim = Simulator(nn.Identity(), FieldSpec(PointCloud(((0.1,), (0.2,)))))
+    sim = Simulator(nn.Identity(), FieldSpec(PointCloud(((0.0, 1.0),))))
     with pytest.raises(UpsError, match="this needs a field on a grid"):
         sim.assimilate(torch.zeros(1, 1), [0.1], [1.0], background=torch.zeros(2, 2), noise=1.0)
 

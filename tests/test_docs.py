@@ -59,10 +59,18 @@ def pieces():
     return [pytest.param(text, id=f"{name} {i}") for i, (name, text) in enumerate(texts)]
 
 
+FLOWS = [
+    "data.num_frames=5", "data.flows.resolution=8", "data.flows.start_time=0.5",
+    "data.flows.num_points=[100,200]", "++model.num_tokens=18", "++model.hidden_dim=16",
+]  # fmt: skip
+
+
 def small(words):
     """The command's words, and what makes it small."""
     if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
         return words
+    if "data=obstacles" in words:
+        return [*words, *SIZES, *FLOWS]
     if "init_from=burgers-small" in words:  # which has 256 points
         return [*words, *SIZES, "data.num_frames=7"]
     sizes = [
@@ -136,6 +144,9 @@ def test_a_piece_of_python(text, tmp_path, run_of_all_stages, monkeypatch):
     shutil.copytree(run_of_all_stages, tmp_path / "outputs/burgers")
     monkeypatch.chdir(tmp_path)
     write_waves(tmp_path)
+    if "outputs/smoke-obstacles" in text:
+        words = ["stage=operator", "data=obstacles", "experiment=smoke"]
+        run(tmp_path, ["python", "-m", "ups.run", *words])
     torch.manual_seed(0)
     sim = ups.load("outputs/burgers")
     exec(text, {"sim": sim, "u0": torch.randn(2, 32), "x": torch.rand(32), "x_out": torch.rand(50)})

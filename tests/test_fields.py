@@ -1,5 +1,7 @@
 """What a field is, and the loop that moves one forward."""
 
+import math
+
 import pytest
 import torch
 
@@ -66,7 +68,7 @@ def test_grid_that_cannot_be_coarsened_says_so():
             (0.5, 2.0),
             is_homogeneous=False,
         ),
-        FieldSpec(PointCloud(((0.0, 0.1), (0.5, 0.2), (0.3, 0.9))), ("p",)),
+        FieldSpec(PointCloud(((0.0, 0.5), (0.1, 0.9)), ("distance",)), ("p",)),
     ],
 )
 def test_field_spec_survives_plain_values(spec):
@@ -88,6 +90,18 @@ def test_field_spec_axes_follow_the_domain():
     assert plane.grid.boundary[0] == (Boundary.PERIODIC, Boundary.PERIODIC)
     u = torch.randn(3, 5, 8, 4, 2)
     assert torch.equal(u.mean(plane.space_axes), u.flatten(2, 3).mean(2))
+
+
+def test_points_have_one_axis_in_any_number_of_dimensions():
+    cloud = FieldSpec(PointCloud(((0.0, 0.5), (0.1, 0.9))), ("u", "v"))
+    assert cloud.space_axes == (-2,)
+    assert cloud.domain.num_dims == 2
+    assert cloud.domain.extent == pytest.approx((0.5, 0.8))
+    with pytest.raises(UpsError, match="this needs a field on a grid"):
+        cloud.shape  # noqa: B018
+    for edges in ((), ((0.0, 0.0),), ((0.0, math.inf),)):
+        with pytest.raises(UpsError, match="the edges of a point cloud must be finite"):
+            PointCloud(edges)
 
 
 @pytest.mark.parametrize(

@@ -445,7 +445,7 @@ def check_idle(module):
     ],
 )
 def test_inverse_loss_frequency_refuses_a_term_without_gradient(monkeypatch, detached, words):
-    def terms(simulator, u, nu, inverse):
+    def terms(simulator, u, nu, inverse, *places):
         found = operator_errors(simulator, u, nu, inverse)
         return {
             name: value.detach() if name in detached else value for name, value in found.items()
@@ -465,7 +465,7 @@ def test_inverse_loss_frequency_refuses_a_term_without_gradient_in_the_decoder(m
     decode = module.simulator.model.decode
     weights = module.simulator.model.decoding
 
-    def terms(simulator, u, nu, inverse):
+    def terms(simulator, u, nu, inverse, *places):
         simulator.model.decode = lambda z: (z * weights.detach()).sum(-1, keepdim=True)
         found = operator_errors(simulator, u, nu, inverse)
         simulator.model.decode = decode
@@ -477,7 +477,7 @@ def test_inverse_loss_frequency_refuses_a_term_without_gradient_in_the_decoder(m
 
 
 def test_inverse_loss_frequency_refuses_a_zero_inverse_decoding_term(monkeypatch):
-    def terms(simulator, u, nu, inverse):
+    def terms(simulator, u, nu, inverse, *places):
         found = operator_errors(simulator, u, nu, inverse)
         return {**found, "L_inv_dec": 0 * found["L_inv_dec"]}
 
@@ -740,7 +740,7 @@ class NoisySimulator(nn.Module):
         super().__init__()
         self.asked = []
 
-    def stepper(self, correct):
+    def stepper(self, correct, points=None):
         self.asked.append(correct)
         return NoisyStepper()
 

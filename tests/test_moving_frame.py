@@ -141,7 +141,7 @@ def test_fields_that_hardly_move_are_left_as_they_are():
         (None, Grid((POINTS,), (1.0,))),
         (advection.EQUATION, Grid((POINTS,), (1.0,))),
         (burgers.EQUATION, Grid((POINTS,), (1.0,), ((Boundary.WALL, Boundary.WALL),))),
-        (burgers.EQUATION, PointCloud(((0.0, 0.0),) * POINTS)),
+        (burgers.EQUATION, PointCloud(((0.0, 1.0),))),
     ],
 )
 def test_frames_are_at_rest_where_there_is_no_such_symmetry(equation, domain):
@@ -193,7 +193,7 @@ def test_input_size_is_the_largest_value_and_step_of_each_field():
     assert sizes["steepest step"].tolist() == [8.0, 5.0]
     sizes = input_size(u, FieldSpec(Grid((4,), (1.0,)), std=(0.5,)))
     assert sizes["steepest step"].tolist() == [8.0, 10.0]
-    cloud = FieldSpec(PointCloud(((0.0,),) * 4), std=(0.5,))
+    cloud = FieldSpec(PointCloud(((0.0, 1.0),)), std=(0.5,))
     assert input_size(u, cloud).keys() == {"largest value"}
 
 

@@ -151,7 +151,7 @@ def test_inverse_loss_frequency_computes_the_terms_in_every_nth_batch(tmp_path):
 def test_fit_is_refused_when_inverse_losses_have_no_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "ups.modules.operator.operator_errors",
-        lambda s, u, nu, inverse: (
+        lambda s, u, nu, inverse, *places: (
             operator_errors(s, u, nu, inverse=False)
             | {"L_inv_enc": torch.zeros(()), "L_inv_dec": torch.zeros(())}
         ),

@@ -8,7 +8,7 @@ from conftest import SPEC, line_spec, make_simulator
 
 import ups
 from ups.core.errors import UpsError
-from ups.core.fields import Boundary, FieldSpec, Grid, PointCloud
+from ups.core.fields import Boundary, FieldSpec, Grid
 from ups.hub.export import to_xarray
 from ups.metrics import pdebench_metrics
 from ups.models import build
@@ -525,7 +525,6 @@ PLANE = Grid((24, 16), (2.0, 1.0), origin=(0.0, 0.3))
         (WALLED, "x_out", [0.5, 1.1], "`x_out` must lie from 0 to 1 along axis 0, which is not"),
         (PLANE, "x_out", [0.5, 1.1], r"`x_out` must have shape \(P, 2\) with P >= 1"),
         (PLANE, "x_out", [[0.5, 1.1, 0.2]], r"`x_out` must have shape \(P, 2\)"),
-        (PointCloud(((0.1, 0.2),) * 32), "x_out", [0.5], "`x_out` must be None: the domain is not"),
     ],
 )
 def test_rollout_refuses_positions_that_the_domain_does_not_have(domain, option, value, words):

@@ -101,7 +101,7 @@ def every_window(trajectories=2, frames=9, window=2, points=8, strides=(1, 2, 3)
                         (len(rows) + 7, trajectory, start, len(rows) % points, reflect, stride)
                     )
     number, trajectory, start, translate, reflect, stride = np.array(rows).T
-    return WindowIndices(number, trajectory, start, translate[:, None], reflect, stride)
+    return WindowIndices(number, trajectory, start, translate[:, None], reflect, stride, number)
 
 
 def written_out(values, w, window, equation):
@@ -303,7 +303,7 @@ def test_windows_are_seen_from_a_frame_that_moves_with_their_mean_by_whole_cells
     zeros = np.zeros(3, int)
     w = WindowIndices(
         np.arange(3), np.array([0, 1, 0]), np.array([1, 2, 0]), zeros[:, None], zeros,
-        np.array([1, 1, 3]),
+        np.array([1, 1, 3]), zeros,
     )  # fmt: skip
     equation = dataclasses.replace(burgers.EQUATION, symmetries=())
     dataset = WindowDataset([], values[..., None], 2, torch.ones(2, 1), line(8), 0.25, equation)
@@ -371,7 +371,7 @@ def test_windows_are_rescaled_only_while_their_first_field_stays_within_the_cap(
     for asked, strides in expected.items():
         zeros = np.zeros(5, int)
         each, still = np.arange(5), zeros[:, None]
-        w = WindowIndices(each, each, zeros, still, zeros, np.full(5, asked))
+        w = WindowIndices(each, each, zeros, still, zeros, np.full(5, asked), zeros)
         batch = dataset[w]
         assert batch.parameters.tolist() == [[0.5 * stride] for stride in strides]
         first = batch.u[:, 0, 1, 0].tolist()

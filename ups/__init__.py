@@ -23,6 +23,7 @@ _PACKAGES = (
     "simulation",
 )
 _NAMES = {
+    "Points": "ups.core.points",
     "Predictor": "ups.evaluation.foreign",
     "Simulator": "ups.simulation.simulator",
     "compare": "ups.comparison",

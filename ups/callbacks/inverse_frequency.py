@@ -73,16 +73,17 @@ def check_inverse_loss_gradients(module: OperatorModule, batch: Batch) -> None:
             continue
         drawn = module.sample_noise(batch, torch.Generator(module.device).manual_seed(0))
         term = module.compute_losses(batch, *drawn).get(name)
-        z = simulator.encode(batch.u[:, 0])
+        first, points = batch.start
+        z = simulator.encode(first, batch.parameters, points)
         if term is None or float(term.detach()) == 0.0:
             raise UpsError(
                 f"the weight of {name} is {weight:g}, but the term is absent or zero "
                 "in the first batch: it would do nothing"
             )
         by_term = reached(term)
-        outputs = {"encoder": z, "decoder": simulator.decode(z.detach())}
+        outputs = {"encoder": z, "decoder": simulator.decode(z.detach(), batch.points)}
         for part, output in outputs.items():
-            if part == "decoder" and _has_no_parameters(simulator, z, output):
+            if part == "decoder" and _has_no_parameters(simulator, z, output, batch):
                 continue
             by_part = reached(output.square().sum())
             if not any(a and b for a, b in zip(by_term, by_part, strict=True)):
@@ -92,7 +93,8 @@ def check_inverse_loss_gradients(module: OperatorModule, batch: Batch) -> None:
                 )
 
 
-def _has_no_parameters(simulator: Simulator, z: Tensor, decoded: Tensor) -> bool:
+def _has_no_parameters(simulator: Simulator, z: Tensor, decoded: Tensor, batch: Batch) -> bool:
     """Whether a model's decoder has none: nothing is frozen, gradients pass, and none is held."""
     is_frozen = any(not p.requires_grad for p in simulator.model.parameters())
-    return not is_frozen and not decoded.requires_grad and simulator.decode(z).requires_grad
+    decodes_with_gradient = simulator.decode(z, batch.points).requires_grad
+    return not is_frozen and not decoded.requires_grad and decodes_with_gradient

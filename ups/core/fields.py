@@ -79,6 +79,11 @@ class Grid:
         return len(self.shape)
 
     @property
+    def num_axes(self) -> int:
+        """The number of array axes of a field on the grid."""
+        return len(self.shape)
+
+    @property
     def num_points(self) -> int:
         return math.prod(self.shape)
 
@@ -132,30 +137,41 @@ class Grid:
 
 @dataclass(frozen=True)
 class PointCloud:
-    """Points without an order, in D dimensions.
+    """Points without an order in a box of D dimensions; where they lie, each sample says itself.
+
+    See ``ups.core.points.Points``.
 
     Args:
-        points: positions of the P points, each of D numbers.
+        edges: where each axis of the box begins and ends (D,).
+        features: the names of what is known of each point besides its position (F,).
+
+    Raises:
+        UpsError: an axis does not end behind its beginning.
     """
 
-    points: tuple[tuple[float, ...], ...]
+    edges: tuple[tuple[float, float], ...]
+    features: tuple[str, ...] = ()
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.points),)
-
-    @property
-    def num_points(self) -> int:
-        return len(self.points)
+    def __post_init__(self) -> None:
+        edges = tuple((float(first), float(last)) for first, last in self.edges)
+        object.__setattr__(self, "edges", edges)
+        object.__setattr__(self, "features", tuple(self.features))
+        if not edges or not all(-math.inf < first < last < math.inf for first, last in edges):
+            raise UpsError(f"the edges of a point cloud must be finite and increase, got {edges}.")
 
     @property
     def num_dims(self) -> int:
-        """The one array axis that a field on the points has."""
+        return len(self.edges)
+
+    @property
+    def num_axes(self) -> int:
+        """The number of array axes of a field on the points."""
         return 1
 
-    def positions(self) -> Tensor:
-        """The positions (P, D) of the points, float32."""
-        return torch.tensor(self.points, dtype=torch.float32)
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """The length of each axis of the box (D,)."""
+        return tuple(last - first for first, last in self.edges)
 
 
 @dataclass(frozen=True)
@@ -231,8 +247,12 @@ class FieldSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one frame (*space, C)."""
-        return (*self.domain.shape, self.num_channels)
+        """The shape of one frame (*space, C) on a grid.
+
+        Raises:
+            UpsError: the field lies on points.
+        """
+        return (*self.grid.shape, self.num_channels)
 
     @property
     def num_channels(self) -> int:
@@ -241,7 +261,7 @@ class FieldSpec:
     @property
     def space_axes(self) -> tuple[int, ...]:
         """The axes of space in arrays (..., *space, C), counted from the end."""
-        return space_axes(self.domain.num_dims)
+        return space_axes(self.domain.num_axes)
 
     def condition(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs of networks at ``parameters`` (B, P): dt (B,) and parameters (B, P),
@@ -276,7 +296,7 @@ class FieldSpec:
         Returns:
             Fields (B, *space, C), and whether ``u`` had a channel axis.
         """
-        dims = self.domain.num_dims
+        dims = self.domain.num_axes
         has_channels = self.num_channels > 1 or u.ndim == dims + 2
         u = u if has_channels else u.unsqueeze(-1)
         return (u.unsqueeze(0) if u.ndim == dims + 1 else u), has_channels
@@ -302,11 +322,11 @@ class FieldSpec:
 def domain_essentials(domain: Grid | PointCloud) -> dict[str, object]:
     """What two domains must agree in so that fields on them can be compared, as plain values."""
     if isinstance(domain, PointCloud):
-        return {"points": domain.shape, "positions": domain.points}
+        return {"edges": domain.edges, "features": domain.features}
     sides = tuple((str(lower), str(upper)) for lower, upper in domain.boundary)
     return {"points": domain.shape, "length": domain.extent, "boundary": sides}
 
 
-def space_axes(num_dims: int) -> tuple[int, ...]:
-    """The axes of space in arrays (..., *space, C) of ``num_dims`` dimensions, from the end."""
-    return tuple(range(-num_dims - 1, -1))
+def space_axes(num_axes: int) -> tuple[int, ...]:
+    """The ``num_axes`` axes of space in arrays (..., *space, C), counted from the end."""
+    return tuple(range(-num_axes - 1, -1))

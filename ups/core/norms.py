@@ -6,8 +6,27 @@ RELATIVE_ERROR_FLOOR = 0.01  # of the data's standard deviation
 TINY = 1e-15  # keeps the quotient of two zeros finite
 
 
+def mean_over(values: Tensor, axes: tuple[int, ...], mask: Tensor | None = None) -> Tensor:
+    """The mean of values (..., *space, C) over the axes of space.
+
+    Args:
+        values: the values.
+        axes: the axes of space, see ``FieldSpec.space_axes``.
+        mask: where there is a point, of a shape that broadcasts to (..., *space); default:
+            everywhere.
+    """
+    if mask is None:
+        return values.mean(axes)
+    weight = mask[..., None].to(values.dtype)
+    return (values * weight).sum(axes) / weight.sum(axes)
+
+
 def relative_l2_squared(
-    pred: Tensor, target: Tensor, axes: tuple[int, ...], floor: Tensor | float = 0.0
+    pred: Tensor,
+    target: Tensor,
+    axes: tuple[int, ...],
+    floor: Tensor | float = 0.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """|pred - target|^2 / |target|^2 over space, mean over channels.
 
@@ -21,10 +40,11 @@ def relative_l2_squared(
         axes: the axes of space, see ``FieldSpec.space_axes``.
         floor: the smallest root mean square of a channel of ``target`` (C,) or one number; a
             smaller one counts as ``floor``.
+        mask: see ``mean_over``.
 
     Returns:
         The squared relative errors (...).
     """
-    error = (pred - target).square().mean(axes)
-    size = target.square().mean(axes).clamp_min(floor**2 + TINY)
+    error = mean_over((pred - target).square(), axes, mask)
+    size = mean_over(target.square(), axes, mask).clamp_min(floor**2 + TINY)
     return (error / size).mean(-1)

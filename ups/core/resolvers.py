@@ -18,12 +18,12 @@ def folder_name(overrides: str) -> str:
 
 def data_name(data: object, generated: str | None = None) -> str:
     """The default name of a run: that of its data's files; without files ``generated``, or else the
-    name of the equation that makes them.
+    name of the equation that makes them, or of the data.
     """
     settings = data if isinstance(data, Mapping) else {}
     path = settings.get("path")
     files = [path] if isinstance(path, str) else list(path or ())
-    default = generated or settings.get("equation") or "burgers"
+    default = generated or settings.get("equation") or settings.get("name") or "burgers"
     return folder_name("-".join(Path(str(file)).stem for file in files)) or str(default)
 
 

@@ -1,6 +1,6 @@
 """Whatever moves a field forward in time, and the loop that does it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -39,6 +39,7 @@ def rollout(
     frames_per_decode: int = 1,
     checkpoint_every: int | None = None,
     stride: int = 1,
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the fields (B, *space, C) of a rollout one frame at a time, without the initial one.
 
@@ -57,6 +58,8 @@ def rollout(
             where gradients are off; default: all activations are kept.
         stride: number of steps between frames; without ``reencode`` nothing else is decoded. Steps
             after the last frame are not taken.
+        read: maps states (B, ...) to what is yielded, for fields at other points than those that
+            are encoded; default: ``stepper.decode``.
 
     Raises:
         UpsError: ``checkpoint_every`` is given under a reverse-mode transform of ``torch.func``.
@@ -70,10 +73,11 @@ def rollout(
         steps_per_call = checkpoint_every
     # a decoded field starts the steps that encode it, otherwise its state does
     start = u0 if reencode else stepper.encode(u0, parameters)
+    read = read or stepper.decode
     for first in range(0, steps, steps_per_call):
         ahead = range(first + 1, min(first + steps_per_call, steps) + 1)
         is_frame = [k % stride == 0 for k in ahead]
-        arguments = (stepper, start, parameters, is_frame)
+        arguments = (stepper, start, parameters, is_frame, read)
         if has_checkpoints:
             start, fields = checkpoint(advance, *arguments, use_reentrant=False)
         else:
@@ -82,7 +86,11 @@ def rollout(
 
 
 def _latent_steps(
-    stepper: Stepper, state: Tensor, parameters: Tensor, is_frame: Sequence[bool]
+    stepper: Stepper,
+    state: Tensor,
+    parameters: Tensor,
+    is_frame: Sequence[bool],
+    read: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """The state after as many steps, and the fields of those that are frames, decoded in one
     call.
@@ -94,22 +102,27 @@ def _latent_steps(
             states.append(state)
     if not states:
         return state, ()
-    u = stepper.decode(torch.cat(states) if len(states) > 1 else states[0])
+    u = read(torch.cat(states) if len(states) > 1 else states[0])
     return state, u.split(len(state))
 
 
 def _decoded_steps(
-    stepper: Stepper, u: Tensor, parameters: Tensor, is_frame: Sequence[bool]
+    stepper: Stepper,
+    u: Tensor,
+    parameters: Tensor,
+    is_frame: Sequence[bool],
+    read: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """The field after as many steps that each encode the field before, and those that are
     frames.
     """
     fields = []
     for keep in is_frame:
-        state = stepper.encode(u, parameters)
-        u = stepper.decode(stepper.step(state, parameters))
+        state = stepper.step(stepper.encode(u, parameters), parameters)
+        u = stepper.decode(state)
         if keep:
-            fields.append(u)
+            # the same function reads the same field, which need not be decoded twice
+            fields.append(u if read == stepper.decode else read(state))
     return u, fields
 
 

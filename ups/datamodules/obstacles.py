@@ -108,6 +108,11 @@ class ObstacleFlows:
         return [(3 * self.seed + s, i) for s, n in enumerate(self.splits) for i in range(n)]
 
 
+def file_of(flows: ObstacleFlows, cache_dir: Path) -> Path:
+    """The file of generated flows in a folder; its name holds a hash of ``flows``."""
+    return Path(cache_dir) / f"obstacles-{short_hash(asdict(flows))}.h5"
+
+
 def generate_obstacles(flows: ObstacleFlows, cache_dir: Path) -> Path:
     """Generate a file, unless it is there.
 
@@ -116,7 +121,7 @@ def generate_obstacles(flows: ObstacleFlows, cache_dir: Path) -> Path:
 
     Args:
         flows: what to generate.
-        cache_dir: the folder of the file, whose name holds a hash of ``flows``.
+        cache_dir: the folder of the file, see ``file_of``.
 
     Returns:
         The file.
@@ -124,7 +129,7 @@ def generate_obstacles(flows: ObstacleFlows, cache_dir: Path) -> Path:
     Raises:
         UpsError: the disk is too full, the obstacles do not fit, or a flow diverges.
     """
-    path = Path(cache_dir) / f"obstacles-{short_hash(asdict(flows))}.h5"
+    path = file_of(flows, cache_dir)
     folder = path.with_suffix(".parts")
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(f"{path}.lock"):  # of parallel calls only one generates it

@@ -24,6 +24,7 @@ from ups.core.schema import (
     validate_arguments,
 )
 from ups.datamodules.readers import Reader, open_reader
+from ups.datamodules.readers.point_clouds import PointCloudFile
 from ups.datamodules.trajectories import TrajectoryDataModule
 
 SHARE = 0.1  # of the trajectories, for a split whose size is not given
@@ -137,7 +138,10 @@ class OwnDataModule(TrajectoryDataModule):
 
 
 def split_sizes(
-    file: Reader, num_train: int | None, num_validation: int | None, num_test: int | None
+    file: Reader | PointCloudFile,
+    num_train: int | None,
+    num_validation: int | None,
+    num_test: int | None,
 ) -> dict[str, int]:
     """The sizes of the splits of a file.
 
@@ -166,7 +170,9 @@ def split_sizes(
 
 
 def _sizes_within(
-    file: Reader, splits: Mapping[str, Sequence[int]], given: Mapping[str, int | None]
+    file: Reader | PointCloudFile,
+    splits: Mapping[str, Sequence[int]],
+    given: Mapping[str, int | None],
 ) -> dict[str, int]:
     """The sizes of the file's own splits, or less if less is given."""
     sizes = {}

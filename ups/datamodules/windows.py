@@ -27,6 +27,7 @@ class WindowIndices:
         translate: translation in points along each axis (B, D).
         reflect: 1 if it is reflected, else 0.
         stride: number of frames from one of its frames to the next.
+        seed: seed of what else is drawn for the window.
     """
 
     number: np.ndarray
@@ -35,6 +36,7 @@ class WindowIndices:
     translate: np.ndarray
     reflect: np.ndarray
     stride: np.ndarray
+    seed: np.ndarray
 
 
 class WindowDataset(Dataset[Batch]):
@@ -222,10 +224,17 @@ class WindowSampler(Sampler[WindowIndices]):
         translate = translate * self.translate
         reflect = rng.integers(2, size=n) * self.reflect
         stride = rng.integers(1, self.max_time_rescale[trajectory] + 1)
+        seed = rng.integers(2**31, size=n)
         start = ((self.num_frames - self.unroll_steps * stride) * place).astype(np.int64)
         for b in range(first, len(self)):
             rows = np.arange(self.batch_size) + (b * self.world + self.rank) * self.batch_size
             rows = rows % n  # wraps around only if the data set is smaller than one batch
             yield WindowIndices(
-                rows, trajectory[rows], start[rows], translate[rows], reflect[rows], stride[rows]
+                rows,
+                trajectory[rows],
+                start[rows],
+                translate[rows],
+                reflect[rows],
+                stride[rows],
+                seed[rows],
             )

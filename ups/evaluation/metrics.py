@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
 from ups.core.gradients import to_tensor
-from ups.core.norms import RELATIVE_ERROR_FLOOR
+from ups.core.norms import RELATIVE_ERROR_FLOOR, mean_over
 from ups.physics import Equation, Functional, Law
 
 VRMSE_FLOOR = 1e-7  # added to a variance
@@ -36,6 +36,9 @@ class RolloutMetrics(Metric):
     ``vrmse`` is that of The Well (Ohana et al., NeurIPS 2024 Datasets and Benchmarks): relative to
     the fluctuation sqrt(mean (q - mean q)^2 + 1e-7) of the target q, so that a large mean does not
     make an error look small.
+
+    Fields on points have ``rmse``, ``nrmse``, ``max_error`` and ``vrmse`` only, over the points of
+    each sample. The others need a grid.
 
     Args:
         num_frames: number of frames T.
@@ -64,53 +67,77 @@ class RolloutMetrics(Metric):
             "rmse": frames,
             "nrmse": frames,
             "vrmse": frames,
-            "mass": frames,
-            "boundary": frames,
-            "power": (num_frames, *_spectrum_shape(spec.domain.shape), spec.num_channels),
         }
+        if isinstance(spec.domain, Grid):
+            shapes["mass"] = frames
+            shapes["boundary"] = frames
+            shapes["power"] = (num_frames, *_spectrum_shape(spec.grid.shape), spec.num_channels)
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("largest", torch.zeros(frames, dtype=torch.float64), dist_reduce_fx="max")
 
-    def update(self, pred: Tensor, target: Tensor) -> None:
-        if pred.shape != target.shape or tuple(pred.shape[2:]) != self.spec.shape:
-            sizes = ", ".join(str(n) for n in self.spec.shape)
+    def update(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
+        """Add rollouts.
+
+        Args:
+            pred: predicted frames (B, T, *space, C).
+            target: true frames (B, T, *space, C).
+            mask: where there is a point, for fields on points (B, P).
+        """
+        is_grid = isinstance(self.spec.domain, Grid)
+        space = self.spec.grid.shape if is_grid else target.shape[2:3]
+        sizes = (*space, self.spec.num_channels)
+        if pred.shape != target.shape or tuple(pred.shape[2:]) != sizes:
             raise UpsError(
-                f"rollouts must have one shape (B, T, {sizes}), "
+                f"rollouts must have one shape (B, T, {', '.join(str(n) for n in sizes)}), "
                 f"got {tuple(pred.shape)} and {tuple(target.shape)}."
             )
         axes = self.spec.space_axes
+        at = None if mask is None else mask[:, None]
         pred = pred.double()
         target = target.double()
-        error = pred - target
-        rmse = error.square().mean(axes).sqrt()  # (B, T, C)
+        error = pred - target if at is None else (pred - target) * at[..., None]
+        rmse = mean_over(error.square(), axes, at).sqrt()  # (B, T, C)
         floor = self.floor * torch.tensor(self.spec.std, dtype=rmse.dtype, device=rmse.device)
-        size = target.square().mean(axes).sqrt().maximum(floor)
+        mean_square = mean_over(target.square(), axes, at)
+        mean = mean_over(target, axes, at).reshape(*rmse.shape[:2], *[1] * len(axes), -1)
+        variance = mean_over((target - mean).square(), axes, at)
         self.samples += len(pred)
         self.rmse += rmse.sum(0)
-        self.nrmse += (rmse / size).sum(0)
-        self.vrmse += (rmse / (target.var(axes, correction=0) + VRMSE_FLOOR).sqrt()).sum(0)
-        self.mass += error.sum(axes).square().sum(0)
-        self.boundary += _boundary_mean_square(error, axes).sqrt().sum(0)
-        self.power += _spectrum(error, axes).abs().square().sum(0)
+        self.nrmse += (rmse / mean_square.sqrt().maximum(floor)).sum(0)
+        self.vrmse += (rmse / (variance + VRMSE_FLOOR).sqrt()).sum(0)
         self.largest = torch.maximum(self.largest, error.abs().amax((0, *axes)))
+        if is_grid:
+            self.mass += error.sum(axes).square().sum(0)
+            self.boundary += _boundary_mean_square(error, axes).sqrt().sum(0)
+            self.power += _spectrum(error, axes).abs().square().sum(0)
 
     def compute(self) -> dict[str, float | list[float]]:
-        num_points = self.spec.domain.num_points
-        volume = math.prod(self.spec.grid.extent)
-        power = _sum_shells(self.power / self.samples, self.spec.domain.shape)
-        frequencies = power.sqrt() / num_points * volume  # (T, F, C)
         nrmse = self.nrmse / self.samples
-        bands = {name: frequencies[:, low:high] for name, (low, high) in _BANDS.items()}
-        return {
+        values: dict[str, float | list[float]] = {
             "rmse": (self.rmse / self.samples).mean().item(),
             "nrmse": nrmse.mean().item(),
-            "crmse": ((self.mass / self.samples).sqrt() / num_points).mean().item(),
-            "brmse": (self.boundary / self.samples).mean().item(),
             "max_error": self.largest.mean().item(),
-            **{name: band.sum().item() / max(1, band.numel()) for name, band in bands.items()},
             "vrmse": (self.vrmse / self.samples).mean().item(),
+        }
+        if isinstance(self.spec.domain, Grid):
+            values |= self._on_grid(self.spec.domain)
+        names = [name for name in (*NAMES, "vrmse") if name in values]
+        return {
+            **{name: values[name] for name in names},
             "nrmse_over_time": nrmse.mean(-1).tolist(),
+        }
+
+    def _on_grid(self, grid: Grid) -> dict[str, float]:
+        """The metrics that only fields on a grid have."""
+        volume = math.prod(grid.extent)
+        power = _sum_shells(self.power / self.samples, grid.shape)
+        frequencies = power.sqrt() / grid.num_points * volume  # (T, F, C)
+        bands = {name: frequencies[:, low:high] for name, (low, high) in _BANDS.items()}
+        return {
+            "crmse": ((self.mass / self.samples).sqrt() / grid.num_points).mean().item(),
+            "brmse": (self.boundary / self.samples).mean().item(),
+            **{name: band.sum().item() / max(1, band.numel()) for name, band in bands.items()},
         }
 
 
@@ -246,13 +273,14 @@ class PhysicsChecks(Metric):
             "sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum"
         )
 
-    def update(self, u0: Tensor, pred: Tensor, target: Tensor) -> None:
+    def update(self, u0: Tensor, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
         """Add rollouts.
 
         Args:
             u0: initial fields (B, *space, C).
             pred: predicted frames (B, T, *space, C).
             target: true frames (B, T, *space, C).
+            mask: where there is a point, for fields on points (B, P).
         """
         u0 = u0.double()[:, None]
         pred = pred.double()
@@ -263,7 +291,7 @@ class PhysicsChecks(Metric):
             checks["boundary_jump_error"] = torch.stack([_mean_size(jump) for jump in jumps]).mean(
                 0
             )
-        correlation = _correlation(pred, target, self.spec)
+        correlation = _correlation(pred, target, self.spec, mask)
         for name, threshold in self.thresholds.items():
             is_close = correlation > threshold
             frames = is_close.cumprod(1).sum(1, keepdim=True)
@@ -326,14 +354,16 @@ def _growth(values: Tensor, allowed: Tensor, floor: Tensor) -> Tensor:
     return growth / torch.maximum(before, floor).clamp_min(1e-12)
 
 
-def _correlation(a: Tensor, b: Tensor, spec: FieldSpec) -> Tensor:
+def _correlation(a: Tensor, b: Tensor, spec: FieldSpec, mask: Tensor | None = None) -> Tensor:
     """Pearson's correlation over space, mean over channels: (B, T).
 
     It is not defined for two constant fields, and is set to 1 for them.
     """
     axes = spec.space_axes
-    a = a - a.mean(axes, keepdim=True)
-    b = b - b.mean(axes, keepdim=True)
+    weight = torch.ones_like(a[..., :1]) if mask is None else mask[:, None, :, None].to(a.dtype)
+    number = weight.sum(axes, keepdim=True)
+    a = (a - (a * weight).sum(axes, keepdim=True) / number) * weight
+    b = (b - (b * weight).sum(axes, keepdim=True) / number) * weight
     size_a = a.square().sum(axes).sqrt()
     size_b = b.square().sum(axes).sqrt()
     correlation = (a * b).sum(axes) / (size_a * size_b).clamp_min(1e-30)
@@ -356,6 +386,6 @@ def energy_spectrum(u: Tensor, spec: FieldSpec) -> Tensor:
     ]
     radius = torch.stack(torch.meshgrid(*numbers, indexing="ij")).square().sum(0).sqrt()
     shells = radius.round().long().flatten()
-    power = power.flatten(-spec.domain.num_dims)
+    power = power.flatten(-spec.grid.num_dims)
     out = power.new_zeros(*power.shape[:-1], int(shells.max()) + 1)
     return out.index_add(-1, shells, power)

@@ -68,7 +68,8 @@ class ExportWrapper(nn.Module):
         if self.name == "step":
             z, nu = inputs
             return self.simulator.step(z, nu[:, None] if len(spec.parameters) == 1 else nu)
-        u = self.simulator.decode(*inputs)
+        (z,) = inputs
+        u = self.simulator.decode(z)
         return u.squeeze(-1) if spec.num_channels == 1 else u
 
 

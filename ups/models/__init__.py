@@ -11,6 +11,9 @@ A model has three maps between fields (B, *space, C) of unit scale and latent to
 from the first, that a step may change; ``tokens`` is the grid on which the tokens lie, without it
 they lie on a ring. A model without latent tokens is a
 ``ups.models.base.GridModel``, which needs one method.
+
+On points a model has ``encode(u, points)`` and ``decode(z, points)``, with fields (B, P, C) at the
+``ups.core.points.Points`` of each sample.
 """
 
 import inspect
@@ -28,6 +31,7 @@ from ups.models.fno import FNO
 from ups.models.memory import MemoryUPT
 from ups.models.mixer import MixerUPT
 from ups.models.patch_stepper import PatchStepper
+from ups.models.point_upt import PointUPT
 from ups.models.resnet import DilatedResNet
 from ups.models.unet import UNet
 from ups.models.upt import UPT
@@ -35,6 +39,7 @@ from ups.models.upt import UPT
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "mixer": MixerUPT,
     "upt": UPT,
+    "point_upt": PointUPT,
     "memory_upt": MemoryUPT,
     "patch_stepper": PatchStepper,
     "fno": FNO,
@@ -51,6 +56,7 @@ __all__ = [
     "MemoryUPT",
     "MixerUPT",
     "PatchStepper",
+    "PointUPT",
     "UNet",
     "build",
 ]

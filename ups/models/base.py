@@ -41,7 +41,7 @@ class GridModel(nn.Module):
         self.register_buffer("places", places, persistent=False)
         self.places: Tensor
         self.in_channels = spec.num_channels + 1 + len(spec.parameters) + len(places)
-        self.space = spec.domain.shape
+        self.space = spec.grid.shape
         self.conserve_mean = conserve_mean and spec.conserves_mean
 
     def forward(self, u: Tensor) -> Tensor:

@@ -156,11 +156,20 @@ class Block(nn.Module):
         num_heads: number of attention heads.
         conditioned: whether a vector (B, W) scales, shifts and gates the block, which is the
             identity at initialization.
+        rotary: rotates queries and keys (B, heads, N, W / heads) by the places of their tokens, so
+            that attention depends on relative positions; None for none.
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, conditioned: bool = False) -> None:
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        conditioned: bool = False,
+        rotary: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.rotary = rotary
         self.norm1 = nn.LayerNorm(hidden_dim, elementwise_affine=not conditioned)
         self.norm2 = nn.LayerNorm(hidden_dim, elementwise_affine=not conditioned)
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
@@ -188,6 +197,9 @@ class Block(nn.Module):
         q, k, v = (
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.qkv(h).chunk(3, -1)
         )
+        if self.rotary is not None:
+            q = self.rotary(q)
+            k = self.rotary(k)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
 
 

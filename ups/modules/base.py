@@ -149,10 +149,11 @@ class BaseModule(pl.LightningModule):
             self.metrics = metrics.to(self.device)
             self.checks = PhysicsChecks(None, spec).to(self.device)
             self.rollout_time = target.shape[1] * spec.dt
-        stepper = self.simulator.stepper(self.correct)
+        mask = None if batch.points is None else batch.points.mask
+        stepper = self.simulator.stepper(self.correct, points=batch.points)
         pred = self.simulator.predict(stepper, batch.u[:, 0], target.shape[1], batch.parameters)
-        self.metrics.update(pred, target)
-        self.checks.update(batch.u[:, 0], pred, target)
+        self.metrics.update(pred, target, mask)
+        self.checks.update(batch.u[:, 0], pred, target, mask)
 
     def on_validation_epoch_end(self) -> None:
         self.validation_rng.__exit__(None, None, None)

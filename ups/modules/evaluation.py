@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from ups.core.batch import Batch
-from ups.core.fields import FieldSpec
+from ups.core.fields import FieldSpec, Grid
 from ups.core.norms import relative_l2_squared
+from ups.core.points import Points
 from ups.core.stepper import Stepper, predict
 from ups.evaluation.baselines import Persistence, RandomStart, SolverStepper, coarse_solvers
 from ups.evaluation.ensembles import EnsembleMetrics
@@ -30,8 +32,8 @@ ONE_STEP_STRIDE = 8  # ensembles of single steps are costly and start from every
 SOLVER_FACTORS = (4, 2, 1)  # by which the grids of the solver baselines are coarser than the data's
 MIN_SOLVER_POINTS = 16  # along an axis of these grids
 # maps initial fields (B, *space, C), a number of steps and parameters (B, P) to all frames
-# (B, steps, *space, C)
-Predict = Callable[[Tensor, int, Tensor], Tensor]
+# (B, steps, *space, C); on points it takes the fields' ``points`` too
+Predict = Callable[..., Tensor]
 
 
 class MeasurementModule(pl.LightningModule):
@@ -47,9 +49,9 @@ class MeasurementModule(pl.LightningModule):
             ``one_step_nrmse`` and ``one_step_squared`` (the mean of |error|^2/|u|^2) of single
             steps from all true frames, ``seconds_per_trajectory`` and ``nrmse_over_time``.
         examples: truth and prediction of the first measurement (T, *space, C) for the best, the
-            median and the worst trajectory.
+            median and the worst trajectory; empty for fields on points.
         spectra: energy of truth and first prediction at the last frame by wave number (K,), mean
-            over trajectories.
+            over trajectories; None for fields on points.
         channel_nrmse: nRMSE of the first prediction in each frame and channel (T, C), mean over
             trajectories.
     """
@@ -65,6 +67,7 @@ class MeasurementModule(pl.LightningModule):
 
     def on_test_start(self) -> None:
         self.first: list[tuple[Tensor, Tensor]] = []
+        self.channel_errors: list[Tensor] = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         for measurement in self.measurements:
@@ -73,10 +76,25 @@ class MeasurementModule(pl.LightningModule):
             torch.manual_seed(batch_idx)  # equal draws for all settings and evaluations
             pred = measurement.update(batch)
             if measurement is self.measurements[0]:
-                self.first.append((batch.u[:, 1:], pred))
+                self._keep(pred, batch)
+
+    def _keep(self, pred: Tensor, batch: Batch) -> None:
+        """Keep what pictures need of the first prediction (B, T, *space, C)."""
+        target = batch.u[:, 1:]
+        mask = _mask(batch.points)
+        channels = zip(pred.split(1, -1), target.split(1, -1), strict=True)
+        errors = [
+            relative_l2_squared(*each, self.spec.space_axes, mask=mask).sqrt() for each in channels
+        ]
+        self.channel_errors.append(torch.stack(errors, -1))
+        if isinstance(self.spec.domain, Grid):
+            self.first.append((target, pred))
 
     def on_test_epoch_end(self) -> None:
         self.rows = [measurement.compute() for measurement in self.measurements]
+        self.channel_nrmse = torch.cat(self.channel_errors).mean(0).cpu()
+        if not self.first:
+            return
         spec = self.spec
         target, pred = (torch.cat(parts) for parts in zip(*self.first, strict=True))
         # by the error in the titles of the plots
@@ -84,15 +102,15 @@ class MeasurementModule(pl.LightningModule):
         order = errors.argsort().tolist()
         chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
         self.examples = {name: (target[k].cpu(), pred[k].cpu()) for name, k in chosen.items()}
-        channels = zip(pred.split(1, -1), target.split(1, -1), strict=True)
-        over_time = [
-            relative_l2_squared(*each, spec.space_axes).sqrt().mean(0) for each in channels
-        ]
-        self.channel_nrmse = torch.stack(over_time, -1).cpu()
         self.spectra = (
             energy_spectrum(target[:, -1], spec).mean(0).cpu(),
             energy_spectrum(pred[:, -1], spec).mean(0).cpu(),
         )
+
+
+def _mask(points: Points | None) -> Tensor | None:
+    """Where there is a point in fields (B, T, P, C)."""
+    return None if points is None else points.mask[:, None]
 
 
 class EvaluationModule(MeasurementModule):
@@ -180,28 +198,42 @@ class Measurement:
             self.steps = self._new_ensembles(1).to(batch.u.device)
         self.seconds = 0.0
         self.samples = 0
-        self.predict(batch.u[:, 0], 1, batch.parameters)  # warm up, as the first call is slower
+        self._roll_out(batch.u[:, 0], 1, batch)  # warm up, as the first call is slower
 
     def update(self, batch: Batch) -> Tensor:
         """Add a batch of whole trajectories and return the prediction (B, T, *space, C)."""
         target = batch.u[:, 1:]
         frames = target.shape[1]
         started = time.perf_counter()
-        pred = self.predict(batch.u[:, 0], frames, batch.parameters)
+        pred = self._roll_out(batch.u[:, 0], frames, batch)
         if pred.is_cuda:
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - started
         self.samples += len(pred)
-        self.rollouts.update(pred, target)
-        self.checks.update(batch.u[:, 0], pred, target)
-        parameters = batch.parameters.repeat_interleave(frames, 0)
-        step = self.predict(self._starts(batch), 1, parameters)[:, 0]
+        mask = None if batch.points is None else batch.points.mask
+        self.rollouts.update(pred, target, mask)
+        self.checks.update(batch.u[:, 0], pred, target, mask)
+        steps = self._single_steps(batch).double()
         axes = self.spec.space_axes
-        truth = target.flatten(0, 1).double()
-        self.one_step.append(relative_l2_squared(step.double(), truth, axes))
+        errors = relative_l2_squared(steps, target.double(), axes, mask=_mask(batch.points))
+        self.one_step.append(errors.flatten())
         if self.sample is not None:
             self._add_ensembles(self.sample, batch)
         return pred
+
+    def _roll_out(self, u0: Tensor, steps: int, batch: Batch) -> Tensor:
+        """Predict from fields (B, *space, C) of the trajectories of a batch."""
+        places = {} if batch.points is None else {"points": batch.points}
+        return self.predict(u0, steps, batch.parameters, **places)
+
+    def _single_steps(self, batch: Batch) -> Tensor:
+        """Single steps from all true frames but the last (B, T, *space, C)."""
+        if batch.points is not None:
+            starts = batch.u[:, :-1].unbind(1)  # all at once, they need much memory
+            return torch.cat([self._roll_out(u0, 1, batch) for u0 in starts], 1)
+        frames = batch.u.shape[1] - 1
+        parameters = batch.parameters.repeat_interleave(frames, 0)
+        return self.predict(self._starts(batch), 1, parameters).unflatten(0, (-1, frames))[:, :, 0]
 
     def _starts(self, batch: Batch, stride: int = 1) -> Tensor:
         """What single steps from every ``stride``-th frame see (B T / stride, *space, C)."""
@@ -258,20 +290,29 @@ def measure_simulator(
 
 
 def _measure(simulator: Simulator, settings: Row, observation: Observation | None) -> Measurement:
-    stepper = simulator.stepper(settings.correct, settings.ttc)
     reencode = settings.mode == "physical"
-    roll_out = _predict_with(simulator, stepper, reencode)
+    options = {"correct": settings.correct, "ttc": settings.ttc}
+    roll_out = _predict_with(simulator, options, reencode)
     sample = None
     draws = settings.correct != "none" or simulator.noise is not None
     if draws and not settings.ttc:
         # an ensemble draws from the distribution that was learned
-        sampler = simulator.stepper(settings.correct, temperature=1.0)
-        sample = _predict_with(simulator, sampler, reencode)
+        sample = _predict_with(simulator, {**options, "temperature": 1.0}, reencode)
     return Measurement(simulator.spec, simulator.equation, roll_out, settings, sample, observation)
 
 
-def _predict_with(simulator: Simulator, stepper: Stepper, reencode: bool = False) -> Predict:
-    return lambda u0, steps, parameters: simulator.predict(stepper, u0, steps, parameters, reencode)
+def _predict_with(
+    simulator: Simulator, options: Mapping[str, Any], reencode: bool = False
+) -> Predict:
+    """Rollouts of the stepper that these options of ``Simulator.stepper`` select."""
+
+    def roll_out(
+        u0: Tensor, steps: int, parameters: Tensor, points: Points | None = None
+    ) -> Tensor:
+        stepper = simulator.stepper(**options, points=points)
+        return simulator.predict(stepper, u0, steps, parameters, reencode)
+
+    return roll_out
 
 
 def measure_baselines(
@@ -282,10 +323,11 @@ def measure_baselines(
     The solver is measured on those grids that are coarser than the data's by ``SOLVER_FACTORS``
     and have at least ``MIN_SOLVER_POINTS``; data without an equation have none.
     """
-    coarser = [spec.shape[0] // factor for factor in SOLVER_FACTORS]
-    points = [n for n in coarser if n >= MIN_SOLVER_POINTS]
     baselines: list[Persistence | SolverStepper] = [Persistence()]
-    baselines += coarse_solvers(equation, spec, points)
+    if isinstance(spec.domain, Grid):
+        coarser = [spec.domain.shape[0] // factor for factor in SOLVER_FACTORS]
+        points = [n for n in coarser if n >= MIN_SOLVER_POINTS]
+        baselines += coarse_solvers(equation, spec, points)
     return [_measure_baseline(baseline, spec, equation, observation) for baseline in baselines]
 
 
@@ -300,7 +342,18 @@ def _measure_baseline(
     if observation is not None and isinstance(baseline, SolverStepper) and baseline.factor == 1:
         sample = partial(predict, RandomStart(baseline, observation.draw_missing))
     row = Row(baseline.name, "physical", "none", False, {})
-    return Measurement(spec, equation, partial(predict, baseline), row, sample, observation)
+    return Measurement(spec, equation, _predict_by(baseline), row, sample, observation)
+
+
+def _predict_by(baseline: Stepper) -> Predict:
+    """Rollouts of a baseline, which need not know where the fields lie."""
+
+    def roll_out(
+        u0: Tensor, steps: int, parameters: Tensor, points: Points | None = None
+    ) -> Tensor:
+        return predict(baseline, u0, steps, parameters)
+
+    return roll_out
 
 
 def _ensemble(sample: Predict, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ups.core.norms import RELATIVE_ERROR_FLOOR, relative_l2_squared
+from ups.core.points import Points
 from ups.evaluation.ensembles import fair_crps
+from ups.simulation.latent import LatentStepper
 from ups.simulation.simulator import Simulator
 
 # under the root of an unsquared error: its gradient at zero stays finite
@@ -20,7 +22,12 @@ def root_mean(error: Tensor) -> Tensor:
 
 
 def operator_errors(
-    simulator: Simulator, u: Tensor, parameters: Tensor, inverse: bool
+    simulator: Simulator,
+    u: Tensor,
+    parameters: Tensor,
+    inverse: bool,
+    points: Points | None = None,
+    start: tuple[Tensor, Points | None] | None = None,
 ) -> dict[str, Tensor]:
     """Compute the squared errors of one batch of windows u_0, ..., u_K.
 
@@ -35,28 +42,37 @@ def operator_errors(
     square of u is smaller than ``RELATIVE_ERROR_FLOOR`` times the data's standard
     deviation, the denominator uses that value instead.
 
+    On points, z_0 is encoded from the points of ``start``, and all fields are decoded, and encoded
+    again for L_inv_dec, at ``points``. If those are a draw of their own, the inverse losses ask for
+    maps that do not depend on the points.
+
     Args:
         simulator: the simulator.
         u: windows (B, K+1, *space, C).
         parameters: the equation's parameters (B, P).
         inverse: whether to compute L_inv_enc and L_inv_dec.
+        points: where ``u`` lies; None on a grid.
+        start: see ``Batch.start``; default: u_0.
 
     Returns:
         The errors by name: L_forward (B, K), L_inv_enc (B,) and L_inv_dec (B,).
     """
-    z = [simulator.encode(u[:, 0])]
+    stepper = simulator.on(points)
+    u_0, points_0 = (u[:, 0], points) if start is None else start
+    z = [simulator.on(points_0).encode(u_0, parameters)]
     for _ in range(u.shape[1] - 1):
         z.append(simulator.step(z[-1], parameters))
     decoded = z if inverse else z[1:]  # one call for all frames has larger matrix products
-    frames = simulator.decode(torch.cat(decoded))
+    frames = stepper.decode(torch.cat(decoded))
     u_hat = frames.unflatten(0, (len(decoded), len(u))).transpose(0, 1)
-    error = _field_error(simulator, u_hat, u[:, -len(decoded) :])
+    mask = None if points is None else points.mask[:, None]
+    error = _field_error(simulator, u_hat, u[:, -len(decoded) :], mask)
     if not inverse:
         return {"L_forward": error}
     return {
         "L_forward": error[:, 1:],
         "L_inv_enc": error[:, 0],
-        "L_inv_dec": _token_error(simulator, u_hat[:, -1], z[-1]),
+        "L_inv_dec": _token_error(stepper, u_hat[:, -1], z[-1], parameters),
     }
 
 
@@ -98,23 +114,26 @@ def ensemble_errors(
     return {
         **errors,
         "L_inv_enc": _field_error(simulator, simulator.decode(z_0), u[:, 0]),
-        "L_inv_dec": _token_error(simulator, frames[-1].flatten(0, 1), z),
+        "L_inv_dec": _token_error(simulator, frames[-1].flatten(0, 1), z, repeated),
     }
 
 
-def _field_error(simulator: Simulator, u_hat: Tensor, u: Tensor) -> Tensor:
+def _field_error(
+    simulator: Simulator, u_hat: Tensor, u: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """The squared error (...) of fields (..., *space, C), relative to those without the mean."""
     return relative_l2_squared(
         u_hat - simulator.mean,
         u - simulator.mean,
         simulator.spec.space_axes,
         RELATIVE_ERROR_FLOOR * simulator.std,
+        mask,
     )
 
 
-def _token_error(simulator: Simulator, u_hat: Tensor, z: Tensor) -> Tensor:
+def _token_error(stepper: LatentStepper, u_hat: Tensor, z: Tensor, parameters: Tensor) -> Tensor:
     """The squared distance (B,) of encoded fields (B, *space, C) from tokens (B, N, W), relative
     to the variance of these.
     """
-    distance = (simulator.encode(u_hat) - z).square().mean((1, 2))
+    distance = (stepper.encode(u_hat, parameters) - z).square().mean((1, 2))
     return distance / z.var((1, 2))

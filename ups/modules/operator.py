@@ -55,7 +55,10 @@ class OperatorModule(BaseModule):
 
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
         inverse = self.needs_inverse_losses()
-        return self.combine(operator_errors(self.simulator, batch.u, batch.parameters, inverse))
+        errors = operator_errors(
+            self.simulator, batch.u, batch.parameters, inverse, batch.points, batch.start
+        )
+        return self.combine(errors)
 
     def needs_inverse_losses(self) -> bool:
         """Whether this batch has inverse losses."""

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, open_dict
 from ups.core.errors import UpsError
 from ups.core.schema import DividesPoints, arguments
 from ups.core.settings import override_keys
-from ups.datamodules import TrajectoryDataModule
+from ups.datamodules import PointCloudDataModule, TrajectoryDataModule
 from ups.models import get_architecture
 from ups.models.token_grid import possible_numbers
 
@@ -18,31 +18,65 @@ log = logging.getLogger("ups")
 # sizes of generated data, which a file has itself
 GENERATED_SIZES = ("num_points", "reference_num_points", "num_frames")
 SPLIT_SIZES = ("num_train", "num_validation", "num_test")
+# sizes of flows at points, and those that such data do not have
+POINT_SIZES = ("flows", "input_points", "query_points")
+GRID_SIZES = ("num_points", "reference_num_points")
 OWN = "ups.datamodules.OwnDataModule"
+POINTS = "ups.datamodules.PointCloudDataModule"
+# with the default sizes of its constructor
+POINT_MODEL = {"name": "point-upt", "architecture": "point_upt"}
 
 
 def without_generated_sizes(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    """Leave out the sizes that an experiment gives to generated data, if the data are one's own.
+    """Leave out the sizes that an experiment gives to generated data, if the data have none such.
 
-    A file has its own number of points and frames, and its splits are shares of it.
+    A file has its own number of points and frames, and its splits are shares of it. Points that
+    differ from trajectory to trajectory have no grid.
 
     Args:
         cfg: the configuration, not checked yet.
         overrides: the command's. What they name is kept, and refused if it does not fit.
     """
     data = cfg.get("data")
-    if not isinstance(data, DictConfig) or data.get("_target_") != OWN:
+    if not isinstance(data, DictConfig):
         return cfg
+    sizes: tuple[str, ...] = GRID_SIZES if data.get("_target_") == POINTS else POINT_SIZES
+    if data.get("_target_") == OWN:
+        sizes = (*GENERATED_SIZES, *POINT_SIZES)
     named = override_keys(overrides)
-    foreign = [key for key in GENERATED_SIZES if key in data and f"data.{key}" not in named]
+    foreign = [key for key in sizes if key in data and f"data.{key}" not in named]
     if not foreign:
         return cfg
     changed = copy.deepcopy(cfg)
     with open_dict(changed):
         for key in foreign:
             del changed.data[key]
-        shares = [key for key in SPLIT_SIZES if f"data.{key}" not in named]
-        changed.data.update(dict.fromkeys(shares))
+        if data.get("_target_") == OWN:
+            shares = [key for key in SPLIT_SIZES if f"data.{key}" not in named]
+            changed.data.update(dict.fromkeys(shares))
+    return changed
+
+
+def with_point_model(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Choose ``POINT_MODEL`` for data on points, unless the command names a model.
+
+    Args:
+        cfg: the configuration, not checked yet.
+        overrides: the command's. Settings of the model that they name are kept.
+    """
+    data = cfg.get("data")
+    model = cfg.get("model")
+    is_on_points = isinstance(data, DictConfig) and data.get("_target_") == POINTS
+    named = override_keys(overrides)
+    if not is_on_points or "model" in named or not isinstance(model, DictConfig):
+        return cfg
+    if model.get("architecture") == POINT_MODEL["architecture"]:
+        return cfg
+    kept = {str(key): value for key, value in model.items() if f"model.{key!s}" in named}
+    changed = copy.deepcopy(cfg)
+    with open_dict(changed):
+        changed.model = {**POINT_MODEL, **kept}
+    log.info("model=point_upt instead of %s, which needs a grid.", model.get("name"))
     return changed
 
 
@@ -57,12 +91,14 @@ def follow_data(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
         overrides: the command's.
     """
     data = instantiate(cfg.data, _convert_="all")
-    if not isinstance(data, TrajectoryDataModule):
+    if not isinstance(data, TrajectoryDataModule | PointCloudDataModule):
         return cfg
     filled = copy.deepcopy(cfg)
     for key in SPLIT_SIZES:
         if cfg.data[key] is None:
             filled.data[key] = data.hparams[key]
+    if isinstance(data, PointCloudDataModule):
+        return filled  # any number of tokens fits any points
     try:
         space = data.space()
     except UpsError:  # of a finished run nothing else is read; otherwise the training refuses it

@@ -18,6 +18,7 @@ from ups.callbacks.resource_probe import result_path
 from ups.core.errors import UpsError
 from ups.core.io import check_disk_space, read_json, same_disk, write_text
 from ups.core.settings import to_plain
+from ups.datamodules import PointCloudDataModule
 from ups.runs.distributed import is_first_process
 from ups.runs.provenance import hardware
 from ups.runs.rehearsal import OUT_OF_MEMORY, REFUSED, Rehearsal, run_rehearsal
@@ -157,7 +158,11 @@ def make_dry_run_config(cfg: DictConfig, parts: dict[str, int], scratch: Path) -
         "num_validation": min(cfg.data.num_validation, cfg.data.eval_batch_size),
         "num_test": min(cfg.data.num_test, NUM_TEST),
     }
-    if "cache_dir" in cfg.data:  # of generated data
+    data = instantiate(cfg.data, _convert_="all")
+    if isinstance(data, PointCloudDataModule):
+        data.prepare_data()  # its flows are too costly to be solved for the rehearsal alone
+        few["path"] = str(data.path)
+    elif "cache_dir" in cfg.data:  # of generated data
         few["cache_dir"] = str(scratch / "data")
     small.data.update(few)
     for stage, split in parts.items():
@@ -168,11 +173,11 @@ def make_dry_run_config(cfg: DictConfig, parts: dict[str, int], scratch: Path) -
         small.stage[stage].trainer.max_epochs = 1
     one_device = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     small.trainer.update({**one_device, "max_time": None, "check_val_every_n_epoch": 1})
-    data = instantiate(cfg.data, _convert_="all").train_bytes() if cfg.data.in_memory else 0
+    in_memory = data.train_bytes() if cfg.data.get("in_memory", True) else 0
     small.callbacks.watch = {
         "_target_": "ups.callbacks.resource_probe.ResourceProbe",
         "folder": str(scratch),
-        "reserve": RESERVE + data,
+        "reserve": RESERVE + in_memory,
     }
     small.expect = dict.fromkeys(small.expect)  # they are for the command
     small.output_dir = str(scratch)

@@ -63,13 +63,13 @@ def write_reports(cfg: DictConfig, tested: Tested, data: TestedData, folder: Pat
     """
     origin = write_provenance(cfg, folder, data.dataset["hash"])
     paths = report_paths(cfg, folder)
-    picture = paths[False].with_suffix(".png")
-    draw_rollout(
-        picture,
-        *tested.examples["median"],
-        data.spec,
-        f"{cfg.name}: the median test trajectory",
-    )
+    if tested.examples:  # there are none of fields on points
+        draw_rollout(
+            paths[False].with_suffix(".png"),
+            *tested.examples["median"],
+            data.spec,
+            f"{cfg.name}: the median test trajectory",
+        )
     write_page(cfg, tested, data, folder, origin)
     # Last, because they mark the run as finished. What is derived from them, the leaderboard, is
     # written after them and also by the command that finds the run finished.

@@ -8,12 +8,13 @@ from torch import Tensor
 from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
 from ups.core.gradients import to_tensor
+from ups.core.points import Points
 
 MODES = ("latent", "physical")
 
 
 def validate_fields(
-    u0: object, spec: FieldSpec, like: Tensor, x: Tensor | None = None, name: str = "u0"
+    u0: object, spec: FieldSpec, like: Tensor, x: Tensor | Points | None = None, name: str = "u0"
 ) -> tuple[Tensor, bool]:
     """Check fields.
 
@@ -21,7 +22,7 @@ def validate_fields(
         u0: fields (B, *space, C), or with fewer axes, see ``FieldSpec.add_channel_axis``.
         spec: describes them.
         like: a tensor of the dtype and on the device that they get.
-        x: their positions (P, D); None for the training grid.
+        x: their positions (P, D), or their points (B, P, D); None for the training grid.
         name: the name of the argument.
 
     Returns:
@@ -34,8 +35,15 @@ def validate_fields(
     if u0.is_complex():
         raise UpsError(f"`{name}` must be real, got a complex field.")
     u0 = u0.to(like)
-    space = spec.domain.shape if x is None else (len(x),)
+    if isinstance(x, Points):
+        space: tuple[int, ...] = (x.mask.shape[1],)
+    else:
+        space = spec.grid.shape if x is None else (len(x),)
     u, has_channels = spec.add_channel_axis(u0)
+    if isinstance(x, Points) and len(u) != len(x):
+        raise UpsError(
+            f"`{name}` must be as many fields as `x` has samples, {len(x)}; got {len(u)}."
+        )
     if len(u) == 0 or tuple(u.shape[1:]) != (*space, spec.num_channels):
         channels = () if spec.num_channels == 1 else (spec.num_channels,)
         sizes = ", ".join(str(n) for n in (*space, *channels))
@@ -133,7 +141,63 @@ def validate_parameters(
     return torch.stack(columns, 1) if columns else like.new_empty(batch, 0)
 
 
-def validate_positions(x: object, domain: Grid | PointCloud, like: Tensor, name: str) -> Tensor:
+def validate_places(
+    x: object, x_out: object, domain: Grid | PointCloud, like: Tensor
+) -> tuple[list[Tensor | None], Points | None, Points | None]:
+    """Check where the fields of a rollout lie.
+
+    Args:
+        x: where the initial fields lie, see ``Simulator.rollout``.
+        x_out: where the frames lie.
+        domain: where the training data lie.
+        like: a tensor of the dtype and on the device that they get.
+
+    Returns:
+        On a grid the positions (P, D) of both, None for the training grid; on points the points of
+        the initial fields, and of the frames if they are others.
+
+    Raises:
+        UpsError: they do not fit the domain.
+    """
+    given = {"x": x, "x_out": x_out}
+    if isinstance(domain, PointCloud):
+        points = {
+            name: _validate_points(value, domain, like, name) for name, value in given.items()
+        }
+        if points["x"] is None:
+            raise UpsError("`x` must be the points of `u0`, got None: the data lie on points.")
+        if points["x_out"] is not None and len(points["x_out"]) != len(points["x"]):
+            raise UpsError(
+                f"`x_out` must have as many samples as `x`, {len(points['x'])}, "
+                f"got {len(points['x_out'])}."
+            )
+        return [None, None], points["x"], points["x_out"]
+    places = [
+        None if value is None else validate_positions(value, domain, like, name)
+        for name, value in given.items()
+    ]
+    return places, None, None
+
+
+def _validate_points(points: object, domain: PointCloud, like: Tensor, name: str) -> Points | None:
+    """Check points and return them in the dtype and on the device of ``like``."""
+    if points is None:
+        return None
+    if not isinstance(points, Points):
+        raise UpsError(f"`{name}` must be ups.Points, got {type(points).__name__}.")
+    sizes = (points.positions.shape[-1], points.features.shape[-1])
+    wanted = (domain.num_dims, len(domain.features))
+    if sizes != wanted:
+        raise UpsError(
+            f"`{name}` must have positions (B, P, {wanted[0]}) and features (B, P, {wanted[1]}): "
+            f"{', '.join(domain.features) or 'none'}; got {sizes[0]} and {sizes[1]}."
+        )
+    if not bool(points.positions.isfinite().all() and points.features.isfinite().all()):
+        raise UpsError(f"`{name}` must be finite, got values that are not.")
+    return points.to(like.device).to(like.dtype)
+
+
+def validate_positions(x: object, domain: Grid, like: Tensor, name: str) -> Tensor:
     """Check positions and return them as a tensor (P, D).
 
     Args:
@@ -143,11 +207,11 @@ def validate_positions(x: object, domain: Grid | PointCloud, like: Tensor, name:
         name: the name of the argument.
 
     Raises:
-        UpsError: the domain is not a grid, or they are not finite, outside or of another shape.
+        UpsError: they are not finite, outside or of another shape.
     """
+    if isinstance(x, Points):
+        raise UpsError(f"`{name}` must be positions, got ups.Points: the data lie on a grid.")
     x = to_tensor(x, like.dtype, like.device)
-    if not isinstance(domain, Grid):
-        raise UpsError(f"`{name}` must be None: the domain is not a domain.")
     x = x[:, None] if x.ndim == 1 and domain.num_dims == 1 else x
     if x.ndim != 2 or len(x) == 0 or x.shape[1] != domain.num_dims:
         wanted = "(P,)" if domain.num_dims == 1 else f"(P, {domain.num_dims})"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.gradients import needs_gradients
+from ups.core.points import Points
 from ups.core.precision import float32_by_default
 from ups.core.schema import plain
 from ups.core.settings import PlainDict
@@ -25,7 +26,7 @@ from ups.simulation.arguments import (
     validate_fields,
     validate_options,
     validate_parameters,
-    validate_positions,
+    validate_places,
 )
 from ups.simulation.assimilation import (
     USUAL_NOISE,
@@ -39,6 +40,7 @@ from ups.simulation.guidance import TTC, Guided
 from ups.simulation.input_range import outside
 from ups.simulation.latent import LatentStepper
 from ups.simulation.latent_noise import LatentNoise, Noisy
+from ups.simulation.on_points import OnPoints
 from ups.simulation.picture import rollout_figure
 from ups.simulation.readings import validate_readings, validate_sensors
 from ups.simulation.resampling import resampling
@@ -114,7 +116,7 @@ class Simulator(nn.Module):
     @property
     def x(self) -> Tensor:
         """The positions of the training grid: (X,) on a line, otherwise (*space, D)."""
-        positions = self.spec.domain.positions()
+        positions = self.spec.grid.positions()
         return positions.squeeze(-1) if positions.ndim == 2 else positions
 
     @property
@@ -127,9 +129,12 @@ class Simulator(nn.Module):
         """The number of channels of a token, from the first, that a step may change."""
         return int(self.model.num_dynamic_channels)
 
-    def encode(self, u: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """Encode fields (B, *space, C) into tokens (B, N, W)."""
-        tokens: Tensor = self.model.encode((u - self.mean) / self.std)
+    def encode(
+        self, u: Tensor, parameters: Tensor | None = None, points: Points | None = None
+    ) -> Tensor:
+        """Encode fields (B, *space, C), or (B, P, C) at ``points``, into tokens (B, N, W)."""
+        places = () if points is None else (points,)
+        tokens: Tensor = self.model.encode((u - self.mean) / self.std, *places)
         return tokens
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
@@ -137,9 +142,14 @@ class Simulator(nn.Module):
         tokens: Tensor = self.model.step(state, *self.spec.condition(parameters))
         return tokens
 
-    def decode(self, state: Tensor) -> Tensor:
-        """Decode tokens (B, N, W) into fields (B, *space, C)."""
-        return torch.addcmul(self.mean, self.model.decode(state), self.std)
+    def decode(self, state: Tensor, points: Points | None = None) -> Tensor:
+        """Decode tokens (B, N, W) into fields (B, *space, C), or (B, P, C) at ``points``."""
+        places = () if points is None else (points,)
+        return torch.addcmul(self.mean, self.model.decode(state, *places), self.std)
+
+    def on(self, points: Points | None) -> LatentStepper:
+        """This simulator with fields at ``points``; itself on the training grid, without any."""
+        return self if points is None else OnPoints(self, points)
 
     def propose(self, state: Tensor, parameters: Tensor, num_candidates: int) -> Tensor:
         """The one candidate for the next tokens (B, 1, N, W)."""
@@ -184,6 +194,7 @@ class Simulator(nn.Module):
         ttc: bool = False,
         temperature: float | None = None,
         group_size: int = 1,
+        points: Points | None = None,
     ) -> Stepper:
         """The composition that these options of ``stream`` select.
 
@@ -193,11 +204,12 @@ class Simulator(nn.Module):
             temperature: see ``stream``.
             group_size: number of consecutive states that hold one field on several grids. They
                 share the noise of the draws and the choice among candidates.
+            points: where the fields lie; None for the training grid.
 
         Raises:
             UpsError: there is no such corrector, or no equation that can guide for ``ttc``.
         """
-        stepper: LatentStepper = self
+        stepper = self.on(points)
         if correct != "none":
             corrector = self.correctors[self._validate_corrector(correct)]
             stepper = Corrected(stepper, corrector, temperature, group_size)
@@ -252,8 +264,8 @@ class Simulator(nn.Module):
         mode: Literal["latent", "physical"] = "latent",
         correct: Literal["none", "diffusion", "consistency"] = "none",
         ttc: bool = False,
-        x: Tensor | None = None,
-        x_out: Tensor | None = None,
+        x: Tensor | Points | None = None,
+        x_out: Tensor | Points | None = None,
         temperature: float | None = None,
         grad: bool | None = None,
         checkpoint_every: int | None = None,
@@ -275,9 +287,11 @@ class Simulator(nn.Module):
             ttc: whether to choose among corrected candidates and guide them by the equation at
                 every step.
             x: positions (P,) of ``u0``, any number in any order, within one period, if the domain
-                is a periodic line; default: the training grid.
+                is a periodic line; default: the training grid. For data on points the ``Points``
+                of ``u0`` (B, P, C).
             x_out: positions (Q,), or (Q, D) in D dimensions, of the result, any number in any
-                order; default: the training grid. See ``ups.simulation.resampling``.
+                order; default: the training grid. See ``ups.simulation.resampling``. For data on
+                points any other ``Points``, at which the model decodes; default: ``x``.
             temperature: factor on the draws of a corrector, or else on the noise of an operator
                 trained with ``loss=crps``. 1 samples the learned distribution, as ensembles need; 0
                 takes a corrector's mean, or leaves the noise out. Default: the corrector's own, and
@@ -327,8 +341,8 @@ class Simulator(nn.Module):
         mode: Literal["latent", "physical"] = "latent",
         correct: Literal["none", "diffusion", "consistency"] = "none",
         ttc: bool = False,
-        x: Tensor | None = None,
-        x_out: Tensor | None = None,
+        x: Tensor | Points | None = None,
+        x_out: Tensor | Points | None = None,
         temperature: float | None = None,
         grad: bool | None = None,
         checkpoint_every: int | None = None,
@@ -383,8 +397,8 @@ class Simulator(nn.Module):
         mode: str,
         correct: str,
         ttc: bool,
-        x: Tensor | None,
-        x_out: Tensor | None,
+        x: Tensor | Points | None,
+        x_out: Tensor | Points | None,
         temperature: float | None,
         checkpoint_every: int | None,
         stride: int,
@@ -392,15 +406,12 @@ class Simulator(nn.Module):
     ) -> Iterator[Tensor]:
         """The frames of ``stream`` in the grad mode of its caller."""
         domain = self.spec.domain
-        places = [
-            None if given is None else validate_positions(given, domain, self.mean, name)
-            for given, name in ((x, "x"), (x_out, "x_out"))
-        ]
-        fields, has_channels = validate_fields(u0, self.spec, self.mean, places[0])
+        places, points, queries = validate_places(x, x_out, domain, self.mean)
+        fields, has_channels = validate_fields(u0, self.spec, self.mean, points or places[0])
         names = self.spec.parameters
         values = validate_parameters(nu, parameters, names, len(fields), self.mean)
         sampling = resampling(domain, *places)
-        stepper = self.stepper(correct, ttc, temperature, sampling.num_grids)
+        stepper = self.stepper(correct, ttc, temperature, sampling.num_grids, points)
         u = sampling.to_grids(fields)
         self._warn(u.detach(), values.detach(), sampling.num_grids)
         frames = symmetric_rollout(
@@ -416,6 +427,7 @@ class Simulator(nn.Module):
             frames_per_decode=max(1, fields_per_decode // len(u)),
             checkpoint_every=checkpoint_every,
             stride=stride,
+            read=None if queries is None else self.on(queries).decode,
         )
         for u in frames:
             out = sampling.from_grids(u)
@@ -494,7 +506,10 @@ class Simulator(nn.Module):
         return self.rollout(u0, 1, **options)[:, 0]
 
     def __repr__(self) -> str:
-        points = " x ".join(map(str, self.spec.domain.shape))
+        domain = self.spec.domain
+        points = f"{domain.num_dims}D cloud of"
+        if isinstance(domain, Grid):
+            points = " x ".join(map(str, domain.shape))
         parts = [
             self.equation_name or "no equation",
             str(self.model_config.get("name", type(self.model).__name__)),

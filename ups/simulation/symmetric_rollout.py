@@ -1,6 +1,6 @@
 """Rollouts that use the symmetries of the equation: each field is seen as the network knows it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ def symmetric_rollout(
     frames_per_decode: int = 1,
     checkpoint_every: int | None = None,
     stride: int = 1,
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the fields (B, *space, C) of a rollout, without the initial one; see ``rollout``.
 
@@ -36,7 +37,7 @@ def symmetric_rollout(
 
     Args:
         stepper: see ``rollout``, and likewise ``u0``, ``steps``, ``parameters``, ``reencode``,
-            ``frames_per_decode``, ``checkpoint_every`` and ``stride``.
+            ``frames_per_decode``, ``checkpoint_every``, ``stride`` and ``read``.
         spec: describes the field.
         equation: the equation, for its symmetries; without one this is ``rollout``.
         trained: parameters (N, P) of the training data; empty: all parameters count as trained.
@@ -55,6 +56,7 @@ def symmetric_rollout(
         frames_per_decode=frames_per_decode,
         checkpoint_every=checkpoint_every,
         stride=stride,
+        read=read,
     )
     rollouts = [at_one_factor(u0[i], parameters[i], factors[i]) for i in rows]
     order = torch.cat(rows).argsort()
@@ -76,6 +78,7 @@ def _at_one_factor(
     frames_per_decode: int,
     checkpoint_every: int | None,
     stride: int,
+    read: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[Tensor]:
     factor = int(factors[0])  # they are all the same
     slowness = 1 / factors.to(u0.dtype)
@@ -91,6 +94,7 @@ def _at_one_factor(
         frames_per_decode,
         checkpoint_every,
         factor * stride,
+        read,
     )
     for k, u in enumerate(frames, 1):
         left = frame.leave(u[:, None], k * factor * stride)[:, 0]

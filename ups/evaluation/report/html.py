@@ -129,7 +129,6 @@ def write_run(
     Returns:
         The path of the page.
     """
-    assert tested.spectra is not None
     dataset = data.dataset
     run = RunResults(folder, dataset, {row.label: row for row in tested.rows}, cfg)
     spec = data.spec
@@ -142,15 +141,13 @@ def write_run(
         *by_channel,
         *_ensemble_curves(run.rows, spec.dt),
         {"title": "error against cost, on this machine", "svg": plots.error_against_cost(run.rows)},
-        {
-            "title": "energy spectrum at the last frame, mean over test trajectories",
-            "svg": plots.spectra(*tested.spectra),
-        },
+        *_spectra(tested),
         *(
             {"title": f"learning curves: {stage}", "svg": plots.learning_curves(series)}
             for stage, series in run.curves().items()
         ),
     ]
+    is_animated = bool(tested.examples) and spec.grid.num_dims > 1
     path = folder / "reports/report.html"
     commit = (
         f"{origin['commit'][:10]}{' and changes' if origin['dirty'] else ''}"
@@ -170,8 +167,8 @@ def write_run(
             *_ensembles(run.rows),
             _checks(run.rows),
         ],
-        images=plots.rollouts(tested.examples, spec),
-        animation=None if spec.grid.num_dims == 1 else animation(*tested.examples["median"], spec),
+        images=plots.rollouts(tested.examples, spec) if tested.examples else [],
+        animation=animation(*tested.examples["median"], spec) if is_animated else None,
         curves=curves,
         texts=[
             {"title": "Settings", "text": OmegaConf.to_yaml(cfg, resolve=True)},
@@ -179,6 +176,14 @@ def write_run(
         ],
     )
     return path
+
+
+def _spectra(tested: Tested) -> list[dict[str, str]]:
+    """The picture of the spectra, if there are any: fields on points have none."""
+    if tested.spectra is None:
+        return []
+    title = "energy spectrum at the last frame, mean over test trajectories"
+    return [{"title": title, "svg": plots.spectra(*tested.spectra)}]
 
 
 def write_comparison(
@@ -262,28 +267,32 @@ def _headline(rows: Mapping[str, Row], times: Collection[str]) -> dict[str, obje
         rows: rows by label.
         times: what the times of the rows are of.
     """
-    found = []
-    for label, row in rows.items():
-        values = {
+    known = {
+        label: {
             **row,
             "last_frame": row["nrmse_over_time"][-1],
             "milliseconds": 1e3 * row["seconds_per_trajectory"],
         }
-        found.append(
-            [
-                label,
-                *(
-                    f"{values[key]:.{digits}f}" if values[key] < 1e6 else f"{values[key]:.1e}"
-                    for _, key, digits in HEADLINE
-                ),
-            ]
-        )
+        for label, row in rows.items()
+    }
+    # fields on points lack some metrics
+    columns = [each for each in HEADLINE if any(each[1] in values for values in known.values())]
+    found = [
+        [label, *(_cell(values.get(key), digits) for _, key, digits in columns)]
+        for label, values in known.items()
+    ]
     words = (" or ".join(sorted(times)), divergence_in_words(rows.values()))
     note = (
         "In physical space, of rollouts from t = 0; the mean over frames and trajectories; "
         f"{'; '.join(filter(None, words))}. Grey: baselines."
     )
-    return _table("Errors and cost", note, [head for head, _, _ in HEADLINE], rows, found)
+    return _table("Errors and cost", note, [head for head, _, _ in columns], rows, found)
+
+
+def _cell(value: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if value < 1e6 else f"{value:.1e}"
 
 
 def _checks(rows: Mapping[str, Row]) -> dict[str, object]:

@@ -9,13 +9,13 @@ from rich.table import Table
 from ups.evaluation.results import DatasetInfo, Row, divergence_in_words
 
 WIDE = 110  # characters of a terminal that shows all columns
-COLUMNS: dict[str, Callable[[Row], float]] = {
+COLUMNS: dict[str, Callable[[Row], float | None]] = {
     "nRMSE": lambda row: row["nrmse"],
     "at the end": lambda row: row["nrmse_over_time"][-1],
     "one step": lambda row: row["one_step_nrmse"],
     "RMSE": lambda row: row["rmse"],
     "max error": lambda row: row["max_error"],
-    "mass (cRMSE)": lambda row: row["crmse"],
+    "mass (cRMSE)": lambda row: row.get("crmse"),  # fields on points have none
 }
 WIDE_COLUMNS = ("RMSE", "max error", "mass (cRMSE)")
 
@@ -45,6 +45,7 @@ def print_table(
         for head, read in COLUMNS.items()
         if console.width >= WIDE or head not in WIDE_COLUMNS
     }
+    cells = {head: texts for head, texts in cells.items() if set(texts) != {"-"}}
     same = [head for head in cells if head in WIDE_COLUMNS and _is_constant(cells[head])]
     said_once = [f"{head} {cells.pop(head)[0]} in all rows" for head in same]
     cells["ms / trajectory"] = [f"{1e3 * row['seconds_per_trajectory']:.2f}" for row in rows]
@@ -64,7 +65,9 @@ def print_table(
     console.print(table)
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4f}" if value < 1000 else f"{value:.1e}"
 
 

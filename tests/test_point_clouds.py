@@ -1,0 +1,234 @@
+"""Data on points of their own: windows at random points, statistics, and a whole run."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_obstacles import TINY
+from test_session import configured
+
+import ups
+from ups import pipeline
+from ups.core.errors import UpsError
+from ups.core.fields import PointCloud
+from ups.datamodules import PointCloudDataModule
+from ups.datamodules import obstacles as ob
+from ups.datamodules.clouds import SIZES
+from ups.datamodules.readers.point_clouds import PointCloudFile
+from ups.runs.data_defaults import with_point_model, without_generated_sizes
+
+FLOWS = {name: value for name, value in asdict(TINY).items() if name not in SIZES}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return ob.generate_obstacles(TINY, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def data(path):
+    module = PointCloudDataModule(
+        path=str(path), input_points=150, query_points=60, unroll_steps=1, batch_size=4
+    )
+    module.setup()
+    return module
+
+
+def batches(module, epoch_batches=None):
+    return list(module.train_dataloader())[:epoch_batches]
+
+
+def find(positions, point):
+    """The index of a point among positions (P, D)."""
+    (rows,) = np.nonzero((positions == point).all(1))
+    assert len(rows) >= 1
+    return rows[0]
+
+
+def test_windows_hold_the_values_of_their_points(data, path):
+    file = PointCloudFile(path)
+    (batch,) = batches(data, 1)
+    start, start_points = batch.start
+    assert batch.u.shape == (4, 2, 60, 3)
+    assert start.shape == (4, 150, 3)
+    assert batch.parameters.shape == (4, 1)
+    for b, i in enumerate(batch.trajectory.tolist()):
+        geometry = file.geometry(i)
+        (fields,) = file.read([i])
+        assert batch.parameters[b].item() == pytest.approx(file.parameters["reynolds"][i])
+        frames = []
+        for q in (0, 7, 59):
+            row = find(geometry.positions, batch.points.positions[b, q].numpy())
+            distance, *types = batch.points.features[b, q].tolist()
+            assert distance == geometry.signed_distance[row]
+            assert types.index(1.0) == geometry.node_type[row]
+            values = batch.u[b, :, q].numpy()
+            frames.append(next(k for k in range(2) if np.array_equal(fields[k, row], values[0])))
+            assert np.array_equal(fields[frames[-1] + 1, row], values[1])
+        assert len(set(frames)) == 1
+        row = find(geometry.positions, start_points.positions[b, 0].numpy())
+        assert np.array_equal(fields[frames[0], row], start[b, 0].numpy())
+
+
+def test_trajectories_with_fewer_points_are_padded(data, path):
+    sizes = [len(PointCloudFile(path).geometry(i).positions) for i in range(5)]
+    for batch in batches(data, 2):
+        _, points = batch.start
+        counts = points.mask.sum(1).tolist()
+        assert counts == [min(150, sizes[i]) for i in batch.trajectory.tolist()]
+        assert not points.positions[~points.mask].any()
+    held_out = data.points["test"].mask.sum(1).tolist()
+    assert held_out == [sizes[3], sizes[4]]
+    assert data.values["test"].shape == (2, 3, max(held_out), 3)
+
+
+def test_encoder_and_decoder_have_draws_of_their_own_that_a_repeated_epoch_repeats(data):
+    (batch,) = batches(data, 1)
+    (again,) = batches(data, 1)
+    assert torch.equal(batch.points.positions, again.points.positions)
+    _, points = batch.start
+    _, points_again = again.start
+    assert torch.equal(points.positions, points_again.positions)
+    assert not torch.equal(points.positions[:, :60], batch.points.positions)
+    same = [
+        (a == b).all(1).float().mean()
+        for a, b in zip(batch.points.positions[:2], batch.points.positions[2:], strict=True)
+    ]
+    assert max(same) < 1
+    # another epoch has other points
+    sampler = data.train_dataloader().sampler
+    first, second = (next(sampler._epoch(epoch, 0)) for epoch in (0, 1))
+    assert not np.array_equal(first.seed, second.seed)
+
+
+def test_statistics_are_of_the_training_split(data, path):
+    file = PointCloudFile(path)
+    values = np.concatenate([each.reshape(-1, 3) for each in file.read([0, 1])]).astype(float)
+    assert data.spec.mean == pytest.approx(values.mean(0), rel=1e-5, abs=1e-7)
+    assert data.spec.std == pytest.approx(values.std(0), rel=1e-3)
+    assert data.spec.domain == PointCloud(
+        ((0.0, 8.0), (0.0, 4.0)), ("signed_distance", *file.node_types)
+    )
+    assert (data.spec.channels, data.spec.parameters) == (("u", "v", "p"), ("reynolds",))
+    assert data.spec.dt == 0.5
+    reynolds = file.parameters["reynolds"][:2]
+    assert data.training_parameters == [[reynolds.min()], [reynolds.max()]]
+    largest = (np.abs(values).max(0) / np.array(data.spec.std)).max()
+    assert data.input_range(data.spec)["largest value"] == pytest.approx(largest, rel=1e-5)
+
+
+def test_flows_are_generated_once_and_are_those_of_the_settings(path, tmp_path):
+    module = PointCloudDataModule(
+        cache_dir=str(tmp_path),
+        flows=FLOWS,
+        num_frames=3,
+        num_train=2,
+        num_validation=1,
+        num_test=2,
+        unroll_steps=1,
+    )
+    assert module.path.name == path.name
+    assert module.open_files() == []
+    assert module.to_be_made() == 2 * 4 * 5 * 3 * 200 * 3
+    assert module.train_bytes() == 4 * 2 * 3 * 200 * 3
+    module.prepare_data()
+    module.setup()
+    assert module.to_be_made() == 0
+    other = PointCloudDataModule(path=str(path))
+    other.setup()
+    assert module.dataset["hash"] == other.dataset["hash"]
+    assert module.dataset["name"] == "obstacles"
+    assert (module.dataset["trajectories"], module.dataset["frames"]) == (2, 3)
+
+
+def test_splits_may_be_smaller_than_those_of_the_file(path):
+    module = PointCloudDataModule(path=str(path), num_train=1, num_test=1)
+    module.setup()
+    assert len(module.train) == 1
+    assert len(module.values["test"]) == 1
+    with pytest.raises(UpsError, match=r"`data.num_train` must be at most 2"):
+        PointCloudDataModule(path=str(path), num_train=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "nowhere.h5"}, r"`data.path` must be a file: there is no data file nowhere\.h5"),
+        ({"input_points": 0}, r"`data.input_points` must be an integer >= 1, got 0"),
+        ({"flows": {"reynolds": [9.0, 2.0]}}, "`reynolds` must be a range of numbers > 0"),
+        ({"flows": {"hight": 4.0}}, r"`data.flows.hight` is not a key"),
+    ],
+)
+def test_invalid_settings_are_refused(changes, message):
+    with pytest.raises(UpsError, match=message):
+        PointCloudDataModule(**changes)
+
+
+def test_windows_longer_than_a_trajectory_are_refused(path):
+    with pytest.raises(UpsError, match=r"`data.unroll_steps` must be at most 2"):
+        PointCloudDataModule(path=str(path), unroll_steps=3).setup()
+
+
+def test_model_follows_data_on_points():
+    cfg = configured("data=obstacles", "experiment=smoke", "stage=operator")
+    changed = with_point_model(without_generated_sizes(cfg, []), [])
+    assert changed.model == {"name": "point-upt", "architecture": "point_upt"}
+    assert "num_points" not in changed.data
+    assert changed.data.flows.resolution == 8
+    assert with_point_model(cfg, ["model=mixer_tiny"]).model.architecture == "mixer"
+    kept = with_point_model(cfg, ["model.hidden_dim=16"]).model
+    assert kept.hidden_dim == cfg.model.hidden_dim
+    line = configured("experiment=smoke")
+    assert with_point_model(line, []) is line
+    assert "flows" not in without_generated_sizes(line, []).data
+
+
+@pytest.mark.slow
+def test_a_run_on_points_trains_tests_and_loads(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = [
+        "stage=operator",
+        "data=obstacles",
+        f"data.path={path}",
+        "data.unroll_steps=1",
+        "data.batch_size=2",
+        "data.samples_per_trajectory=4",
+        "data.input_points=64",
+        "data.query_points=64",
+        "model=point_upt",
+        "model.num_tokens=18",
+        "model.hidden_dim=16",
+        "model.num_heads=2",
+        "trainer.max_epochs=2",
+        "name=points",
+    ]
+    score = pipeline.run(configured(*overrides), overrides)
+    assert 0 < score < 10
+    found = json.loads(Path("outputs/points/reports/eval_operator.json").read_text())
+    labels = [(row["model"], row["mode"]) for row in found["rows"]]
+    assert labels == [
+        ("point-upt", "latent"),
+        ("point-upt", "physical"),
+        ("persistence", "physical"),
+    ]
+    for row in found["rows"]:
+        assert row["nrmse"] > 0
+        assert len(row["nrmse_over_time"]) == 2
+        assert not {"crmse", "brmse", "frmse_low"} & set(row)
+    page = Path("outputs/points/reports/report.html").read_text()
+    assert "error over time of each channel" in page
+    assert "energy spectrum" not in page
+    sim = ups.load("outputs/points")
+    data = PointCloudDataModule(path=str(path))
+    data.setup()
+    points = data.points["test"]
+    frames = sim.rollout(data.values["test"][:, 0], 2, parameters={"reynolds": 40.0}, x=points)
+    assert frames.shape == data.values["test"][:, 1:].shape
+    # persistence by hand, without what only pads
+    u = data.values["test"].double()
+    mask = points.mask[:, None, :, None]
+    square = ((u[:, :1] - u[:, 1:]).square() * mask).sum(2) / (u[:, 1:].square() * mask).sum(2)
+    assert found["rows"][2]["nrmse"] == pytest.approx(square.sqrt().mean().item(), rel=1e-6)

@@ -1,0 +1,68 @@
+"""The points at which fields lie, if each sample has points of its own."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ups.core.errors import UpsError
+
+
+@dataclass
+class Points:
+    """The points of B samples, in an order without meaning.
+
+    Samples with fewer than P points are padded: what lies where ``mask`` is False counts nowhere.
+
+    Args:
+        positions: the positions (B, P, D).
+        features: what is known of each point besides (B, P, F), see ``PointCloud.features``.
+        mask: where there is a point (B, P); default: everywhere.
+
+    Raises:
+        UpsError: the shapes don't agree.
+    """
+
+    positions: Tensor
+    features: Tensor
+    mask: Tensor = None  # type: ignore[assignment]  # a tensor from here on
+
+    def __post_init__(self) -> None:
+        if self.mask is None:
+            shape = self.positions.shape[:2]
+            self.mask = torch.ones(shape, dtype=torch.bool, device=self.positions.device)
+        shapes = [tuple(value.shape) for value in (self.positions, self.features, self.mask)]
+        ranks = [len(shape) for shape in shapes]
+        if ranks != [3, 3, 2] or any(shape[:2] != shapes[0][:2] for shape in shapes):
+            raise UpsError(
+                "points must be positions (B, P, D), features (B, P, F) and a mask (B, P), "
+                f"got {shapes}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def to(self, target: torch.device | str | torch.dtype) -> "Points":
+        """The points on a device, or with numbers of another type."""
+        mask = self.mask if isinstance(target, torch.dtype) else self.mask.to(target)
+        return Points(self.positions.to(target), self.features.to(target), mask)
+
+    def chunk(self, n: int) -> "list[Points]":
+        """Split the samples into ``n`` equal parts."""
+        parts = (value.chunk(n) for value in (self.positions, self.features, self.mask))
+        return [Points(*part) for part in zip(*parts, strict=True)]
+
+    @staticmethod
+    def cat(points: "Iterable[Points]") -> "Points":
+        """Join the samples of several, all with the same P."""
+        parts = list(points)
+        return Points(
+            torch.cat([part.positions for part in parts]),
+            torch.cat([part.features for part in parts]),
+            torch.cat([part.mask for part in parts]),
+        )
+
+    def select(self, samples: Tensor) -> "Points":
+        """The points of the samples with these indices (N,)."""
+        return Points(self.positions[samples], self.features[samples], self.mask[samples])

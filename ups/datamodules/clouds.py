@@ -1,0 +1,388 @@
+"""Trajectories on points, of each its own: flows past obstacles, generated or read from a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ups.core.batch import Batch
+from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, PointCloud
+from ups.core.io import check_memory
+from ups.core.points import Points
+from ups.core.schema import (
+    BOOKKEEPING,
+    LARGEST,
+    PathStr,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    SettingsOf,
+    Text,
+    plain,
+    validate_arguments,
+)
+from ups.core.settings import PlainDict
+from ups.datamodules.generate import SPLITS, Split
+from ups.datamodules.obstacles import ObstacleFlows, file_of, generate_obstacles
+from ups.datamodules.own import split_sizes
+from ups.datamodules.readers.pdebench import digest
+from ups.datamodules.readers.point_clouds import PointCloudFile
+from ups.datamodules.windows import WindowIndices, WindowSampler
+from ups.evaluation.results import DatasetInfo
+from ups.physics.lattice_boltzmann import CHANNELS
+
+SPLIT_SIZES = ("num_train", "num_validation", "num_test")
+# arguments of ``ObstacleFlows`` that are settings of the data module
+SIZES = (*SPLIT_SIZES, "num_frames", "seed")
+
+
+# fields (T, P, C), positions (P, D) and features (P, F) of one trajectory
+Sample = tuple[Tensor, Tensor, Tensor]
+
+
+class PointWindows(Dataset[Batch]):
+    """Makes training batches of windows at random points.
+
+    Of every window the points that an encoder gets and those at which a decoder is asked are two
+    draws, so that a model can rely on neither. Batch n of a run has the same points whenever it is
+    made.
+
+    Args:
+        trajectories: the trajectories.
+        parameters: their parameters (N, P).
+        unroll_steps: number of steps in a window.
+        input_points: the most points of an encoder.
+        query_points: the most points of a decoder.
+    """
+
+    def __init__(
+        self,
+        trajectories: Sequence[Sample],
+        parameters: Tensor,
+        unroll_steps: int,
+        input_points: int,
+        query_points: int,
+    ) -> None:
+        self.trajectories = trajectories
+        self.parameters = parameters
+        self.unroll_steps = unroll_steps
+        self.input_points = input_points
+        self.query_points = query_points
+
+    def __getitem__(self, w: WindowIndices) -> Batch:
+        rng = np.random.default_rng(w.seed.tolist())
+        inputs = []
+        queries = []
+        for i, start in zip(w.trajectory, w.start, strict=True):
+            fields, positions, features = self.trajectories[i]
+            window = fields[start : start + self.unroll_steps + 1]
+            inputs.append(_draw((window[:1], positions, features), self.input_points, rng))
+            queries.append(_draw((window, positions, features), self.query_points, rng))
+        initial, initial_points = _padded(inputs, self.input_points)
+        u, points = _padded(queries, self.query_points)
+        return Batch(
+            u,
+            self.parameters[w.trajectory],
+            torch.from_numpy(w.trajectory),
+            torch.from_numpy(w.number),
+            points,
+            initial[:, 0],
+            initial_points,
+        )
+
+
+def _draw(sample: Sample, number: int, rng: np.random.Generator) -> Sample:
+    """The sample at ``number`` of its points, or at all if it has fewer."""
+    fields, positions, features = sample
+    chosen = torch.from_numpy(rng.permutation(len(positions))[:number])
+    return fields[:, chosen], positions[chosen], features[chosen]
+
+
+def _padded(samples: Sequence[Sample], number: int = 0) -> tuple[Tensor, Points]:
+    """Fields (B, T, P, C) and the points of samples, padded to at least ``number`` points.
+
+    Args:
+        samples: the samples, each with its own P.
+        number: the smallest P of the result.
+    """
+    sizes = torch.tensor([len(positions) for _, positions, _ in samples])
+    longest = max(number, int(sizes.max()))
+
+    def joined(values: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.stack([_extended(each, axis, longest) for each in values])
+
+    fields, positions, features = zip(*samples, strict=True)
+    mask = torch.arange(longest) < sizes[:, None]
+    points = Points(joined(positions, 0), joined(features, 0), mask)
+    return joined(fields, 1), points
+
+
+def _extended(values: Tensor, axis: int, size: int) -> Tensor:
+    """The values with zeros at the end of an axis."""
+    shape = list(values.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat((values, values.new_zeros(shape)), axis)
+
+
+class PointCloudDataModule(pl.LightningDataModule):
+    """Trajectories at points, other ones for each, split by trajectory.
+
+    Without ``path`` flows past obstacles are generated once and cached in ``cache_dir``, see
+    ``ups.datamodules.obstacles``. With ``path`` a file of the same layout is read, see
+    ``ups.datamodules.readers.point_clouds``. No equation is assumed.
+
+    Training batches are windows of ``unroll_steps`` + 1 frames at random points of each trajectory.
+    Validation and test batches are whole trajectories at all their points.
+
+    Args:
+        path: a file to read; None to generate one.
+        cache_dir: folder of generated files. A file of the same flows is reused.
+        name: the name of generated data, and of runs with them.
+        flows: the arguments of ``ObstacleFlows`` for generated data; None for its defaults.
+        num_frames: number of frames T of generated data.
+        num_train: number of training trajectories; None for those of the file.
+        num_validation: number of validation trajectories; None for those of the file.
+        num_test: number of test trajectories; None for those of the file.
+        temporal_downsampling: keep every so many-th frame of ``path``.
+        input_points: the most points that an encoder gets in training, a new draw for each window.
+        query_points: the most points at which a decoder is asked in training, a draw of their own.
+        unroll_steps: number of steps in a training window.
+        samples_per_trajectory: number of windows from each trajectory in an epoch.
+        batch_size: windows in a training batch.
+        eval_batch_size: trajectories in a validation or test batch.
+        start_time_bias: above 1, early frames are drawn more often; 1 is uniform.
+        fixed_windows: whether every epoch takes the same windows at the same points.
+        seed: seed of generated data.
+        sampler_seed: seed of the order of the training windows and of their points.
+
+    Attributes:
+        training_parameters: the smallest and the largest parameters (P,) of the training data,
+            after ``setup``, like all that follow.
+        spec: describes the field.
+        values: fields (N, T, P, C) of the validation and test splits, with zeros where a trajectory
+            has fewer points.
+        points: the points of each split's trajectories.
+        parameters: parameters (N, P) of each split.
+        dataset: a dict that identifies the test set.
+
+    Raises:
+        UpsError: a file is missing, damaged or has another layout, there are too few trajectories,
+            or the disk is too full.
+    """
+
+    equation = None
+    equation_name = None
+    observation = None
+
+    def __init__(
+        self,
+        *,
+        path: PathStr | None = None,
+        cache_dir: Annotated[PathStr, BOOKKEEPING] = "outputs/data",
+        name: Text = "obstacles",
+        flows: Annotated[PlainDict | None, SettingsOf(ObstacleFlows, without=SIZES)] = None,
+        num_frames: Annotated[int, Ge(2), Le(LARGEST)] = 41,
+        num_train: PositiveInt | None = None,
+        num_validation: PositiveInt | None = None,
+        num_test: PositiveInt | None = None,
+        temporal_downsampling: PositiveInt = 1,
+        input_points: PositiveInt = 1024,
+        query_points: PositiveInt = 1024,
+        unroll_steps: PositiveInt = 2,
+        samples_per_trajectory: PositiveInt = 20,
+        batch_size: PositiveInt = 8,
+        eval_batch_size: Annotated[PositiveInt, BOOKKEEPING] = 8,
+        start_time_bias: PositiveFloat = 1.0,
+        fixed_windows: bool = False,
+        seed: Seed = 0,
+        sampler_seed: Seed = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        given = {key: plain(value) for key, value in self.hparams.items()}
+        self.hparams.update(given)  # files and checkpoints can't hold numbers of numpy
+        validate_arguments(type(self), given, "data")
+        if path is None:
+            self.flows = self._flows()
+            self.path = file_of(self.flows, Path(cache_dir))
+            sizes = dict(zip(SPLIT_SIZES, self.flows.splits, strict=True))
+        else:
+            self.path = Path(path)
+            sizes = split_sizes(self._open(), num_train, num_validation, num_test)
+        self.hparams.update(sizes)
+        self.ready = False
+
+    def _flows(self) -> ObstacleFlows:
+        """What to generate."""
+        h: Any = self.hparams
+        sizes = {name: h[name] for name in SIZES if h[name] is not None}
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in (h.flows or {}).items()
+        }
+        return ObstacleFlows(**given, **sizes)
+
+    def prepare_data(self) -> None:
+        if self.hparams["path"] is None:
+            generate_obstacles(self.flows, self.path.parent)
+
+    def to_be_made(self) -> int:
+        """The number of bytes that ``prepare_data`` will write: the file, and its parts before."""
+        if self.hparams["path"] is not None or self.path.exists():
+            return 0
+        values = self.flows.num_frames * self.flows.num_points[1] * len(CHANNELS)
+        return 2 * 4 * sum(self.flows.splits) * values
+
+    def train_bytes(self) -> int:
+        """The number of bytes of the training data in memory."""
+        h: Any = self.hparams
+        if not self.path.exists():
+            values = self.flows.num_frames * self.flows.num_points[1] * len(CHANNELS)
+            return 4 * h.num_train * values
+        file = self._open()
+        sizes = [len(file.geometry(i).positions) for i in self._rows(file, "train")]
+        return 4 * sum(sizes) * file.frames * len(file.channels)
+
+    def open_files(self) -> list[PointCloudFile]:
+        """Open the file, if it exists."""
+        return [self._open()] if self.hparams["path"] is not None or self.path.exists() else []
+
+    def _open(self) -> PointCloudFile:
+        if not self.path.is_file():
+            raise UpsError(f"`data.path` must be a file: there is no data file {self.path}.")
+        return PointCloudFile(self.path, self.hparams["temporal_downsampling"])
+
+    def _rows(self, file: PointCloudFile, split: Split) -> Sequence[int]:
+        return file.splits[split][: self.hparams[f"num_{split}"]]
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.ready:
+            return
+        h: Any = self.hparams
+        file = self._open()
+        if h.unroll_steps >= file.frames:
+            raise UpsError(
+                f"`data.unroll_steps` must be at most {file.frames - 1}, one less than the frames "
+                f"of {file.path}; got {h.unroll_steps}."
+            )
+        check_memory(self.train_bytes(), "the training data")
+        rows = {split: self._rows(file, split) for split in SPLITS}
+        self.num_frames = file.frames
+        self.parameters = {
+            split: torch.tensor(
+                np.stack([values[chosen] for values in file.parameters.values()], 1)
+                if file.parameters
+                else np.empty((len(chosen), 0)),
+                dtype=torch.float32,
+            )
+            for split, chosen in rows.items()
+        }
+        self.train = [_sample(file, i) for i in rows["train"]]
+        self.spec = self._describe(file)
+        known = self.parameters["train"]
+        self.training_parameters = [known.amin(0).tolist(), known.amax(0).tolist()]
+        self.values: dict[Split, Tensor] = {}
+        self.points: dict[Split, Points] = {}
+        for split in SPLITS[1:]:
+            self.values[split], self.points[split] = _padded(
+                [_sample(file, i) for i in rows[split]]
+            )
+        test = file.read(rows["test"])
+        self.dataset: DatasetInfo = {
+            "name": h.name if h.path is None else file.path.stem,
+            "hash": digest([fields.swapaxes(0, 1) for fields in test]),
+            "split": "test",
+            "trajectories": len(test),
+            "points": round(np.mean([fields.shape[1] for fields in test])),
+            "frames": file.frames,
+            "nu": None,
+        }
+        self.ready = True
+
+    def _describe(self, file: PointCloudFile) -> FieldSpec:
+        """Describe the field, with the statistics of the training data."""
+        fields = torch.cat([each.flatten(0, 1) for each, _, _ in self.train]).double()
+        positions = torch.cat([each for _, each, _ in self.train])
+        lower, upper = positions.amin(0).tolist(), positions.amax(0).tolist()
+        edges = tuple(zip(map(_rounded, lower), map(_rounded, upper), strict=True))
+        return FieldSpec(
+            PointCloud(edges, ("signed_distance", *file.node_types)),
+            file.channels,
+            tuple(file.parameters),
+            file.dt,
+            mean=tuple(fields.mean(0).tolist()),
+            std=tuple(fields.std(0).tolist()),
+            conserves_mean=False,
+            time_unit=file.dt,
+            parameter_units=tuple(self.parameters["train"].double().log().mean(0).exp().tolist()),
+            is_homogeneous=False,
+        )
+
+    def input_range(self, spec: FieldSpec) -> dict[str, float]:
+        """The largest value of the training data in the standard deviations of ``spec``."""
+        largest = torch.stack([fields.abs().amax((0, 1)) for fields, _, _ in self.train]).amax(0)
+        return {"largest value": (largest / torch.tensor(spec.std)).max().item()}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        h: Any = self.hparams
+        trainer = self.trainer
+        sampler = WindowSampler(
+            len(self.train),
+            self.num_frames,
+            h.unroll_steps,
+            (1,),  # there is nowhere to move points without an order
+            samples_per_trajectory=h.samples_per_trajectory,
+            batch_size=h.batch_size,
+            translate=False,
+            reflect=False,
+            start_time_bias=h.start_time_bias,
+            fixed_windows=h.fixed_windows,
+            seed=h.sampler_seed,
+            start_batch=lambda: (
+                trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
+            ),
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
+        sizes = (h.unroll_steps, h.input_points, h.query_points)
+        dataset = PointWindows(self.train, self.parameters["train"], *sizes)
+        return DataLoader(dataset, sampler=sampler, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._whole("validation")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._whole("test")
+
+    def _whole(self, split: Split) -> DataLoader[Batch]:
+        points = self.points[split]
+        batches = [
+            Batch(self.values[split][i], self.parameters[split][i], i, i, points.select(i))
+            for i in torch.arange(len(self.values[split])).split(self.hparams["eval_batch_size"])
+        ]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
+
+
+def _sample(file: PointCloudFile, trajectory: int) -> Sample:
+    """The fields (T, P, C), positions (P, D) and features (P, F) of a trajectory."""
+    geometry = file.geometry(trajectory)
+    (fields,) = file.read([trajectory])
+    types = np.eye(len(file.node_types), dtype=np.float32)[geometry.node_type]
+    features = np.concatenate([geometry.signed_distance[:, None], types], 1)
+    return (
+        torch.from_numpy(np.ascontiguousarray(fields)),
+        torch.from_numpy(np.ascontiguousarray(geometry.positions)),
+        torch.from_numpy(features),
+    )
+
+
+def _rounded(position: float) -> float:
+    """A position without the rounding of float32."""
+    return round(position, 6) + 0.0

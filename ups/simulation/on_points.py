@@ -1,0 +1,48 @@
+"""A simulator whose fields lie on points of their own."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ups.core.points import Points
+from ups.simulation.latent import LatentStepper, Wrapped
+
+
+class PointStepper(LatentStepper, Protocol):
+    """A stepper that is told where fields lie."""
+
+    def encode(
+        self, u: Tensor, parameters: Tensor | None = None, points: Points | None = None
+    ) -> Tensor: ...
+
+    def decode(self, state: Tensor, points: Points | None = None) -> Tensor: ...
+
+
+class OnPoints(Wrapped):
+    """Encodes and decodes the fields of B samples at the points of each.
+
+    Args:
+        stepper: encodes and decodes at any points.
+        points: the points of the B samples.
+    """
+
+    def __init__(self, stepper: PointStepper, points: Points) -> None:
+        super().__init__(stepper)
+        self.on_any_points = stepper
+        self.points = points
+
+    def encode(self, u: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """Encode fields (B, P, C) into tokens (B, N, W)."""
+        return self.on_any_points.encode(u, parameters, self.points)
+
+    def step(self, state: Tensor, parameters: Tensor) -> Tensor:
+        return self.stepper.step(state, parameters)
+
+    def propose(self, state: Tensor, parameters: Tensor, num_candidates: int) -> Tensor:
+        return self.stepper.propose(state, parameters, num_candidates)
+
+    def decode(self, state: Tensor) -> Tensor:
+        """Decode tokens (F B, N, W) of F frames, one after the other, into fields (F B, P, C)."""
+        frames = state.split(len(self.points))
+        return torch.cat([self.on_any_points.decode(frame, self.points) for frame in frames])
