@@ -377,7 +377,10 @@ def test_evaluation_examples_are_ranked_by_the_nrmse_of_the_plots():
     module.on_test_start()
     truth = torch.ones(3, 2, POINTS)
     frame_errors = torch.tensor([[0.3, 0.3], [0.0, 0.5], [0.9, 0.9]])
-    module.first = [(truth[..., None], (truth + frame_errors[..., None])[..., None])]
+    u = torch.cat((truth[:, :1], truth), 1)[..., None]
+    index = torch.arange(3)
+    batch = Batch(u, torch.ones(3, 1), index, index)
+    module._keep((truth + frame_errors[..., None])[..., None], batch)
     module.on_test_epoch_end()
     last = {name: float(pred[-1, 0, 0]) for name, (_, pred) in module.examples.items()}
     assert last == pytest.approx({"best": 1.5, "median": 1.3, "worst": 1.9})

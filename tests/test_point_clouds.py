@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from test_obstacles import TINY
-from test_session import configured
 
 import ups
 from ups import pipeline
@@ -18,7 +18,18 @@ from ups.datamodules import PointCloudDataModule
 from ups.datamodules import obstacles as ob
 from ups.datamodules.clouds import SIZES
 from ups.datamodules.readers.point_clouds import PointCloudFile
+from ups.models import build
+from ups.modules import OperatorModule
+from ups.modules.evaluation import MeasurementModule, measure_baselines, measure_simulator
+from ups.run import CONF
 from ups.runs.data_defaults import with_point_model, without_generated_sizes
+from ups.simulation.simulator import Simulator
+
+
+def composed(*overrides):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", list(overrides))
+
 
 FLOWS = {name: value for name, value in asdict(TINY).items() if name not in SIZES}
 
@@ -173,7 +184,7 @@ def test_windows_longer_than_a_trajectory_are_refused(path):
 
 
 def test_model_follows_data_on_points():
-    cfg = configured("data=obstacles", "experiment=smoke", "stage=operator")
+    cfg = composed("data=obstacles", "experiment=smoke", "stage=operator")
     changed = with_point_model(without_generated_sizes(cfg, []), [])
     assert changed.model == {"name": "point-upt", "architecture": "point_upt"}
     assert "num_points" not in changed.data
@@ -181,9 +192,69 @@ def test_model_follows_data_on_points():
     assert with_point_model(cfg, ["model=mixer_tiny"]).model.architecture == "mixer"
     kept = with_point_model(cfg, ["model.hidden_dim=16"]).model
     assert kept.hidden_dim == cfg.model.hidden_dim
-    line = configured("experiment=smoke")
+    line = composed("experiment=smoke")
     assert with_point_model(line, []) is line
     assert "flows" not in without_generated_sizes(line, []).data
+
+
+def relative_errors(pred, target, points):
+    """Relative errors (B, T, C), without what only pads a sample."""
+    mask = points.mask[:, None, :, None]
+    square = ((pred - target).square() * mask).sum(2) / (target.square() * mask).sum(2)
+    return square.double().sqrt()
+
+
+@pytest.fixture(scope="module")
+def simulator(data):
+    torch.manual_seed(0)
+    sizes = {"num_tokens": 18, "hidden_dim": 16, "num_heads": 2, "approximator_depth": 1}
+    model = build({"architecture": "point_upt", **sizes}, data.spec)
+    return Simulator(model, data.spec).eval()
+
+
+def test_validation_leaves_out_what_only_pads(data, simulator):
+    (batch,) = list(data.test_dataloader())
+    assert not batch.points.mask.all()
+    module = OperatorModule(simulator)
+    module.metrics = None
+    module.validation_step(batch, 0)
+    frames = simulator.rollout(
+        batch.u[:, 0], 2, parameters={"reynolds": batch.parameters[:, 0]}, x=batch.points
+    )
+    expected = relative_errors(frames, batch.u[:, 1:], batch.points).mean().item()
+    assert module.metrics.compute()["nrmse"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_evaluation_on_points_has_what_needs_no_grid(data, simulator):
+    (batch,) = list(data.test_dataloader())
+    measurements = measure_simulator(simulator, "mine", ["none"])
+    measurements += measure_baselines(data.spec, None)
+    module = MeasurementModule(data.spec, measurements)
+    module.on_test_start()
+    module.test_step(batch, 0)
+    module.on_test_epoch_end()
+    assert [row.label for row in module.rows] == ["mine, latent", "mine, physical", "persistence"]
+    latent, physical, persistence = module.rows
+    target = batch.u[:, 1:]
+    before = batch.u[:, :-1]
+    errors = relative_errors(batch.u[:, :1], target, batch.points)
+    assert persistence["nrmse"] == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert persistence["nrmse_over_time"] == pytest.approx(errors.mean((0, 2)).tolist(), rel=1e-5)
+    squared = relative_errors(before, target, batch.points).square().mean(-1)
+    assert persistence["one_step_nrmse"] == pytest.approx(squared.sqrt().mean().item(), rel=1e-5)
+    options = {"parameters": {"reynolds": batch.parameters[:, 0]}, "x": batch.points}
+    for row, mode in ((latent, "latent"), (physical, "physical")):
+        frames = simulator.rollout(batch.u[:, 0], 2, mode=mode, **options)
+        errors = relative_errors(frames, target, batch.points)
+        assert row["nrmse"] == pytest.approx(errors.mean().item(), rel=1e-4)
+        if mode == "latent":
+            by_channel = errors.mean(0).numpy()
+            assert module.channel_nrmse.numpy() == pytest.approx(by_channel, rel=1e-4)
+        step = torch.stack([simulator(u, **options) for u in before.unbind(1)], 1)
+        squared = relative_errors(step, target, batch.points).square().mean(-1)
+        assert row["one_step_nrmse"] == pytest.approx(squared.sqrt().mean().item(), rel=1e-4)
+    assert module.examples == {}
+    assert module.spectra is None
 
 
 @pytest.mark.slow
@@ -205,7 +276,7 @@ def test_a_run_on_points_trains_tests_and_loads(path, tmp_path, monkeypatch):
         "trainer.max_epochs=2",
         "name=points",
     ]
-    score = pipeline.run(configured(*overrides), overrides)
+    score = pipeline.run(composed(*overrides), overrides)
     assert 0 < score < 10
     found = json.loads(Path("outputs/points/reports/eval_operator.json").read_text())
     labels = [(row["model"], row["mode"]) for row in found["rows"]]
@@ -227,8 +298,3 @@ def test_a_run_on_points_trains_tests_and_loads(path, tmp_path, monkeypatch):
     points = data.points["test"]
     frames = sim.rollout(data.values["test"][:, 0], 2, parameters={"reynolds": 40.0}, x=points)
     assert frames.shape == data.values["test"][:, 1:].shape
-    # persistence by hand, without what only pads
-    u = data.values["test"].double()
-    mask = points.mask[:, None, :, None]
-    square = ((u[:, :1] - u[:, 1:]).square() * mask).sum(2) / (u[:, 1:].square() * mask).sum(2)
-    assert found["rows"][2]["nrmse"] == pytest.approx(square.sqrt().mean().item(), rel=1e-6)

@@ -305,12 +305,13 @@ def _predict_with(
     simulator: Simulator, options: Mapping[str, Any], reencode: bool = False
 ) -> Predict:
     """Rollouts of the stepper that these options of ``Simulator.stepper`` select."""
+    stepper = simulator.stepper(**options)
 
     def roll_out(
         u0: Tensor, steps: int, parameters: Tensor, points: Points | None = None
     ) -> Tensor:
-        stepper = simulator.stepper(**options, points=points)
-        return simulator.predict(stepper, u0, steps, parameters, reencode)
+        on_points = stepper if points is None else simulator.stepper(**options, points=points)
+        return simulator.predict(on_points, u0, steps, parameters, reencode)
 
     return roll_out
 

@@ -27,14 +27,15 @@ class OnPoints(Wrapped):
         points: the points of the B samples.
     """
 
+    stepper: PointStepper
+
     def __init__(self, stepper: PointStepper, points: Points) -> None:
         super().__init__(stepper)
-        self.on_any_points = stepper
         self.points = points
 
     def encode(self, u: Tensor, parameters: Tensor | None = None) -> Tensor:
         """Encode fields (B, P, C) into tokens (B, N, W)."""
-        return self.on_any_points.encode(u, parameters, self.points)
+        return self.stepper.encode(u, parameters, self.points)
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
         return self.stepper.step(state, parameters)
@@ -45,4 +46,4 @@ class OnPoints(Wrapped):
     def decode(self, state: Tensor) -> Tensor:
         """Decode tokens (F B, N, W) of F frames, one after the other, into fields (F B, P, C)."""
         frames = state.split(len(self.points))
-        return torch.cat([self.on_any_points.decode(frame, self.points) for frame in frames])
+        return torch.cat([self.stepper.decode(frame, self.points) for frame in frames])
