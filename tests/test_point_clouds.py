@@ -16,7 +16,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import PointCloud
 from ups.datamodules import PointCloudDataModule
 from ups.datamodules import obstacles as ob
-from ups.datamodules.clouds import SIZES
+from ups.datamodules.point_clouds import SIZES
 from ups.datamodules.readers.point_clouds import PointCloudFile
 from ups.models import build
 from ups.modules import OperatorModule

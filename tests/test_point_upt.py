@@ -165,6 +165,21 @@ def test_corners_reproduce_linear_functions_of_the_position():
     assert torch.allclose(corners.offset, offset, atol=1e-4)
 
 
+def test_points_beyond_the_box_have_the_tokens_at_its_face():
+    lattice = Lattice(CLOUD, [5, 3])
+    beyond = torch.tensor([[[-9.0, 0.0], [0.7, 3.0]]])
+    at_face = torch.tensor([[[0.0, 0.0], [0.7, 0.5]]])
+    corners = [lattice.corners(Points(p, torch.zeros(1, 2, 0))) for p in (beyond, at_face)]
+    for one, other in zip(*corners, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("number", [[5], [5, 1], [5, 3, 2]])
+def test_tokens_that_do_not_fit_the_domain_are_refused(number):
+    with pytest.raises(UpsError, match=r"`model.num_tokens` must be one number, or 2 integers"):
+        make_simulator(num_tokens=number)
+
+
 def test_number_of_tokens_makes_nearly_cubic_cells():
     assert cubic_shape((12.0, 6.0), 128) == (16, 8)
     assert cubic_shape((1.0,), 64) == (64,)

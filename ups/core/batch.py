@@ -19,7 +19,7 @@ class Batch:
         parameters: the equation's parameters (B, P).
         trajectory: index of the trajectory of each window (B,).
         window: number of each window in the epoch (B,).
-        points: where ``u`` lies, if each sample has points of its own; None on a grid.
+        points: where ``u`` lies, if points differ from sample to sample; None on a grid.
         initial: the first frames (B, *space, C) as an encoder gets them, if that is at other
             points than ``u``; None if they are those of ``u``.
         initial_points: where ``initial`` lies.

@@ -1,4 +1,4 @@
-"""The points at which fields lie, if each sample has points of its own."""
+"""The points at which fields lie, if they differ from sample to sample."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """LightningDataModules, and the reader of PDEBench's HDF5 layout."""
 
 from ups.datamodules.burgers import BurgersDataModule
-from ups.datamodules.clouds import PointCloudDataModule
 from ups.datamodules.own import OwnDataModule
+from ups.datamodules.point_clouds import PointCloudDataModule
 from ups.datamodules.trajectories import TrajectoryDataModule
 
 __all__ = ["BurgersDataModule", "OwnDataModule", "PointCloudDataModule", "TrajectoryDataModule"]

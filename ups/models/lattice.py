@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, Boundary, Grid, PointCloud
 from ups.core.points import Points
 
@@ -34,11 +35,14 @@ class Lattice(nn.Module):
 
     Args:
         domain: where fields lie.
-        num_tokens: number of tokens along each axis, or about so many in all.
+        num_tokens: number of tokens along each axis, at least 2, or about so many in all.
 
     Attributes:
         tokens: the lattice as a grid.
         num_tokens: the number of tokens N.
+
+    Raises:
+        UpsError: the numbers do not fit the domain.
     """
 
     lower: Tensor
@@ -48,6 +52,11 @@ class Lattice(nn.Module):
         super().__init__()
         extent = domain.extent
         shape = cubic_shape(extent, num_tokens) if isinstance(num_tokens, int) else num_tokens
+        if len(shape) != len(extent) or min(shape) < 2:
+            raise UpsError(
+                f"`model.num_tokens` must be one number, or {len(extent)} integers >= 2, one for "
+                f"each axis; got {list(shape)}."
+            )
         open_sides = ((Boundary.OPEN, Boundary.OPEN),) * domain.num_dims
         boundary = domain.boundary if isinstance(domain, Grid) else open_sides
         self.is_periodic = tuple(sides == PERIODIC_AXIS for sides in boundary)
@@ -65,10 +74,12 @@ class Lattice(nn.Module):
         """The tokens around each point. Points beyond the box have those at its face."""
         shape = self.tokens.shape
         cell = (points.positions - self.lower) / self.spacing
-        last = torch.tensor(shape, device=cell.device) - 2
+        last = torch.tensor(shape, device=cell.device) - 1
         is_open = ~torch.tensor(self.is_periodic, device=cell.device)
+        cell = torch.where(is_open, cell.clamp_min(0).minimum(last), cell)
         first = cell.detach().floor().long()
-        first = torch.where(is_open, first.minimum(last).clamp_min(0), first)
+        # a point on the upper face lies in the last cell, and not in one behind it
+        first = torch.where(is_open, first.minimum(last - 1), first)
         found = []
         for corner in product((0, 1), repeat=len(shape)):
             node = first + torch.tensor(corner, device=cell.device)
@@ -80,8 +91,7 @@ class Lattice(nn.Module):
             found.append((number, offset, weight))
         number, offset, weight = (torch.stack(each, 2) for each in zip(*found, strict=True))
         sample = torch.arange(len(number), device=number.device)[:, None, None]
-        total = weight.sum(-1, keepdim=True).clamp_min(1e-6)
-        weight = weight / total * points.mask[..., None]
+        weight = weight * points.mask[..., None]
         return Corners(number + sample * self.num_tokens, offset, weight)
 
 

@@ -43,8 +43,8 @@ def operator_errors(
     deviation, the denominator uses that value instead.
 
     On points, z_0 is encoded from the points of ``start``, and all fields are decoded, and encoded
-    again for L_inv_dec, at ``points``. If those are a draw of their own, the inverse losses ask for
-    maps that do not depend on the points.
+    again for L_inv_dec, at ``points``. If those are drawn separately, the inverse losses ask
+    for maps that do not depend on the points.
 
     Args:
         simulator: the simulator.

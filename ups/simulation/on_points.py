@@ -1,4 +1,4 @@
-"""A simulator whose fields lie on points of their own."""
+"""A simulator whose fields lie at given points."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from ups.simulation.latent import LatentStepper, Wrapped
 
 
 class PointStepper(LatentStepper, Protocol):
-    """A stepper that is told where fields lie."""
+    """A stepper whose maps take the points of the fields."""
 
     def encode(
         self, u: Tensor, parameters: Tensor | None = None, points: Points | None = None

@@ -1,4 +1,4 @@
-"""Trajectories on points, of each its own: flows past obstacles, generated or read from a file."""
+"""Trajectories at points that differ: flows past obstacles, generated or read from a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,7 +152,7 @@ class PointCloudDataModule(pl.LightningDataModule):
         num_test: number of test trajectories; None for those of the file.
         temporal_downsampling: keep every so many-th frame of ``path``.
         input_points: the most points that an encoder gets in training, a new draw for each window.
-        query_points: the most points at which a decoder is asked in training, a draw of their own.
+        query_points: the most points at which a decoder is asked in training, drawn separately.
         unroll_steps: number of steps in a training window.
         samples_per_trajectory: number of windows from each trajectory in an epoch.
         batch_size: windows in a training batch.
@@ -275,15 +275,7 @@ class PointCloudDataModule(pl.LightningDataModule):
         check_memory(self.train_bytes(), "the training data")
         rows = {split: self._rows(file, split) for split in SPLITS}
         self.num_frames = file.frames
-        self.parameters = {
-            split: torch.tensor(
-                np.stack([values[chosen] for values in file.parameters.values()], 1)
-                if file.parameters
-                else np.empty((len(chosen), 0)),
-                dtype=torch.float32,
-            )
-            for split, chosen in rows.items()
-        }
+        self.parameters = {split: _parameters(file, chosen) for split, chosen in rows.items()}
         self.train = [_sample(file, i) for i in rows["train"]]
         self.spec = self._describe(file)
         known = self.parameters["train"]
@@ -291,24 +283,27 @@ class PointCloudDataModule(pl.LightningDataModule):
         self.values: dict[Split, Tensor] = {}
         self.points: dict[Split, Points] = {}
         for split in SPLITS[1:]:
-            self.values[split], self.points[split] = _padded(
-                [_sample(file, i) for i in rows[split]]
-            )
-        test = file.read(rows["test"])
-        self.dataset: DatasetInfo = {
-            "name": h.name if h.path is None else file.path.stem,
+            samples = [_sample(file, i) for i in rows[split]]
+            self.values[split], self.points[split] = _padded(samples)
+        self.dataset = self._identify(file.read(rows["test"]))
+        self.ready = True
+
+    def _identify(self, test: Sequence[np.ndarray]) -> DatasetInfo:
+        """What identifies a test set of fields (T, P, C)."""
+        h: Any = self.hparams
+        return {
+            "name": h.name if h.path is None else self.path.stem,
             "hash": digest([fields.swapaxes(0, 1) for fields in test]),
             "split": "test",
             "trajectories": len(test),
-            "points": round(np.mean([fields.shape[1] for fields in test])),
-            "frames": file.frames,
+            "points": round(np.mean([fields.shape[1] for fields in test])),  # of a trajectory
+            "frames": len(test[0]),
             "nu": None,
         }
-        self.ready = True
 
     def _describe(self, file: PointCloudFile) -> FieldSpec:
         """Describe the field, with the statistics of the training data."""
-        fields = torch.cat([each.flatten(0, 1) for each, _, _ in self.train]).double()
+        mean, std = _statistics([fields for fields, _, _ in self.train])
         positions = torch.cat([each for _, each, _ in self.train])
         lower, upper = positions.amin(0).tolist(), positions.amax(0).tolist()
         edges = tuple(zip(map(_rounded, lower), map(_rounded, upper), strict=True))
@@ -317,8 +312,8 @@ class PointCloudDataModule(pl.LightningDataModule):
             file.channels,
             tuple(file.parameters),
             file.dt,
-            mean=tuple(fields.mean(0).tolist()),
-            std=tuple(fields.std(0).tolist()),
+            mean=tuple(mean.tolist()),
+            std=tuple(std.tolist()),
             conserves_mean=False,
             time_unit=file.dt,
             parameter_units=tuple(self.parameters["train"].double().log().mean(0).exp().tolist()),
@@ -381,6 +376,20 @@ def _sample(file: PointCloudFile, trajectory: int) -> Sample:
         torch.from_numpy(np.ascontiguousarray(geometry.positions)),
         torch.from_numpy(features),
     )
+
+
+def _parameters(file: PointCloudFile, rows: Sequence[int]) -> Tensor:
+    """The parameters (N, P) of trajectories, float32."""
+    columns = [torch.from_numpy(values[rows]).float() for values in file.parameters.values()]
+    return torch.stack(columns, 1) if columns else torch.empty(len(rows), 0)
+
+
+def _statistics(trajectories: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of fields (T, P, C), in float64, of one after the other."""
+    number = sum(fields[..., 0].numel() for fields in trajectories)
+    mean = sum(fields.double().sum((0, 1)) for fields in trajectories) / number
+    squares = sum((fields.double() - mean).square().sum((0, 1)) for fields in trajectories)
+    return torch.as_tensor(mean), torch.as_tensor(squares / number).sqrt()
 
 
 def _rounded(position: float) -> float:
