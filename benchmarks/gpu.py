@@ -146,7 +146,7 @@ def environment() -> Found:
     ):
         torch.set_float32_matmul_precision(precision)
         square = torch.randn(n, n, device=DEVICE, dtype=dtype)
-        yield f"{name}, TFLOP/s", 2e-9 * n**3 / milliseconds(lambda x=square: x @ x)
+        yield f"{name}, TFLOP/s", 2e-9 * n**3 / milliseconds(partial(torch.matmul, square, square))
 
 
 def training_step(model: str, batch_size: int, way: str) -> Callable[[], None]:
@@ -238,7 +238,7 @@ def solvers() -> Found:
         for n in SIZES.rollouts:
             u0 = burgers.initial_conditions(n, burgers.cell_centers(points), 0).to(DEVICE)
             for way, solve in ways.items():
-                found = measured(lambda s=solve, u=u0: partial(s, u, times, NU))
+                found = measured(partial(partial, solve, u0, times, NU))
                 yield f"line of {points}, {n} at once, {way}", found
     for points in SIZES.plane:
         w0 = navier_stokes.initial_conditions(1, points, 0).to(DEVICE)
