@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import TINY
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 import ups
 from ups import pipeline
@@ -431,6 +432,7 @@ def make_trainer(**options):
         "max_epochs": 5,
         "is_global_zero": True,
         "callback_metrics": {"validation/operator/nrmse": torch.tensor(0.123456)},
+        "checkpoint_callbacks": [],
         "strategy": SimpleNamespace(reduce=lambda value: value),
     }
     return SimpleNamespace(**{**usual, **options})
@@ -455,6 +457,23 @@ def epoch_line(monkeypatch, caplog, folder, module, trainer, steps, seconds, sta
     with caplog.at_level(logging.INFO):
         log.on_train_epoch_end(trainer, module)
     return caplog.messages[-1]
+
+
+def test_epoch_summary_has_the_score_that_selects_the_weights(monkeypatch, caplog, tmp_path):
+    monitors = ["validation/operator/lost_share", "validation/operator/nrmse", None]
+    trainer = make_trainer(
+        callback_metrics={
+            "validation/operator/nrmse": torch.tensor(3.21e18),
+            "validation/operator/lost_share": torch.tensor(0.25),
+            "validation/operator/crps": torch.tensor(0.5),
+        },
+        checkpoint_callbacks=[ModelCheckpoint(monitor=monitor) for monitor in monitors],
+    )
+    module = SimpleNamespace(stage="operator")
+    steps = [{"loss": 1.0}]
+    line = epoch_line(monkeypatch, caplog, tmp_path, module, trainer, steps, 20.0, ["operator"])
+    found = [part for part in line.split("  ") if part.startswith("validation")]
+    assert found == ["validation nRMSE 3.2e+18", "validation lost share 0.2500"]
 
 
 def test_epoch_summary_gives_speed_and_time_left(monkeypatch, caplog, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
@@ -14,12 +15,27 @@ from ups.core.batch import Batch
 from ups.core.io import read_json
 from ups.core.schema import BOOKKEEPING_EVERYWHERE, PathStr
 
+LABELS = {"nrmse": "nRMSE", "crps": "CRPS"}
 log = logging.getLogger(__name__)
 
 
 def format_duration(seconds: float) -> str:
     """Format a duration, for example "40 s" or "12.3 min"."""
     return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+def _validation_scores(trainer: pl.Trainer, stage: str) -> list[str]:
+    """The last validation's nRMSE, and the score that selects the weights if it is another one."""
+    monitored = [c.monitor for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    parts = []
+    for key in dict.fromkeys([f"validation/{stage}/nrmse", *filter(None, monitored)]):
+        if key not in trainer.callback_metrics:
+            continue
+        name, score = key.rpartition("/")[2], float(trainer.callback_metrics[key])
+        # rollouts of chaotic data may diverge
+        value = f"{score:.1e}" if score > 1e4 else f"{score:.4f}"
+        parts.append(f"validation {LABELS.get(name, name.replace('_', ' '))} {value}")
+    return parts
 
 
 class EpochSummary(pl.Callback):
@@ -83,9 +99,7 @@ class EpochSummary(pl.Callback):
         is_operator = pl_module.stage == "operator"
         names = (forward, "L_inv_enc", "L_inv_dec") if is_operator else tuple(means)
         parts += [f"{name} {means.get(name, 0.0):.5f}" for name in names]
-        for name, label in (("nrmse", "nRMSE"), ("crps", "CRPS")):
-            score = trainer.callback_metrics.get(f"validation/{pl_module.stage}/{name}")
-            parts += [f"validation {label} {float(score):.4f}"] if score is not None else []
+        parts += _validation_scores(trainer, str(pl_module.stage))
         seconds = time.monotonic() - self.started
         parts.append(f"{(trainer.global_step - self.first_step) / seconds:.1f} steps/s")
         if trainer.max_epochs and trainer.max_epochs > 0:
