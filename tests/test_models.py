@@ -171,7 +171,7 @@ def test_grid_model_on_a_plane_equals_written_out_loop():
 @pytest.mark.parametrize("architecture", ["mixer", *SPECS])
 def test_model_of_grids_refuses_points(architecture):
     with pytest.raises(UpsError, match="needs a field on a grid"):
-        build({"architecture": architecture}, FieldSpec(PointCloud(((0.1,),) * 64)))
+        build({"architecture": architecture}, FieldSpec(PointCloud(((0.0, 1.0),))))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_model_of_grids_refuses_points(architecture):
     [
         (
             {"architecture": "resnett"},
-            "must be one of mixer, upt, memory_upt, patch_stepper, fno, unet, resnet, or ",
+            "one of mixer, upt, point_upt, memory_upt, patch_stepper, fno, unet, resnet, or ",
         ),
         ({"architecture": "no.such.Model"}, "No module named 'no'"),
         ({"architecture": "os.system"}, "a torch module"),
