@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import ups
@@ -52,6 +53,12 @@ def waves(tmp_path):
 )
 def test_run_is_named_by_its_data(overrides, name):
     assert composed(*overrides).name == name
+
+
+@pytest.mark.parametrize("name", ["burgers", "navier_stokes", "shallow_water"])
+def test_data_of_an_experiment_are_made_as_they_are_composed(name):
+    data = instantiate(composed("experiment=smoke", f"data={name}").data, _convert_="all")
+    assert data.hparams["num_train"] == 128
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ log = logging.getLogger("ups")
 # sizes of generated data, which a file has itself
 GENERATED_SIZES = ("num_points", "reference_num_points", "num_frames")
 SPLIT_SIZES = ("num_train", "num_validation", "num_test")
-# sizes of flows at points, and those that such data do not have
-POINT_SIZES = ("flows", "input_points", "query_points")
+# those that points of each trajectory do not have
 GRID_SIZES = ("num_points", "reference_num_points")
 OWN = "ups.datamodules.OwnDataModule"
 POINTS = "ups.datamodules.PointCloudDataModule"
@@ -40,9 +39,7 @@ def without_generated_sizes(cfg: DictConfig, overrides: Iterable[str]) -> DictCo
     data = cfg.get("data")
     if not isinstance(data, DictConfig):
         return cfg
-    sizes: tuple[str, ...] = GRID_SIZES if data.get("_target_") == POINTS else POINT_SIZES
-    if data.get("_target_") == OWN:
-        sizes = (*GENERATED_SIZES, *POINT_SIZES)
+    sizes = {OWN: GENERATED_SIZES, POINTS: GRID_SIZES}.get(data.get("_target_"), ())
     named = override_keys(overrides)
     foreign = [key for key in sizes if key in data and f"data.{key}" not in named]
     if not foreign:
