@@ -210,7 +210,7 @@ def ablation(result: dict[str, Any]) -> str:
     ]
     of = "of the default's"
     head = ["change", "latent rollout", of, "physical rollout", of, "seeds"]
-    return f"""{result["epochs"]} epochs; one thing changed, nothing tuned anew for it (AdamW has \
+    return f"""{result["epochs"]} epochs; one thing changed, nothing tuned again for it (AdamW has \
 the default's learning rate).
 A ratio in bold, of three seeds, differs from 1 by more than both standard deviations together.
 

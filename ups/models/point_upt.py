@@ -12,7 +12,7 @@ from ups.models.conditioning import condition_features
 from ups.models.lattice import NUM_WAVES, Corners, Lattice, Rotary, offset_features
 from ups.models.mixer import soft_rms_clip
 from ups.models.places import place_channels
-from ups.models.upt import Block
+from ups.models.upt import Block, transformer_matrices
 
 SCORE_LIMIT = 5.0  # no point of a token counts more than exp(2 SCORE_LIMIT) times another
 
@@ -138,13 +138,7 @@ class PointUPT(nn.Module):
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""
-        blocks = (*self.encoder, *self.approximator, *self.decoder)
-        return [
-            p
-            for block in blocks
-            for name, p in block.named_parameters()
-            if p.ndim == 2 and "modulation" not in name
-        ]
+        return transformer_matrices(self.encoder, self.approximator, self.decoder)
 
 
 class SupernodePooling(nn.Module):

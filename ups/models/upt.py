@@ -117,13 +117,7 @@ class UPT(nn.Module):
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""
-        blocks = (*self.encoder, *self.approximator, *self.decoder)
-        return [
-            p
-            for block in blocks
-            for name, p in block.named_parameters()
-            if p.ndim == 2 and "modulation" not in name
-        ]
+        return transformer_matrices(self.encoder, self.approximator, self.decoder)
 
 
 class Attention(nn.Module):
@@ -201,6 +195,16 @@ class Block(nn.Module):
             q = self.rotary(q)
             k = self.rotary(k)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+
+
+def transformer_matrices(*parts: nn.Module) -> list[Tensor]:
+    """The weight matrices of the blocks in ``parts``, without those of their modulation."""
+    return [
+        p
+        for part in parts
+        for name, p in part.named_parameters()
+        if p.ndim == 2 and "modulation" not in name
+    ]
 
 
 def grid_places(shape: Sequence[int], hidden_dim: int) -> Tensor:
