@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.pages import blocks, write_files
 from test_data import pdebench_file
+from test_point_readers import write_transient_flows, write_vtk
 
 import ups
 
@@ -71,6 +72,9 @@ def small(words):
         return words
     if "data=obstacles" in words:
         return [*words, *SIZES, *FLOWS]
+    if "data=meshes" in words or "data=transient_flow" in words:
+        lengths = [word for word in SIZES if not word.startswith("data.num_")]
+        return [*words, *lengths, "++model.num_tokens=18", "++model.hidden_dim=16"]
     if "init_from=burgers-small" in words:  # which has 256 points
         return [*words, *SIZES, "data.num_frames=7"]
     sizes = [
@@ -115,6 +119,10 @@ def prepare(folder, words, trained):
         for page in ("extending", "korteweg_de_vries"):
             write_files((ROOT / f"docs/{page}.md").read_text(), folder)
     write_waves(folder)
+    if "data.path=flows" in words:
+        write_transient_flows(folder / "flows")
+    if "data.path=meshes" in words:
+        write_vtk(folder / "meshes")
     if "stage=evaluate" in words:
         run(folder, ["stage=operator" if word == "stage=evaluate" else word for word in words])
 

@@ -167,7 +167,10 @@ def test_splits_may_be_smaller_than_those_of_the_file(path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "nowhere.h5"}, r"`data.path` must be a file: there is no data file nowhere\.h5"),
+        (
+            {"path": "nowhere.h5"},
+            r"`data.path` must be a file or a folder: there is no nowhere\.h5",
+        ),
         ({"input_points": 0}, r"`data.input_points` must be an integer >= 1, got 0"),
         ({"flows": {"reynolds": [9.0, 2.0]}}, "`reynolds` must be a range of numbers > 0"),
         ({"flows": {"hight": 4.0}}, r"`data.flows.hight` is not a key"),

@@ -23,8 +23,7 @@ from ups.core.schema import (
     plain,
     validate_arguments,
 )
-from ups.datamodules.readers import Reader, open_reader
-from ups.datamodules.readers.point_clouds import PointCloudFile
+from ups.datamodules.readers import PointReader, Reader, open_reader
 from ups.datamodules.trajectories import TrajectoryDataModule
 
 SHARE = 0.1  # of the trajectories, for a split whose size is not given
@@ -119,10 +118,7 @@ class OwnDataModule(TrajectoryDataModule):
                 split: sorted(rng.permutation(known)[: sizes[split]].tolist())
                 for split, known in self.file.splits.items()
             }
-        order = rng.permutation(trajectories)
-        parts = np.split(order, np.cumsum((h.num_test, h.num_validation, h.num_train)))
-        test, validation, train, _ = (sorted(part.tolist()) for part in parts)
-        return {"train": train, "validation": validation, "test": test}
+        return draw_splits(trajectories, sizes, rng)
 
     def read_parameters(self, files: Sequence[Reader], rows: Sequence[int]) -> Tensor:
         if not self.file.parameters:
@@ -137,8 +133,18 @@ class OwnDataModule(TrajectoryDataModule):
         return tuple(self.file.parameters)
 
 
+def draw_splits(
+    trajectories: int, sizes: Mapping[str, int], rng: np.random.Generator
+) -> dict[str, Sequence[int]]:
+    """Draw so many trajectories of each split, of all."""
+    order = rng.permutation(trajectories)
+    ends = np.cumsum([sizes["test"], sizes["validation"], sizes["train"]])
+    test, validation, train, _ = (sorted(part.tolist()) for part in np.split(order, ends))
+    return {"train": train, "validation": validation, "test": test}
+
+
 def split_sizes(
-    file: Reader | PointCloudFile,
+    file: Reader | PointReader,
     num_train: int | None,
     num_validation: int | None,
     num_test: int | None,
@@ -170,7 +176,7 @@ def split_sizes(
 
 
 def _sizes_within(
-    file: Reader | PointCloudFile,
+    file: Reader | PointReader,
     splits: Mapping[str, Sequence[int]],
     given: Mapping[str, int | None],
 ) -> dict[str, int]:

@@ -19,21 +19,23 @@ from ups.core.points import Points
 from ups.core.schema import (
     BOOKKEEPING,
     LARGEST,
+    OneOrMore,
     PathStr,
     PositiveFloat,
     PositiveInt,
     Seed,
     SettingsOf,
     Text,
+    Words,
     plain,
     validate_arguments,
 )
 from ups.core.settings import PlainDict
 from ups.datamodules.generate import SPLITS, Split
 from ups.datamodules.obstacles import ObstacleFlows, file_of, generate_obstacles
-from ups.datamodules.own import split_sizes
+from ups.datamodules.own import draw_splits, split_sizes
+from ups.datamodules.readers import PointReader, open_point_reader
 from ups.datamodules.readers.pdebench import digest
-from ups.datamodules.readers.point_clouds import PointCloudFile
 from ups.datamodules.windows import WindowIndices, WindowSampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics.lattice_boltzmann import CHANNELS
@@ -41,8 +43,7 @@ from ups.physics.lattice_boltzmann import CHANNELS
 SPLIT_SIZES = ("num_train", "num_validation", "num_test")
 # arguments of ``ObstacleFlows`` that are settings of the data module
 SIZES = (*SPLIT_SIZES, "num_frames", "seed")
-
-
+GENERATED_LAYOUT = "point_clouds"  # the reader of generated files
 # fields (T, P, C), positions (P, D) and features (P, F) of one trajectory
 Sample = tuple[Tensor, Tensor, Tensor]
 
@@ -136,21 +137,27 @@ class PointCloudDataModule(pl.LightningDataModule):
 
     Without ``path`` flows past obstacles are generated once and cached in ``cache_dir``, see
     ``ups.datamodules.obstacles``. With ``path`` a file of the same layout is read, see
-    ``ups.datamodules.readers.point_clouds``. No equation is assumed.
+    ``ups.datamodules.readers.point_clouds``, or what another reader opens. Splits that the files
+    don't have are drawn at random. No equation is assumed.
 
     Training batches are windows of ``unroll_steps`` + 1 frames at random points of each trajectory.
     Validation and test batches are whole trajectories at all their points.
 
     Args:
-        path: a file to read; None to generate one.
+        path: a file or a folder to read; None to generate one.
+        reader: what reads ``path``, see ``ups.datamodules.readers``.
+        dt: the time between the frames of ``path``; None if its files say it.
+        field: the names of the fields of ``path``; None for all.
         cache_dir: folder of generated files. A file of the same flows is reused.
         name: the name of generated data, and of runs with them.
         flows: the arguments of ``ObstacleFlows`` for generated data; None for its defaults.
         num_frames: number of frames T of generated data.
-        num_train: number of training trajectories; None for those of the file.
-        num_validation: number of validation trajectories; None for those of the file.
-        num_test: number of test trajectories; None for those of the file.
+        num_train: number of training trajectories; None for those of the file, or all that the
+            others leave.
+        num_validation: number of validation trajectories; None for those of the file, or a tenth.
+        num_test: number of test trajectories; None for those of the file, or a tenth.
         temporal_downsampling: keep every so many-th frame of ``path``.
+        spatial_downsampling: keep every so many-th point of each trajectory of ``path``.
         input_points: the most points that an encoder gets in training, a new draw for each window.
         query_points: the most points at which a decoder is asked in training, drawn separately.
         unroll_steps: number of steps in a training window.
@@ -159,7 +166,7 @@ class PointCloudDataModule(pl.LightningDataModule):
         eval_batch_size: trajectories in a validation or test batch.
         start_time_bias: above 1, early frames are drawn more often; 1 is uniform.
         fixed_windows: whether every epoch takes the same windows at the same points.
-        seed: seed of generated data.
+        seed: seed of generated data, and of splits that are drawn.
         sampler_seed: seed of the order of the training windows and of their points.
 
     Attributes:
@@ -185,6 +192,11 @@ class PointCloudDataModule(pl.LightningDataModule):
         self,
         *,
         path: PathStr | None = None,
+        reader: Annotated[
+            str, Words("the name of a reader, or package.module.Class")
+        ] = "point_clouds",
+        dt: PositiveFloat | None = None,
+        field: OneOrMore[Text] | None = None,
         cache_dir: Annotated[PathStr, BOOKKEEPING] = "outputs/data",
         name: Text = "obstacles",
         flows: Annotated[PlainDict | None, SettingsOf(ObstacleFlows, without=SIZES)] = None,
@@ -193,6 +205,7 @@ class PointCloudDataModule(pl.LightningDataModule):
         num_validation: PositiveInt | None = None,
         num_test: PositiveInt | None = None,
         temporal_downsampling: PositiveInt = 1,
+        spatial_downsampling: PositiveInt = 1,
         input_points: PositiveInt = 1024,
         query_points: PositiveInt = 1024,
         unroll_steps: PositiveInt = 2,
@@ -210,6 +223,8 @@ class PointCloudDataModule(pl.LightningDataModule):
         self.hparams.update(given)  # files and checkpoints can't hold numbers of numpy
         validate_arguments(type(self), given, "data")
         if path is None:
+            if reader != GENERATED_LAYOUT:
+                raise UpsError(f"`data.path` must be given: data.reader={reader} reads it.")
             self.flows = self._flows()
             self.path = file_of(self.flows, Path(cache_dir))
             sizes = dict(zip(SPLIT_SIZES, self.flows.splits, strict=True))
@@ -247,20 +262,32 @@ class PointCloudDataModule(pl.LightningDataModule):
             values = self.flows.num_frames * self.flows.num_points[1] * len(CHANNELS)
             return 4 * h.num_train * values
         file = self._open()
-        sizes = [len(file.geometry(i).positions) for i in self._rows(file, "train")]
+        sizes = [len(file.points(i)[0]) for i in self._rows(file)["train"]]
         return 4 * sum(sizes) * file.frames * len(file.channels)
 
-    def open_files(self) -> list[PointCloudFile]:
-        """Open the file, if it exists."""
+    def open_files(self) -> list[PointReader]:
+        """Open the files, if they exist."""
         return [self._open()] if self.hparams["path"] is not None or self.path.exists() else []
 
-    def _open(self) -> PointCloudFile:
-        if not self.path.is_file():
-            raise UpsError(f"`data.path` must be a file: there is no data file {self.path}.")
-        return PointCloudFile(self.path, self.hparams["temporal_downsampling"])
+    def _open(self) -> PointReader:
+        h: Any = self.hparams
+        if not self.path.exists():
+            raise UpsError(f"`data.path` must be a file or a folder: there is no {self.path}.")
+        about = {"dt": h.dt, "field": h.field}
+        return open_point_reader(
+            h.reader,
+            self.path,
+            (h.temporal_downsampling, h.spatial_downsampling),
+            {key: value for key, value in about.items() if value is not None},
+        )
 
-    def _rows(self, file: PointCloudFile, split: Split) -> Sequence[int]:
-        return file.splits[split][: self.hparams[f"num_{split}"]]
+    def _rows(self, file: PointReader) -> dict[str, Sequence[int]]:
+        """The trajectories of each split."""
+        sizes: dict[str, int] = {split: self.hparams[f"num_{split}"] for split in SPLITS}
+        if file.splits is None:
+            rng = np.random.default_rng(self.hparams["seed"])
+            return draw_splits(file.trajectories, sizes, rng)
+        return {split: file.splits[split][: sizes[split]] for split in SPLITS}
 
     def setup(self, stage: str | None = None) -> None:
         if self.ready:
@@ -273,7 +300,7 @@ class PointCloudDataModule(pl.LightningDataModule):
                 f"of {file.path}; got {h.unroll_steps}."
             )
         check_memory(self.train_bytes(), "the training data")
-        rows = {split: self._rows(file, split) for split in SPLITS}
+        rows = self._rows(file)
         self.num_frames = file.frames
         self.parameters = {split: _parameters(file, chosen) for split, chosen in rows.items()}
         self.train = [_sample(file, i) for i in rows["train"]]
@@ -301,14 +328,14 @@ class PointCloudDataModule(pl.LightningDataModule):
             "nu": None,
         }
 
-    def _describe(self, file: PointCloudFile) -> FieldSpec:
+    def _describe(self, file: PointReader) -> FieldSpec:
         """Describe the field, with the statistics of the training data."""
         mean, std = _statistics([fields for fields, _, _ in self.train])
         positions = torch.cat([each for _, each, _ in self.train])
         lower, upper = positions.amin(0).tolist(), positions.amax(0).tolist()
         edges = tuple(zip(map(_rounded, lower), map(_rounded, upper), strict=True))
         return FieldSpec(
-            PointCloud(edges, ("signed_distance", *file.node_types)),
+            PointCloud(edges, file.features),
             file.channels,
             tuple(file.parameters),
             file.dt,
@@ -365,20 +392,18 @@ class PointCloudDataModule(pl.LightningDataModule):
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
 
 
-def _sample(file: PointCloudFile, trajectory: int) -> Sample:
+def _sample(file: PointReader, trajectory: int) -> Sample:
     """The fields (T, P, C), positions (P, D) and features (P, F) of a trajectory."""
-    geometry = file.geometry(trajectory)
     (fields,) = file.read([trajectory])
-    types = np.eye(len(file.node_types), dtype=np.float32)[geometry.node_type]
-    features = np.concatenate([geometry.signed_distance[:, None], types], 1)
-    return (
-        torch.from_numpy(np.ascontiguousarray(fields)),
-        torch.from_numpy(np.ascontiguousarray(geometry.positions)),
-        torch.from_numpy(features),
-    )
+    positions, features = file.points(trajectory)
+    return _tensor(fields), _tensor(positions), _tensor(features)
 
 
-def _parameters(file: PointCloudFile, rows: Sequence[int]) -> Tensor:
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _parameters(file: PointReader, rows: Sequence[int]) -> Tensor:
     """The parameters (N, P) of trajectories, float32."""
     columns = [torch.from_numpy(values[rows]).float() for values in file.parameters.values()]
     return torch.stack(columns, 1) if columns else torch.empty(len(rows), 0)

@@ -39,7 +39,7 @@ from ups.core.schema import (
 from ups.core.settings import PlainDict
 from ups.datamodules.generate import SPLITS, Recipe, Split, generate, short_hash
 from ups.datamodules.observed import conserves_mean, is_homogeneous
-from ups.datamodules.readers import Reader, get_reader
+from ups.datamodules.readers import READERS, Reader, get_reader
 from ups.datamodules.readers.parameters import file_parameter
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
 from ups.datamodules.windows import WindowDataset, WindowSampler
@@ -439,7 +439,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
 
     def _open(self, path: Path) -> Reader:
         h: Any = self.hparams
-        reader = get_reader(h.reader) if h.path is not None else TrajectoryFile
+        reader = get_reader(h.reader, READERS) if h.path is not None else TrajectoryFile
         file = reader(path, h.temporal_downsampling, h.spatial_downsampling)
         wanted = h.num_train + h.num_validation + h.num_test
         if wanted > file.trajectories:

@@ -48,7 +48,7 @@ def without_generated_sizes(cfg: DictConfig, overrides: Iterable[str]) -> DictCo
     with open_dict(changed):
         for key in foreign:
             del changed.data[key]
-        if data.get("_target_") == OWN:
+        if data.get("_target_") == OWN or data.get("path") is not None:
             shares = [key for key in SPLIT_SIZES if f"data.{key}" not in named]
             changed.data.update(dict.fromkeys(shares))
     return changed

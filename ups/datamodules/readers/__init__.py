@@ -1,9 +1,9 @@
-"""Readers of data files: the protocol, and how one is chosen."""
+"""Readers of data files: the protocols, on a grid and on points, and how a reader is chosen."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -11,10 +11,13 @@ from ups.core.errors import UpsError
 from ups.core.fields import Grid
 from ups.core.schema import arguments
 from ups.datamodules.readers.arrays import ArrayFile
+from ups.datamodules.readers.meshes import MeshFiles
 from ups.datamodules.readers.pdearena import PDEArenaFiles
 from ups.datamodules.readers.pdebench import TrajectoryFile
 from ups.datamodules.readers.pdebench_2d import PDEBenchFiles
+from ups.datamodules.readers.point_clouds import PointCloudFile
 from ups.datamodules.readers.the_well import WellFiles
+from ups.datamodules.readers.transient_flow import TransientFlowFolders
 
 
 class Reader(Protocol):
@@ -62,6 +65,46 @@ class Reader(Protocol):
         """Read ``frames`` frames from ``start`` on: (B, frames, *space, C), float32."""
 
 
+class PointReader(Protocol):
+    """Trajectories that each have their own points, the same in all frames.
+
+    Opened as ``PointReader(path, temporal_downsampling, spatial_downsampling, ...)``. Further
+    arguments, each with a default, are settings of ``PointCloudDataModule``.
+
+    Attributes:
+        path: the file or the folder.
+        trajectories: number of trajectories.
+        frames: number of frames that are kept.
+        dt: the time between them.
+        channels: the names of the channels.
+        features: the names of what is known of each point besides its position.
+        parameters: the parameters by name, positive numbers (N,) each.
+        splits: the trajectories of "train", "validation" and "test"; None if the files don't say
+            them.
+    """
+
+    path: Path
+    trajectories: int
+    frames: int
+    dt: float
+    channels: tuple[str, ...]
+    features: tuple[str, ...]
+    parameters: Mapping[str, np.ndarray]
+    splits: Mapping[str, Sequence[int]] | None
+
+    def __init__(
+        self, path: Path, temporal_downsampling: int = 1, spatial_downsampling: int = 1
+    ) -> None: ...
+
+    def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read the positions (P, D) of a trajectory's points and their features (P, F), float32."""
+
+    def read(
+        self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
+    ) -> list[np.ndarray]:
+        """Read ``frames`` frames from ``start`` on: B arrays (frames, P, C), float32."""
+
+
 READERS: dict[str, type[Reader]] = {
     "arrays": ArrayFile,
     "pdebench": TrajectoryFile,
@@ -71,18 +114,26 @@ READERS: dict[str, type[Reader]] = {
 }
 
 
-def get_reader(name: str) -> type[Reader]:
+POINT_READERS: dict[str, type[PointReader]] = {
+    "point_clouds": PointCloudFile,
+    "transient_flow": TransientFlowFolders,
+    "meshes": MeshFiles,
+}
+Known = TypeVar("Known", type[Reader], type[PointReader])
+
+
+def get_reader(name: str, readers: Mapping[str, Known]) -> Known:
     """The class that ``data.reader`` names.
 
     Raises:
         UpsError: there is none.
     """
-    if name in READERS:
-        return READERS[name]
+    if name in readers:
+        return readers[name]
     module, _, attribute = name.rpartition(".")
-    allowed = f"one of {', '.join(READERS)}, or package.module.Class"
+    allowed = f"one of {', '.join(readers)}, or package.module.Class"
     try:
-        reader: type[Reader] = getattr(import_module(module), attribute)
+        reader: Known = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UpsError(f"`data.reader` must be {allowed}, got {name!r} ({error}).") from None
     return reader
@@ -91,7 +142,7 @@ def get_reader(name: str) -> type[Reader]:
 def open_reader(
     name: str, path: Path, thinning: tuple[int, int], settings: Mapping[str, Any]
 ) -> Reader:
-    """Open ``path`` with the reader of that name.
+    """Open ``path`` with the reader of fields on a grid of that name.
 
     Args:
         name: ``data.reader``.
@@ -102,15 +153,36 @@ def open_reader(
     Raises:
         UpsError: the reader has no such argument or lacks an attribute, or the file has a fault.
     """
-    reader = get_reader(name)
+    reader = get_reader(name, READERS)
+    check_settings(name, reader, settings)
+    opened = reader(path, *thinning, **settings)
+    check_attributes(name, opened, ("channels", "parameters", "splits"))
+    return opened
+
+
+def open_point_reader(
+    name: str, path: Path, thinning: tuple[int, int], settings: Mapping[str, Any]
+) -> PointReader:
+    """Open ``path`` with the reader of fields on points of that name; see ``open_reader``."""
+    reader = get_reader(name, POINT_READERS)
+    check_settings(name, reader, settings)
+    opened = reader(path, *thinning, **settings)
+    check_attributes(name, opened, ("channels", "features", "parameters", "splits"))
+    return opened
+
+
+def check_settings(name: str, reader: type, settings: Mapping[str, Any]) -> None:
+    """Check that a reader has an argument for each of the settings."""
     known = arguments(reader)
     for key in settings:
         if key not in known.named and not known.is_open:
             raise UpsError(f"`data.{key}` must be null: data.reader={name} has no use for it.")
-    opened = reader(path, *thinning, **settings)
-    missing = [key for key in ("channels", "parameters", "splits") if not hasattr(opened, key)]
+
+
+def check_attributes(name: str, opened: object, attributes: Sequence[str]) -> None:
+    """Check that a reader says what a data module asks for."""
+    missing = [key for key in attributes if not hasattr(opened, key)]
     if missing:
         raise UpsError(
             f"`data.reader` must name a class with the attributes {', '.join(missing)}, got {name}."
         )
-    return opened

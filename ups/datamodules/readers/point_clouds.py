@@ -54,6 +54,8 @@ class PointCloudFile:
         dt: the time between them.
         channels: the names of the channels.
         node_types: the names of the types of points.
+        features: what ``points`` says of each point: its distance to the nearest wall, and 1 for
+            its type.
         parameters: the parameters by name (N,).
         splits: the trajectories of "train", "validation" and "test".
 
@@ -73,6 +75,7 @@ class PointCloudFile:
         times = stored.values("t-coordinate", 1)
         self.channels = self._names("channels")
         self.node_types = self._names("node_types")
+        self.features = ("signed_distance", *self.node_types)
         self._check(stored, len(times))
         self.trajectories = len(self._offsets) - 1
         self.frames = len(times[::temporal_downsampling])
@@ -81,12 +84,18 @@ class PointCloudFile:
         self.parameters: Mapping[str, np.ndarray] = {
             name: stored.values(f"parameters/{name}", 1) for name in group
         }
-        self.splits = self._splits()
+        self.splits: Mapping[str, Sequence[int]] | None = self._splits()
 
     def geometry(self, trajectory: int) -> Geometry:
         """Read the points of a trajectory."""
         arrays = (self._read(name, self._points(trajectory)) for name in Geometry._fields)
         return Geometry(*(array[:: self._every_point] for array in arrays))
+
+    def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read the positions (P, D) of a trajectory's points and their features (P, F)."""
+        geometry = self.geometry(trajectory)
+        types = np.eye(len(self.node_types), dtype=np.float32)[geometry.node_type]
+        return geometry.positions, np.concatenate([geometry.signed_distance[:, None], types], 1)
 
     def read(
         self, trajectories: Sequence[int], start: int = 0, frames: int | None = None

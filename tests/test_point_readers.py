@@ -1,0 +1,234 @@
+"""Published fields on points: UPT's transient flows, and series of meshes.
+
+The files are written to the public descriptions of their layouts.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from ups.core.errors import UpsError
+from ups.datamodules import PointCloudDataModule
+from ups.datamodules.readers import open_point_reader
+from ups.models import build
+from ups.modules import OperatorModule
+from ups.simulation.simulator import Simulator
+
+meshio = pytest.importorskip("meshio", reason="pip install meshio")
+
+SIZES = {1: 30, 2: 41, 10: 25, 11: 33}  # points of the simulation of each number
+FRAMES = 6
+
+
+def fields(number):
+    """Positions (P, 2), and velocity and pressure (T, P, 3), exact in float16."""
+    rng = np.random.default_rng(number)
+    positions = rng.integers(0, 512, (SIZES[number], 2)) / 512 - 0.5
+    return positions, rng.integers(-64, 64, (FRAMES, SIZES[number], 3)) / 64
+
+
+def write_transient_flows(folder):
+    """`case_N` holds x.th, y.th (P,), 00000000_mesh.th ... (3, P), in half precision."""
+    for number in SIZES:
+        case = folder / f"case_{number}"
+        case.mkdir(parents=True)
+        positions, values = fields(number)
+        for name, column in zip(("x", "y"), positions.T, strict=True):
+            torch.save(torch.from_numpy(column).half(), case / f"{name}.th")
+        for k, frame in enumerate(values):
+            torch.save(torch.from_numpy(frame.T.copy()).half(), case / f"{k:08d}_mesh.th")
+        torch.save(torch.tensor(0.01 * number), case / "U_init.th")
+        torch.save(torch.tensor(2), case / "num_objects.th")
+        torch.save(torch.zeros(30, 20, dtype=torch.bool), case / "object_mask.th")
+    return folder
+
+
+def at_points(number):
+    """What a mesh holds: positions in the plane z = 0, and data by name."""
+    positions, values = fields(number)
+    points = np.pad(positions, [(0, 0), (0, 1)])
+    data = [{"U": np.pad(f[:, :2], [(0, 0), (0, 1)]), "p": f[:, 2]} for f in values]
+    cells = [("triangle", np.arange(3 * (len(points) // 3)).reshape(-1, 3))]
+    return points, cells, data
+
+
+def write_vtk(folder):
+    """A folder for each simulation, with a file for each frame."""
+    for number in SIZES:
+        case = folder / f"run{number}"
+        case.mkdir(parents=True)
+        points, cells, data = at_points(number)
+        for k, each in enumerate(data):
+            meshio.Mesh(points, cells, point_data=each).write(case / f"flow_{k + 5}.vtu")
+    return folder
+
+
+def write_xdmf(folder):
+    """A file for each simulation, with its times."""
+    folder.mkdir()
+    for number in SIZES:
+        points, cells, data = at_points(number)
+        path = folder / f"run{number}.xdmf"
+        with meshio.xdmf.TimeSeriesWriter(path, data_format="XML") as writer:
+            writer.write_points_cells(points, cells)
+            for k, each in enumerate(data):
+                writer.write_data(0.5 * k, point_data=each)
+    return folder
+
+
+CASES = {
+    "transient_flow": (write_transient_flows, "transient_flow", {"dt": 0.5}),
+    "vtk": (write_vtk, "meshes", {"dt": 0.5}),
+    "xdmf": (write_xdmf, "meshes", {}),
+}
+
+
+@pytest.fixture(params=CASES)
+def written(request, tmp_path):
+    write, reader, settings = CASES[request.param]
+    return write(tmp_path / "flows"), reader, settings
+
+
+def test_values_are_those_that_were_written(written):
+    folder, name, settings = written
+    file = open_point_reader(name, folder, (1, 1), settings)
+    assert (file.trajectories, file.frames, file.dt) == (4, FRAMES, pytest.approx(0.5))
+    assert len(file.channels) == 3
+    assert file.splits is None
+    for i, number in enumerate(sorted(SIZES)):
+        positions, values = fields(number)
+        found, features = file.points(i)
+        assert np.array_equal(found, positions.astype(np.float32))
+        assert features.shape == (SIZES[number], 0)
+        (read,) = file.read([i])
+        assert read.dtype == np.float32
+        assert np.array_equal(read, values.astype(np.float32))
+    two = file.read([2, 0], 1, 3)
+    assert np.array_equal(two[0], fields(10)[1][1:4].astype(np.float32))
+    assert np.array_equal(two[1], fields(1)[1][1:4].astype(np.float32))
+
+
+def test_frames_and_points_are_thinned(written):
+    folder, name, settings = written
+    file = open_point_reader(name, folder, (2, 3), settings)
+    positions, values = fields(2)
+    assert (file.frames, file.dt) == (3, pytest.approx(1.0))
+    assert np.array_equal(file.points(1)[0], positions[::3].astype(np.float32))
+    assert np.array_equal(file.read([1], 1, 2)[0], values[2::2, ::3].astype(np.float32))
+
+
+def test_an_operator_trains_on_points_without_features(written):
+    folder, name, settings = written
+    data = PointCloudDataModule(
+        path=str(folder), reader=name, unroll_steps=1, input_points=20, query_points=16, **settings
+    )
+    data.setup()
+    assert {split: len(rows) for split, rows in data.values.items()} == {"validation": 1, "test": 1}
+    assert len(data.train) == 2
+    assert data.spec.domain.features == ()
+    torch.manual_seed(0)
+    sizes = {"num_tokens": 16, "hidden_dim": 16, "num_heads": 2, "approximator_depth": 1}
+    sim = Simulator(build({"architecture": "point_upt", **sizes}, data.spec), data.spec)
+    batch = next(iter(data.train_dataloader()))
+    losses = OperatorModule(sim).compute_losses(batch)
+    assert all(torch.isfinite(value) for value in losses.values())
+    losses["loss"].backward()
+    assert all(p.grad is not None for p in sim.parameters())
+
+
+def test_the_speed_of_the_inflow_is_a_parameter(tmp_path):
+    file = open_point_reader(
+        "transient_flow", write_transient_flows(tmp_path / "a"), (1, 1), {"dt": 1.0}
+    )
+    assert file.channels == ("u", "v", "p")
+    assert file.parameters["U_init"] == pytest.approx([0.01, 0.02, 0.1, 0.11])
+
+
+def test_channels_are_the_components_in_the_plane(tmp_path):
+    folder = write_vtk(tmp_path / "flows")
+    assert open_point_reader("meshes", folder, (1, 1), {"dt": 1.0}).channels == ("U_x", "U_y", "p")
+    one = open_point_reader("meshes", folder, (1, 1), {"dt": 1.0, "field": "p"})
+    assert one.channels == ("p",)
+    assert np.array_equal(one.read([0])[0][..., 0], fields(1)[1][..., 2].astype(np.float32))
+
+
+def without_a_frame(folder):
+    next((folder / "case_10").glob("00000003*")).unlink()
+
+
+def with_other_points(folder):
+    torch.save(torch.zeros(7), folder / "case_2/x.th")
+
+
+def with_a_damaged_frame(folder):
+    (folder / "case_1/00000000_mesh.th").write_bytes(b"no tensor")
+
+
+def without_simulations(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "settings", "message"),
+    [
+        (lambda folder: None, {}, "`data.dt` must be given"),
+        (without_a_frame, {"dt": 1.0}, "case_10 has 5, .*case_1 has 6"),
+        (with_other_points, {"dt": 1.0}, "x.th and y.th must agree"),
+        (with_a_damaged_frame, {"dt": 1.0}, "00000000_mesh.th is not a tensor"),
+        (without_simulations, {"dt": 1.0}, "must hold a folder for each simulation"),
+        (lambda folder: None, {"dt": 1.0, "field": "p"}, "`data.field` must be null"),
+    ],
+)
+def test_faults_of_transient_flows_are_said(tmp_path, damage, settings, message):
+    folder = write_transient_flows(tmp_path / "flows")
+    damage(folder)
+    with pytest.raises(UpsError, match=message):
+        file = open_point_reader("transient_flow", folder, (1, 1), settings)
+        for i in range(4):
+            file.points(i)
+        file.read(range(4))
+
+
+def with_moving_points(folder):
+    points, cells, data = at_points(2)
+    meshio.Mesh(points + 0.1, cells, point_data=data[3]).write(folder / "run2/flow_8.vtu")
+
+
+def with_another_field(folder):
+    points, cells, data = at_points(2)
+    mesh = meshio.Mesh(points, cells, point_data={"q": data[3]["p"]})
+    mesh.write(folder / "run2/flow_8.vtu")
+
+
+def with_a_damaged_mesh(folder):
+    (folder / "run1/flow_5.vtu").write_text("<VTKFile>")
+
+
+@pytest.mark.parametrize(
+    ("damage", "settings", "message"),
+    [
+        (lambda folder: None, {}, "`data.dt` must be given"),
+        (lambda folder: None, {"dt": 1.0, "field": ["p", "T"]}, "are U, p; got T"),
+        (with_moving_points, {"dt": 1.0}, "run2: the points must be the same in all frames"),
+        (with_another_field, {"dt": 1.0}, "run2: a mesh has no data U, p"),
+        (with_a_damaged_mesh, {"dt": 1.0}, "flow_5.vtu is not a mesh"),
+        (without_simulations, {"dt": 1.0}, "must hold an XDMF file for each trajectory"),
+    ],
+)
+def test_faults_of_meshes_are_said(tmp_path, damage, settings, message):
+    folder = write_vtk(tmp_path / "flows")
+    damage(folder)
+    with pytest.raises(UpsError, match=message):
+        open_point_reader("meshes", folder, (1, 1), settings).read(range(4))
+
+
+def test_a_reader_of_files_needs_a_path():
+    with pytest.raises(UpsError, match=r"`data.path` must be given: data.reader=meshes reads it"):
+        PointCloudDataModule(reader="meshes")
+    with pytest.raises(UpsError, match=r"`data.path` must be a file or a folder"):
+        PointCloudDataModule(reader="meshes", path="nowhere")
+    with pytest.raises(UpsError, match=r"`data.reader` must be one of point_clouds, transient_flo"):
+        PointCloudDataModule(reader="mesh", path=".")

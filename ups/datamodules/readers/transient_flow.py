@@ -1,0 +1,143 @@
+"""UPT's transient flows: a folder for each simulation.
+
+A folder holds `x.th` and `y.th` (P,), and the frames `00000000_mesh.th`, `00000001_mesh.th` ...
+(3, P): the velocity's components and the pressure, saved by `torch.save`. `U_init.th`, the speed of
+the inflow, is a parameter. No file says the time between frames, nor the splits.
+
+Source: https://github.com/ml-jku/UPT, of Alkin et al. 2024, https://arxiv.org/abs/2402.12365.
+"""
+
+import re
+from collections.abc import Mapping, Sequence, Sized
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ups.core.errors import UpsError
+from ups.core.io import unreadable
+
+FRAME = re.compile(r"\d+_mesh\.th")
+PARAMETER = "U_init"
+
+
+class TransientFlowFolders:
+    """Reads UPT's transient flows.
+
+    Args:
+        path: the folder that holds the folders of the simulations.
+        temporal_downsampling: keep every so many-th frame.
+        spatial_downsampling: keep every so many-th point.
+        dt: the time between the frames of the files.
+
+    Raises:
+        UpsError: ``dt`` is not given, there is no simulation, or they have different numbers of
+            frames.
+    """
+
+    channels: tuple[str, ...] = ("u", "v", "p")
+    features: tuple[str, ...] = ()
+    splits: Mapping[str, Sequence[int]] | None = None
+
+    def __init__(
+        self,
+        path: Path,
+        temporal_downsampling: int = 1,
+        spatial_downsampling: int = 1,
+        dt: float | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if dt is None:
+            raise UpsError(f"`data.dt` must be given: {path} doesn't say the time between frames.")
+        self._every_point = spatial_downsampling
+        self._frames = [
+            (folder, frames[::temporal_downsampling])
+            for folder in subfolders(self.path)
+            if (frames := sorted(f for f in folder.iterdir() if FRAME.fullmatch(f.name)))
+        ]
+        if not self._frames:
+            raise UpsError(
+                f"{path} must hold a folder for each simulation, with x.th, y.th and "
+                "00000000_mesh.th ..., as UPT's transient flows do."
+            )
+        check_equal_lengths(self._frames)
+        self.trajectories = len(self._frames)
+        self.frames = len(self._frames[0][1])
+        self.dt = dt * temporal_downsampling
+        self.parameters = self._parameters()
+
+    def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read the positions (P, 2) of a simulation's points, and no features (P, 0)."""
+        folder, _ = self._frames[trajectory]
+        x, y = (load(folder / name, 1) for name in ("x.th", "y.th"))
+        if x.shape != y.shape:
+            raise UpsError(f"{folder}: x.th and y.th must agree, got {x.shape} and {y.shape}.")
+        positions = np.stack([x, y], 1)[:: self._every_point]
+        return positions, np.empty((len(positions), 0), np.float32)
+
+    def read(
+        self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
+    ) -> list[np.ndarray]:
+        """Read ``frames`` frames from ``start`` on of B simulations.
+
+        Returns:
+            B arrays (frames, P, 3), float32; the number of points P differs between them.
+        """
+        end = None if frames is None else start + frames
+        return [self._read(*self._frames[i], slice(start, end)) for i in trajectories]
+
+    def _read(self, folder: Path, files: Sequence[Path], frames: slice) -> np.ndarray:
+        fields = [load(file, 2) for file in files[frames]]
+        shape = (len(self.channels), len(load(folder / "x.th", 1)))
+        for file, field in zip(files[frames], fields, strict=True):
+            if field.shape != shape:
+                raise UpsError(f"{file} must be {shape}, as x.th says, got {field.shape}.")
+        return np.stack([field.T[:: self._every_point] for field in fields])
+
+    def _parameters(self) -> Mapping[str, np.ndarray]:
+        files = [folder / f"{PARAMETER}.th" for folder, _ in self._frames]
+        if not all(file.exists() for file in files):
+            return {}
+        values = np.array([float(load(file, 0)) for file in files])
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise UpsError(f"{PARAMETER}.th must be a number > 0 in all folders of {self.path}.")
+        return {PARAMETER: values}
+
+
+def subfolders(path: Path) -> list[Path]:
+    """The folders in a folder, in the order of the numbers in their names.
+
+    Raises:
+        UpsError: ``path`` is no folder.
+    """
+    if not path.is_dir():
+        raise UpsError(f"`data.path` must be a folder: there is no folder {path}.")
+    return sorted((f for f in path.iterdir() if f.is_dir()), key=by_numbers)
+
+
+def by_numbers(path: Path) -> list[tuple[bool, int, str]]:
+    """Sorts case_2 before case_10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def check_equal_lengths(trajectories: Sequence[tuple[Path, Sized]]) -> None:
+    """Check that all trajectories, each with its path, have the number of frames of the first."""
+    first, frames = trajectories[0]
+    for path, others in trajectories:
+        if len(others) != len(frames):
+            raise UpsError(
+                f"trajectories must have equally many frames: {path} has {len(others)}, {first} "
+                f"has {len(frames)}."
+            )
+
+
+def load(path: Path, dims: int) -> np.ndarray:
+    """Read a tensor of so many dimensions, float32; files may hold halves."""
+    try:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise unreadable(path, error, "a tensor that torch saved") from None
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != dims:
+        raise UpsError(f"{path} must hold a tensor of {dims} dimensions.")
+    return tensor.float().numpy()
