@@ -268,8 +268,11 @@ class FieldSpec:
         scaled so that one unit is ``TIME_UNIT`` and ``PARAMETER_UNIT``.
         """
         dt = self.dt / self.time_unit * TIME_UNIT
-        own = parameters.new_tensor(self.parameter_units) / PARAMETER_UNIT
-        scaled = parameters / own if self.parameter_units else parameters
+        scaled = parameters
+        if self.parameter_units:
+            # plain numbers: a tensor of them would be copied to the device at every step
+            columns = zip(parameters.unbind(-1), self.parameter_units, strict=True)
+            scaled = torch.stack([own / (unit / PARAMETER_UNIT) for own, unit in columns], -1)
         return parameters.new_full(parameters.shape[:1], dt), scaled
 
     def essentials(self) -> dict[str, object]:
