@@ -62,8 +62,10 @@ def pieces():
 
 FLOWS = [
     "data.num_frames=5", "data.flows.resolution=8", "data.flows.start_time=0.5",
-    "data.flows.num_points=[100,200]", "++model.num_tokens=18", "++model.hidden_dim=16",
+    "data.flows.num_points=[100,200]",
 ]  # fmt: skip
+POINT_MODEL = ["++model.num_tokens=18", "++model.hidden_dim=16"]
+GRID_PEER = ["model.num_points=[16,8]"]
 
 
 def small(words):
@@ -71,10 +73,11 @@ def small(words):
     if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
         return words
     if "data=obstacles" in words:
-        return [*words, *SIZES, *FLOWS]
+        model = GRID_PEER if any(word.endswith("_on_grid") for word in words) else POINT_MODEL
+        return [*words, *SIZES, *FLOWS, *model]
     if "data=meshes" in words or "data=transient_flow" in words:
         lengths = [word for word in SIZES if not word.startswith("data.num_")]
-        return [*words, *lengths, "++model.num_tokens=18", "++model.hidden_dim=16"]
+        return [*words, *lengths, *POINT_MODEL]
     if "init_from=burgers-small" in words:  # which has 256 points
         return [*words, *SIZES, "data.num_frames=7"]
     sizes = [

@@ -179,7 +179,8 @@ def test_model_of_grids_refuses_points(architecture):
     [
         (
             {"architecture": "resnett"},
-            "one of mixer, upt, point_upt, memory_upt, patch_stepper, fno, unet, resnet, or ",
+            "one of mixer, upt, point_upt, memory_upt, patch_stepper, fno, unet, resnet, "
+            "interpolated_grid, or ",
         ),
         ({"architecture": "no.such.Model"}, "No module named 'no'"),
         ({"architecture": "os.system"}, "a torch module"),

@@ -246,6 +246,17 @@ class FieldSpec:
         return self.domain
 
     @property
+    def point_cloud(self) -> PointCloud:
+        """The domain as a point cloud.
+
+        Raises:
+            UpsError: the field lies on a grid.
+        """
+        if not isinstance(self.domain, PointCloud):
+            raise UpsError("this needs a field on points; the field lies on a grid.")
+        return self.domain
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one frame (*space, C) on a grid.
 

@@ -28,6 +28,7 @@ from ups.core.precision import float32_by_default
 from ups.core.schema import validate_arguments
 from ups.models.base import GridModel
 from ups.models.fno import FNO
+from ups.models.interpolated import InterpolatedGridModel
 from ups.models.memory import MemoryUPT
 from ups.models.mixer import MixerUPT
 from ups.models.patch_stepper import PatchStepper
@@ -45,6 +46,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "fno": FNO,
     "unet": UNet,
     "resnet": DilatedResNet,
+    "interpolated_grid": InterpolatedGridModel,
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "UPT",
     "DilatedResNet",
     "GridModel",
+    "InterpolatedGridModel",
     "MemoryUPT",
     "MixerUPT",
     "PatchStepper",

@@ -36,6 +36,7 @@ class Lattice(nn.Module):
     Args:
         domain: where fields lie.
         num_tokens: number of tokens along each axis, at least 2, or about so many in all.
+        key: the setting that ``num_tokens`` is of.
 
     Attributes:
         tokens: the lattice as a grid.
@@ -48,13 +49,18 @@ class Lattice(nn.Module):
     lower: Tensor
     spacing: Tensor
 
-    def __init__(self, domain: Grid | PointCloud, num_tokens: int | Sequence[int]) -> None:
+    def __init__(
+        self,
+        domain: Grid | PointCloud,
+        num_tokens: int | Sequence[int],
+        key: str = "model.num_tokens",
+    ) -> None:
         super().__init__()
         extent = domain.extent
         shape = cubic_shape(extent, num_tokens) if isinstance(num_tokens, int) else num_tokens
         if len(shape) != len(extent) or min(shape) < 2:
             raise UpsError(
-                f"`model.num_tokens` must be one number, or {len(extent)} integers >= 2, one for "
+                f"`{key}` must be one number, or {len(extent)} integers >= 2, one for "
                 f"each axis; got {list(shape)}."
             )
         open_sides = ((Boundary.OPEN, Boundary.OPEN),) * domain.num_dims
@@ -93,6 +99,12 @@ class Lattice(nn.Module):
         sample = torch.arange(len(number), device=number.device)[:, None, None]
         weight = weight * points.mask[..., None]
         return Corners(number + sample * self.num_tokens, offset, weight)
+
+
+def sum_at(index: Tensor, values: Tensor, number: int) -> Tensor:
+    """The sums (number, W) of values (B, P, M, W) of the same index (B, P, M)."""
+    rows = values.flatten(0, 2)
+    return rows.new_zeros(number, rows.shape[-1]).index_add(0, index.flatten(), rows)
 
 
 def cubic_shape(extent: Sequence[float], number: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from ups.core.fields import FieldSpec, Grid
 from ups.core.points import Points
 from ups.core.schema import Depth, OneOrMore, PositiveFloat, PositiveInt
 from ups.models.conditioning import condition_features
-from ups.models.lattice import NUM_WAVES, Corners, Lattice, Rotary, offset_features
+from ups.models.lattice import NUM_WAVES, Corners, Lattice, Rotary, offset_features, sum_at
 from ups.models.mixer import soft_rms_clip
 from ups.models.places import place_channels
 from ups.models.upt import Block, transformer_matrices
@@ -174,8 +174,8 @@ class SupernodePooling(nn.Module):
         score = SCORE_LIMIT * torch.tanh(self.score(messages) / SCORE_LIMIT)
         weight = corners.weight[..., None] * score.exp()
         weighted = messages.unflatten(-1, (self.num_heads, -1)) * weight[..., None]
-        sums = _sum_at(corners.token, weighted.flatten(-2), len(values) * num_tokens)
-        total = _sum_at(corners.token, weight, len(values) * num_tokens)
+        sums = sum_at(corners.token, weighted.flatten(-2), len(values) * num_tokens)
+        total = sum_at(corners.token, weight, len(values) * num_tokens)
         means = sums.unflatten(-1, (self.num_heads, -1)) / total.clamp_min(1e-12)[..., None]
         is_empty = total[:, :1] == 0
         return (self.out(means.flatten(-2)) + self.no_points * is_empty).unflatten(
@@ -214,9 +214,3 @@ class PointDecoder(nn.Module):
             near = near + self.features(features)[:, :, None]
         read = F.gelu(near)
         return self.out((read * corners.weight[..., None]).sum(2))
-
-
-def _sum_at(index: Tensor, values: Tensor, number: int) -> Tensor:
-    """The sums (number, W) of values (B, P, M, W) of the same index (B, P, M)."""
-    rows = values.flatten(0, 2)
-    return rows.new_zeros(number, rows.shape[-1]).index_add(0, index.flatten(), rows)
