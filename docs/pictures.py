@@ -38,7 +38,7 @@ def flow() -> Figure:
     axes = figure.subplots(len(fields), len(SHOWN))
     for row, (title, field) in zip(axes, fields.items(), strict=True):
         for axis, frame in zip(row, SHOWN, strict=True):
-            draw_plane(axis, field[frame], sim.spec, scales[title])
+            draw_plane(axis, field[frame], scales[title], sim.spec)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(title)
         figure.colorbar(row[-1].images[0], ax=list(row))

@@ -364,7 +364,7 @@ def test_evaluation_examples_are_the_best_the_median_and_the_worst(evaluation, e
     examples = evaluation.module.examples
     assert list(examples) == ["best", "median", "worst"]
     for name, k in zip(examples, (order[0], order[TEST // 2], order[-1]), strict=True):
-        found_truth, found_pred = examples[name]
+        found_truth, found_pred, _ = examples[name]
         assert found_truth.shape == found_pred.shape == (FRAMES - 1, POINTS, 1)
         assert np.allclose(found_truth[..., 0].numpy(), truth[k], atol=1e-6), name
         assert np.allclose(found_pred[..., 0].numpy(), expected[0]["pred"][k], atol=1e-5), name
@@ -382,7 +382,7 @@ def test_evaluation_examples_are_ranked_by_the_nrmse_of_the_plots():
     batch = Batch(u, torch.ones(3, 1), index, index)
     module._keep((truth + frame_errors[..., None])[..., None], batch)
     module.on_test_epoch_end()
-    last = {name: float(pred[-1, 0, 0]) for name, (_, pred) in module.examples.items()}
+    last = {name: float(pred[-1, 0, 0]) for name, (_, pred, _) in module.examples.items()}
     assert last == pytest.approx({"best": 1.5, "median": 1.3, "worst": 1.9})
 
 
@@ -710,7 +710,8 @@ def test_evaluation_examples_and_spectra_are_of_the_plain_latent_rollout(monkeyp
     run_test(module, dataloaders=batches(two_batches()))
     assert module.rows[0]["nrmse"] == pytest.approx(off.mean().item())
     for name, k in (("best", 1), ("median", 4), ("worst", 2)):
-        found_truth, found_pred = module.examples[name]
+        found_truth, found_pred, points = module.examples[name]
+        assert points is None
         assert torch.equal(found_truth, truth[k, 1:, :, None])
         assert torch.equal(found_pred, pred[k, ..., None])
     # waves (sin + 0.4) of size s at the last frame: energies 0.16 s^2 / 2 and s^2 / 4

@@ -22,7 +22,7 @@ from ups.models import build
 from ups.modules import OperatorModule
 from ups.modules.evaluation import MeasurementModule, measure_baselines, measure_simulator
 from ups.run import CONF
-from ups.runs.data_defaults import with_point_model, without_generated_sizes
+from ups.runs.data_defaults import with_default_model, without_generated_sizes
 from ups.simulation.simulator import Simulator
 
 
@@ -187,16 +187,22 @@ def test_windows_longer_than_a_trajectory_are_refused(path):
 
 
 def test_model_follows_data_on_points():
-    cfg = composed("data=obstacles", "experiment=smoke", "stage=operator")
-    changed = with_point_model(without_generated_sizes(cfg, []), [])
+    changed = with_default_model(composed("data=obstacles"), [])
     assert changed.model == {"name": "point-upt", "architecture": "point_upt"}
+    cfg = composed("data=obstacles", "experiment=smoke", "stage=operator")
+    changed = with_default_model(without_generated_sizes(cfg, []), [])
+    assert changed.model.architecture == "point_upt"
+    assert changed.model.num_tokens == 32
+    assert "default_model" not in changed
     assert "num_points" not in changed.data
     assert changed.data.flows.resolution == 8
-    assert with_point_model(cfg, ["model=mixer_tiny"]).model.architecture == "mixer"
-    kept = with_point_model(cfg, ["model.hidden_dim=16"]).model
+    named = with_default_model(cfg, ["model=mixer_tiny"])
+    assert named.model == cfg.model
+    assert "default_model" not in named
+    kept = with_default_model(cfg, ["model.hidden_dim=16"]).model
     assert kept.hidden_dim == cfg.model.hidden_dim
     line = composed("experiment=smoke")
-    assert with_point_model(line, []) is line
+    assert with_default_model(line, []) is line
     assert without_generated_sizes(line, []) is line
     assert "flows" not in line.data
 
@@ -257,7 +263,10 @@ def test_evaluation_on_points_has_what_needs_no_grid(data, simulator):
         step = torch.stack([simulator(u, **options) for u in before.unbind(1)], 1)
         squared = relative_errors(step, target, batch.points).square().mean(-1)
         assert row["one_step_nrmse"] == pytest.approx(squared.sqrt().mean().item(), rel=1e-4)
-    assert module.examples == {}
+    best, median, worst = module.examples.values()
+    assert len({len(each.points.positions[0]) for each in (best, worst)}) == 2
+    assert median.truth.shape == median.pred.shape == (2, len(median.points.positions[0]), 3)
+    assert len(module.errors_by_distance.distance) > 4
     assert module.spectra is None
 
 
@@ -296,6 +305,9 @@ def test_a_run_on_points_trains_tests_and_loads(path, tmp_path, monkeypatch):
     page = Path("outputs/points/reports/report.html").read_text()
     assert "error over time of each channel" in page
     assert "energy spectrum" not in page
+    assert "distance from the nearest wall" in page
+    assert page.count("data:image/webp") == 9
+    assert Path("outputs/points/reports/eval_operator.png").exists()
     sim = ups.load("outputs/points")
     data = PointCloudDataModule(path=str(path))
     data.setup()

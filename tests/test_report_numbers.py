@@ -27,6 +27,7 @@ from ups.callbacks import LeaderboardWriter
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.io import sha256
+from ups.evaluation.examples import Example
 from ups.evaluation.leaderboard import flat_rows
 from ups.evaluation.report.html import RunResults, write_comparison, write_run
 from ups.evaluation.report.plots import draw_rollout
@@ -110,7 +111,7 @@ def make_examples():
     found = {}
     for name, size in (("best", 0.1), ("median", 0.5), ("worst", 2.0)):
         truth = torch.randn(4, 6, 1, generator=generator)
-        found[name] = truth, truth + size * torch.randn(4, 6, 1, generator=generator)
+        found[name] = Example(truth, truth + size * torch.randn(4, 6, 1, generator=generator))
     return found
 
 
@@ -190,9 +191,10 @@ def curves(text, figures):
     return {caption: figures[int(place)].axes[0] for place, caption in found}
 
 
-def pictures(text, figures):
+def pictures(text, figures, kind="png"):
     """(caption, description, figure) of each picture, in the page's order."""
-    pattern = r'<img src="data:image/png;base64,(.*?)" alt="(.*?)"><figcaption>(.*?)</figcaption>'
+    image = rf'<img src="data:image/{kind};base64,(.*?)" alt="(.*?)">'
+    pattern = f"{image}<figcaption>(.*?)</figcaption>"
     return [
         (caption, words, figures[int(base64.b64decode(code).split()[1])])
         for code, words, caption in re.findall(pattern, text)
@@ -362,7 +364,7 @@ def test_report_headline_shows_huge_numbers_short(tmp_path, figures):
 def test_report_pictures_show_truth_prediction_and_error_of_each_example(page):
     found = pictures(page.text, page.figures)
     wanted = []
-    for which, (truth, pred) in make_examples().items():
+    for which, (truth, pred, _) in make_examples().items():
         truth, pred = truth[..., 0].numpy(), pred[..., 0].numpy()
         error = pred - truth
         ratio = np.sqrt((error**2).sum(1) / (truth**2).sum(1)).mean()
@@ -464,7 +466,7 @@ def test_report_learning_curves_have_a_log_scale_when_values_are_positive(tmp_pa
 def test_pictures_have_the_axis_of_the_file(tmp_path, figures):
     grid = dataclasses.replace(FIELD.grid, origin=(-1.0 + FIELD.grid.cell_size[0] / 2,))
     spec = FIELD.with_domain(grid)
-    draw_rollout(tmp_path / "picture.png", *make_examples()["median"], spec, "a title")
+    draw_rollout(tmp_path / "picture.png", make_examples()["median"], spec, "a title")
     ups.evaluation.report.plots.rollouts(make_examples(), spec)
     images = [
         axis.images[0]
@@ -478,9 +480,9 @@ def test_pictures_have_the_axis_of_the_file(tmp_path, figures):
 
 
 def test_draw_rollout_shows_fields_limits_and_three_frames(tmp_path, figures):
-    truth, pred = make_examples()["median"]
+    truth, pred, _ = make_examples()["median"]
     truth, pred = truth.repeat(3, 1, 1)[:10], pred.repeat(3, 1, 1)[:10]
-    draw_rollout(tmp_path / "picture.png", truth, pred, FIELD, "a title")
+    draw_rollout(tmp_path / "picture.png", Example(truth, pred), FIELD, "a title")
     assert (tmp_path / "picture.png").read_text() == "png 0"
     (figure,) = figures
     axes = [axis for axis in figure.axes if axis.get_xlabel() == "x"]
@@ -571,7 +573,7 @@ def test_report_splits_rows_by_conditioning_with_the_baselines_in_both(written):
 
 def test_report_draws_the_median_trajectory(written, run_written):
     assert (written / "reports/eval_baseline.png").read_text() == "png 0"
-    truth, pred = make_examples()["median"]
+    truth, pred, _ = make_examples()["median"]
     figure = run_written.figures[0]
     first, second = (axis.images[0] for axis in figure.axes[:2])
     assert np.allclose(first.get_array(), truth[..., 0])

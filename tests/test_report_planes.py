@@ -29,6 +29,7 @@ from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.io import sha256
+from ups.evaluation.examples import Example
 from ups.evaluation.metrics import energy_spectrum
 from ups.evaluation.report import animation as animations
 from ups.evaluation.report.animation import animation
@@ -117,7 +118,7 @@ def test_page_shows_a_few_frames_of_each_example_and_channel(tested, page):
     assert len(found) == 3 * channels
     examples = list(tested.module.examples.items())
     for k, (caption, words, figure) in enumerate(found):
-        which, (truth, pred) = examples[k % 3]
+        which, (truth, pred, _) = examples[k % 3]
         c = k // 3
         name = f", {tested.spec.channels[c]}" if channels > 1 else ""
         nrmse = error_of_channels(truth, pred)[:, c].mean()
@@ -231,8 +232,9 @@ def test_box_is_shown_by_its_middle_plane(tmp_path, monkeypatch):
     spec = FieldSpec(Grid((4, 6, 8), (1.0, 1.0, 1.0)), dt=DT)
     truth = decaying(1, 3, spec)[0]
     figures = caught(monkeypatch)
-    draw_rollout(tmp_path / "box.png", truth, 2 * truth, spec, "a box")
-    rollouts({"best": (truth, 2 * truth)}, spec)
+    example = Example(truth, 2 * truth)
+    draw_rollout(tmp_path / "box.png", example, spec, "a box")
+    rollouts({"best": example}, spec)
     for figure in figures:
         first, second, *_ = [axis for axis in figure.axes if axis.images]
         assert np.allclose(first.images[0].get_array(), truth[0, :, :, 4, 0].T)

@@ -22,7 +22,7 @@ from ups.evaluation.report.table import print_table
 from ups.evaluation.results import times_in_words
 from ups.modules import EvaluationModule
 from ups.runs.config import validate_config
-from ups.runs.data_defaults import follow_data, with_point_model, without_generated_sizes
+from ups.runs.data_defaults import follow_data, with_default_model, without_generated_sizes
 from ups.runs.distributed import ignore_foreign_rank, shutdown_distributed
 from ups.runs.initial_weights import check_same_model
 from ups.runs.loggers import check_logger_installed, open_loggers
@@ -74,7 +74,7 @@ def run(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
 def run_command(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
     """``run`` in a process of its own, whose last messages go to the run's log too."""
     overrides = list(overrides)
-    cfg = with_point_model(without_generated_sizes(cfg, overrides), overrides)
+    cfg = with_default_model(without_generated_sizes(cfg, overrides), overrides)
     validate_config(cfg)
     cfg = follow_data(cfg, overrides)
     check_same_model(cfg)

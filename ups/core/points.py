@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 
+# the feature that is the distance to the nearest wall, negative behind it
+SIGNED_DISTANCE = "signed_distance"
+
 
 @dataclass
 class Points:
@@ -66,3 +69,8 @@ class Points:
     def select(self, samples: Tensor) -> "Points":
         """The points of the samples with these indices (N,)."""
         return Points(self.positions[samples], self.features[samples], self.mask[samples])
+
+    def unpadded(self, sample: int) -> "Points":
+        """The points of one sample (1, P, D), without those that only pad it."""
+        mask = self.mask[sample]
+        return Points(self.positions[sample][mask][None], self.features[sample][mask][None])

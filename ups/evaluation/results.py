@@ -17,6 +17,8 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.io import read_json, write_text
 from ups.core.settings import PlainDict
+from ups.evaluation.examples import Example
+from ups.evaluation.wall_distance import ErrorsByDistance
 
 EVALUATIONS = "reports/eval_*.json"  # in a run's folder
 Metric = float | list[float]  # a number, or one for each frame
@@ -260,9 +262,10 @@ class Tested(Protocol):
     """What reports need from a finished test; see ``ups.modules.EvaluationModule``."""
 
     rows: list[Row]
-    examples: dict[str, tuple[Tensor, Tensor]]
+    examples: dict[str, Example]
     spectra: tuple[Tensor, Tensor] | None
     channel_nrmse: Tensor | None
+    errors_by_distance: ErrorsByDistance | None
 
 
 class TestedData(Protocol):

@@ -20,8 +20,10 @@ from ups.core.points import Points
 from ups.core.stepper import Stepper, predict
 from ups.evaluation.baselines import Persistence, RandomStart, SolverStepper, coarse_solvers
 from ups.evaluation.ensembles import EnsembleMetrics
+from ups.evaluation.examples import Example, choose_examples
 from ups.evaluation.metrics import PhysicsChecks, RolloutMetrics, energy_spectrum
 from ups.evaluation.results import Row
+from ups.evaluation.wall_distance import ErrorsByDistance, errors_by_distance
 from ups.physics import Equation
 from ups.physics.observation import Observation
 from ups.simulation.correctors import ResidualCorrector
@@ -48,12 +50,13 @@ class MeasurementModule(pl.LightningModule):
             "ttc"), PDEBench's metrics over the whole rollout, the physics checks,
             ``one_step_nrmse`` and ``one_step_squared`` (the mean of |error|^2/|u|^2) of single
             steps from all true frames, ``seconds_per_trajectory`` and ``nrmse_over_time``.
-        examples: truth and prediction of the first measurement (T, *space, C) for the best, the
-            median and the worst trajectory; empty for fields on points.
+        examples: truth and first prediction of the best, the median and the worst trajectory.
         spectra: energy of truth and first prediction at the last frame by wave number (K,), mean
             over trajectories; None for fields on points.
         channel_nrmse: nRMSE of the first prediction in each frame and channel (T, C), mean over
             trajectories.
+        errors_by_distance: errors of the first prediction by the distance from a wall; None for
+            fields on a grid, or if the distances are not known.
     """
 
     def __init__(self, spec: FieldSpec, measurements: "Sequence[Measurement]") -> None:
@@ -61,12 +64,14 @@ class MeasurementModule(pl.LightningModule):
         self.spec = spec
         self.measurements = list(measurements)
         self.rows: list[Row] = []
-        self.examples: dict[str, tuple[Tensor, Tensor]] = {}
+        self.examples: dict[str, Example] = {}
         self.spectra: tuple[Tensor, Tensor] | None = None
         self.channel_nrmse: Tensor | None = None
+        self.errors_by_distance: ErrorsByDistance | None = None
 
     def on_test_start(self) -> None:
         self.first: list[tuple[Tensor, Tensor]] = []
+        self.points: list[Points] = []
         self.channel_errors: list[Tensor] = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -87,21 +92,20 @@ class MeasurementModule(pl.LightningModule):
             relative_l2_squared(*each, self.spec.space_axes, mask=mask).sqrt() for each in channels
         ]
         self.channel_errors.append(torch.stack(errors, -1))
-        if isinstance(self.spec.domain, Grid):
-            self.first.append((target, pred))
+        self.first.append((target, pred))
+        if batch.points is not None:
+            self.points.append(batch.points)
 
     def on_test_epoch_end(self) -> None:
         self.rows = [measurement.compute() for measurement in self.measurements]
         self.channel_nrmse = torch.cat(self.channel_errors).mean(0).cpu()
-        if not self.first:
-            return
         spec = self.spec
         target, pred = (torch.cat(parts) for parts in zip(*self.first, strict=True))
-        # by the error in the titles of the plots
-        errors = relative_l2_squared(pred, target, spec.space_axes).sqrt().mean(1)
-        order = errors.argsort().tolist()
-        chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-        self.examples = {name: (target[k].cpu(), pred[k].cpu()) for name, k in chosen.items()}
+        points = Points.cat(self.points) if self.points else None
+        self.examples = choose_examples(target, pred, spec, points)
+        if points is not None:
+            self.errors_by_distance = errors_by_distance(pred, target, points, spec)
+            return
         self.spectra = (
             energy_spectrum(target[:, -1], spec).mean(0).cpu(),
             energy_spectrum(pred[:, -1], spec).mean(0).cpu(),

@@ -22,8 +22,6 @@ SPLIT_SIZES = ("num_train", "num_validation", "num_test")
 GRID_SIZES = ("num_points", "reference_num_points")
 OWN = "ups.datamodules.OwnDataModule"
 POINTS = "ups.datamodules.PointCloudDataModule"
-# with the default sizes of its constructor
-POINT_MODEL = {"name": "point-upt", "architecture": "point_upt"}
 
 
 def without_generated_sizes(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
@@ -54,26 +52,29 @@ def without_generated_sizes(cfg: DictConfig, overrides: Iterable[str]) -> DictCo
     return changed
 
 
-def with_point_model(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
-    """Choose ``POINT_MODEL`` for data on points, unless the command names a model.
+def with_default_model(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Choose the data's own ``default_model``, if they have one and the command names no other.
+
+    Data on points have one, because the default model of all other data needs a grid.
 
     Args:
         cfg: the configuration, not checked yet.
         overrides: the command's. Settings of the model that they name are kept.
+
+    Returns:
+        The configuration without the key ``default_model``.
     """
-    data = cfg.get("data")
-    model = cfg.get("model")
-    is_on_points = isinstance(data, DictConfig) and data.get("_target_") == POINTS
-    named = override_keys(overrides)
-    if not is_on_points or "model" in named or not isinstance(model, DictConfig):
+    if not isinstance(cfg.get("default_model"), DictConfig):
         return cfg
-    if model.get("architecture") == POINT_MODEL["architecture"]:
-        return cfg
-    kept = {str(key): value for key, value in model.items() if f"model.{key!s}" in named}
     changed = copy.deepcopy(cfg)
     with open_dict(changed):
-        changed.model = {**POINT_MODEL, **kept}
-    log.info("model=point_upt instead of %s, which needs a grid.", model.get("name"))
+        own = changed.pop("default_model")
+        named = override_keys(overrides)
+        if "model" not in named:
+            given = cfg.model.items()
+            kept = {str(key): value for key, value in given if f"model.{key!s}" in named}
+            changed.model = {**own, **kept}
+            log.info("model=%s, the default of these data.", own.architecture)
     return changed
 
 

@@ -22,6 +22,7 @@ from ups.evaluation.results import (
     read_evaluations,
 )
 from ups.runs.provenance import evaluation_fingerprint, write_provenance
+from ups.simulation.picture import can_draw
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,10 @@ def write_reports(cfg: DictConfig, tested: Tested, data: TestedData, folder: Pat
     """
     origin = write_provenance(cfg, folder, data.dataset["hash"])
     paths = report_paths(cfg, folder)
-    if tested.examples:  # there are none of fields on points
+    if can_draw(data.spec):
         draw_rollout(
             paths[False].with_suffix(".png"),
-            *tested.examples["median"],
+            tested.examples["median"],
             data.spec,
             f"{cfg.name}: the median test trajectory",
         )

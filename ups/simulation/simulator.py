@@ -526,25 +526,32 @@ class Simulator(nn.Module):
             parts.append("draws at temperature=1")
         return f"Simulator({'; '.join(parts)})"
 
-    def plot(self, u: Tensor, truth: Tensor | None = None, sample: int = 0) -> Figure:
+    def plot(
+        self,
+        u: Tensor,
+        truth: Tensor | None = None,
+        sample: int = 0,
+        x: Points | None = None,
+    ) -> Figure:
         """Draw a rollout over space and time, beside the truth and the error if it is known.
 
         On a plane a few frames are drawn, and of a box the plane through the middle of its last
-        axis.
+        axis. Fields on points of a plane are drawn in the triangles between them.
 
         Args:
             u: fields (B, T, *space) or (B, T, *space, C) that ``rollout`` gave on the training
-                grid. The first channel is drawn.
+                grid, or (B, T, P, C) at ``x``. The first channel is drawn.
             truth: what ``u`` should be, of the same shape.
             sample: which of the B.
+            x: for data on points the points of ``u``.
 
         Returns:
             A figure; ``figure.savefig("rollout.png")`` writes it, and notebooks show it.
 
         Raises:
-            UpsError: the fields are not on a grid, or the shapes differ.
+            UpsError: the shapes differ, or ``x`` does not fit the data.
         """
-        return rollout_figure(u, truth, sample, self.spec)
+        return rollout_figure(u, truth, sample, self.spec, x)
 
     def _validate_corrector(self, correct: str) -> str:
         if correct not in CORRECTIONS:

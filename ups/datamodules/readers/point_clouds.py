@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ups.core.errors import UpsError
+from ups.core.points import SIGNED_DISTANCE
 from ups.datamodules.readers.coordinates import spacing
 from ups.datamodules.readers.field_files import OpenFiles, read_array
 from ups.datamodules.readers.hdf5 import Datasets, open_hdf5, texts
@@ -75,7 +76,7 @@ class PointCloudFile:
         times = stored.values("t-coordinate", 1)
         self.channels = self._names("channels")
         self.node_types = self._names("node_types")
-        self.features = ("signed_distance", *self.node_types)
+        self.features = (SIGNED_DISTANCE, *self.node_types)
         self._check(stored, len(times))
         self.trajectories = len(self._offsets) - 1
         self.frames = len(times[::temporal_downsampling])

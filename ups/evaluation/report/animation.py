@@ -74,11 +74,11 @@ def _pictures(truth: Tensor, pred: Tensor, spec: FieldSpec) -> list[Image.Image]
         fields["error"] = fields["prediction"] - fields["truth"]
         scales = color_scales(fields, about_zero=bool(truth[..., c].min() < 0))
         for axis, (title, field) in zip(axes[c], fields.items(), strict=True):
-            draw_plane(axis, field[0], spec, scales[title])
+            image = draw_plane(axis, field[0], scales[title], spec)
             axis.set_title(title if len(channels) == 1 else f"{name}: {title}", fontsize=9)
             axis.label_outer()
-            add_color_bar(figure, [axis])
-            moving.append((axis.images[0], field))
+            add_color_bar(figure, [axis], image)
+            moving.append((image, field))
     canvas = FigureCanvasAgg(figure)
     pictures = []
     for frame in few_frames(len(truth), NUM_FRAMES):

@@ -10,12 +10,14 @@ from jinja2 import Environment, PackageLoader
 from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
+from ups.core.fields import Grid
 from ups.core.io import write_text
 from ups.core.renamed_keys import load_config
 from ups.core.settings import flatten_config
 from ups.evaluation.ensembles import calibrated_coverage
 from ups.evaluation.report import plots
 from ups.evaluation.report.animation import animation
+from ups.evaluation.report.point_plots import curves_on_points
 from ups.evaluation.results import (
     DatasetInfo,
     Provenance,
@@ -27,6 +29,7 @@ from ups.evaluation.results import (
     read_evaluations,
     times_in_words,
 )
+from ups.simulation.picture import can_draw
 
 Series = tuple[list[float], list[float]]  # steps and values
 # heading, key, digits
@@ -139,6 +142,7 @@ def write_run(
     curves = [
         {"title": "error over time", "svg": plots.error_over_time(run.rows, spec.dt)},
         *by_channel,
+        *curves_on_points(tested, spec),
         *_ensemble_curves(run.rows, spec.dt),
         {"title": "error against cost, on this machine", "svg": plots.error_against_cost(run.rows)},
         *_spectra(tested),
@@ -147,7 +151,9 @@ def write_run(
             for stage, series in run.curves().items()
         ),
     ]
-    is_animated = bool(tested.examples) and spec.grid.num_dims > 1
+    median = tested.examples["median"]
+    is_on_grid = isinstance(spec.domain, Grid)
+    is_animated = is_on_grid and spec.domain.num_dims > 1
     path = folder / "reports/report.html"
     commit = (
         f"{origin['commit'][:10]}{' and changes' if origin['dirty'] else ''}"
@@ -167,8 +173,9 @@ def write_run(
             *_ensembles(run.rows),
             _checks(run.rows),
         ],
-        images=plots.rollouts(tested.examples, spec) if tested.examples else [],
-        animation=animation(*tested.examples["median"], spec) if is_animated else None,
+        images=plots.rollouts(tested.examples, spec) if can_draw(spec) else [],
+        has_wide_images=not is_on_grid,
+        animation=animation(median.truth, median.pred, spec) if is_animated else None,
         curves=curves,
         texts=[
             {"title": "Settings", "text": OmegaConf.to_yaml(cfg, resolve=True)},
