@@ -107,11 +107,21 @@ def test_values_on_the_grid_follow_scattered_ones_the_better_the_more_there_are(
     assert errors[2] < 0.05
 
 
-def test_fields_survive_the_way_to_the_grid_and_back(simulator):
+def test_linear_functions_are_exact_if_known_at_the_corners_of_the_box():
+    positions = torch.tensor([[0.0, -0.5], [2.0, -0.5], [0.0, 0.5], [2.0, 0.5]])
+    to_grid = ToGrid(CLOUD, [16, 8])
+    found = to_grid(linear(positions)[None], Points(positions[None], torch.empty(1, 4, 0)))
+    truth = linear(to_grid.finest.tokens.positions().flatten(0, 1))
+    assert torch.allclose(found[0], truth, atol=1e-5)
+
+
+def test_fields_and_features_survive_the_way_to_the_grid_and_back(simulator):
     points = draw_points(300)
     u = waves(points)
-    again = simulator.decode(simulator.encode(u, None, points), points)
-    assert (again - u).norm() / u.norm() < 0.05
+    z = simulator.encode(u, None, points)
+    assert (simulator.decode(z, points) - u).norm() / u.norm() < 0.05
+    features = read(z[..., 2:], simulator.model.to_grid.finest.corners(points))
+    assert (features - points.features).norm() / points.features.norm() < 0.05
 
 
 def test_step_is_the_networks_and_keeps_what_is_known_of_the_points(simulator):
