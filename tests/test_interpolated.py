@@ -64,6 +64,14 @@ def test_padding_and_other_samples_change_nothing(simulator):
     assert torch.allclose(simulator.decode(alone, second)[0], decoded[1], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("edges", "shape"),
+    [(((0.0, 2.0), (0.0, 1.0)), (64, 32)), (((0.0, 1.0), (-1.0, 0.0)), (48, 48))],
+)
+def test_grid_of_about_so_many_points_can_be_halved_three_times(edges, shape):
+    assert ToGrid(PointCloud(edges), 2048).finest.tokens.shape == shape
+
+
 @pytest.mark.parametrize("shape", [(16, 8), (5, 3), (2, 2)])
 @pytest.mark.parametrize("num_points", [3, 50])
 def test_constants_are_exact_wherever_the_points_lie(shape, num_points):

@@ -14,7 +14,7 @@ from ups.core.points import Points
 from ups.core.schema import OneOrMore, PositiveInt, validate
 from ups.models.base import GridModel
 from ups.models.fno import FNO
-from ups.models.lattice import Corners, Lattice, sum_at
+from ups.models.lattice import Corners, Lattice, cubic_shape, sum_at
 from ups.models.resnet import DilatedResNet
 from ups.models.unet import UNet
 
@@ -22,6 +22,8 @@ NETWORKS: dict[str, type[GridModel]] = {"fno": FNO, "unet": UNet, "resnet": Dila
 # of PyTorch's ``interpolate`` by the number of dimensions
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 TINY = 1e-12  # keeps the mean of no points finite
+# points along each axis, if only their number in all is given: a U-Net of three levels halves them
+MULTIPLE = 8
 REPEATS = 3  # corrections on the grid itself, which bring it closer to the values at the points
 
 
@@ -40,7 +42,7 @@ class InterpolatedGridModel(nn.Module):
         spec: describes the field, on points.
         network: the grid model: "fno", "unet" or "resnet".
         num_points: number of grid points along each axis, at least 2, or about so many in all in
-            cells that are nearly cubes.
+            cells that are nearly cubes, a multiple of ``MULTIPLE`` along each axis.
         settings: the arguments of the grid model besides ``spec``; default: its own.
 
     Attributes:
@@ -121,6 +123,9 @@ class ToGrid(nn.Module):
                 f"points must have at most three dimensions for a grid model, "
                 f"got {domain.num_dims}."
             )
+        if isinstance(num_points, int):
+            shape = cubic_shape(domain.extent, num_points)
+            num_points = [MULTIPLE * max(1, round(n / MULTIPLE)) for n in shape]
         self.finest = Lattice(domain, num_points, "model.num_points")
         shape = self.finest.tokens.shape
         coarser = []
