@@ -1,14 +1,13 @@
 """Small things that many tests need."""
 
 import os
-import subprocess
-import sys
 
 # workers side by side, each with a thread for every core, wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from helpers.commands import call
 
 from ups.callbacks import GracefulStop
 from ups.core.fields import FieldSpec, Grid
@@ -93,13 +92,7 @@ def ups_run(tmp_path):
     """Runs `python -m ups.run ...` in a fresh folder, as a user does."""
 
     def run(*args, check=True, timeout=600, cwd=tmp_path):
-        done = subprocess.run(
-            [sys.executable, "-m", "ups.run", *args],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        done = call("ups.run", *args, cwd=cwd, timeout=timeout)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

@@ -3,12 +3,12 @@
 import logging
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import TINY
+from helpers.commands import run_python
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -111,7 +111,7 @@ def test_report_takes_the_runs_among_all_that_a_pattern_matches(tmp_path, monkey
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_run_with_a_worker_under_each_start_method(tmp_path, method):
     """`spawn` is the default on macOS and Windows, `forkserver` that of Python 3.14."""
     code = (
@@ -123,9 +123,6 @@ def test_run_with_a_worker_under_each_start_method(tmp_path, method):
     )
     (tmp_path / "start.py").write_text(code)
     words = [method, *TINY, "trainer.max_epochs=2", "data.num_workers=1", "name=one"]
-    done = subprocess.run(
-        [sys.executable, "start.py", *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    done = run_python("start.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "outputs/one/reports/eval_operator.json").exists()

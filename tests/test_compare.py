@@ -2,13 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_simulator
+from helpers.commands import call
 from torch import nn
 
 import ups
@@ -252,11 +251,8 @@ def test_results_stand_on_the_leaderboard_and_beside_runs(compare, data, tmp_pat
     page = (tmp_path / "comparison/reports/report.html").read_text()
     assert "mine, physical" in page
     assert "BurgersDataModule" in page
-    subprocess.run(
-        [sys.executable, "-m", "ups.report", "comparison", "other", "-o", "both.html"],
-        cwd=tmp_path,
-        check=True,
-    )
+    done = call("ups.report", "comparison", "other", "-o", "both.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert "other: mine, physical" in (tmp_path / "both.html").read_text()
 
 

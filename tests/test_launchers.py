@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import NUM_BASELINES, TINY
+from helpers.commands import run_python
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -45,7 +46,7 @@ def test_a_sweep_leaves_what_the_basic_launcher_leaves(
     pytest.importorskip(plugin, reason=f"{plugin} is not installed, see docs/launching.md")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes a token there
     sweep = ["-m", "name=sweep", "lambda_inv=0.5,-1,0", *TINY, "trainer.max_epochs=1"]
-    done = ups_run(*sweep, f"hydra/launcher={launcher}", check=False, timeout=600)
+    done = run_python("-m", "ups.run", *sweep, f"hydra/launcher={launcher}", cwd=tmp_path)
     text = done.stdout + done.stderr
     assert done.returncode == 2, text
     assert (
@@ -60,7 +61,7 @@ def test_a_sweep_leaves_what_the_basic_launcher_leaves(
         *[(False, "physical")] * 2,
         *[(True, "physical")] * NUM_BASELINES,
     ]
-    again = ups_run(*sweep, check=False, timeout=600)
+    again = ups_run(*sweep, check=False)
     assert again.stdout.count("finished already") == 2
     assert table.read_bytes() == before
 

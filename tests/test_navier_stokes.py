@@ -2,15 +2,14 @@
 
 import json
 import math
-import subprocess
-import sys
-import time
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY
+from helpers.commands import run_python
+from helpers.killing import WITH_KILLER, call_killed
 
 import ups
 from ups.core.errors import UpsError
@@ -348,18 +347,11 @@ def weights(run):
 @pytest.mark.slow
 @pytest.mark.integration
 def test_killed_run_on_a_plane_resumes_to_the_same_weights(ups_run, tmp_path):
-    settings = [*SMALL, "callbacks.last.every_n_train_steps=2", "trainer.max_epochs=40"]
+    settings = [*SMALL, "callbacks.last.every_n_train_steps=2"]
     ups_run(*settings, "name=whole")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ups.run", *settings, "name=killed"], cwd=tmp_path
-    )
-    saved = tmp_path / "outputs/killed/checkpoints/operator-last.ckpt"
-    while not saved.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    assert call_killed(tmp_path, "step 17", "ups.run", *settings, "name=killed")
     assert not (tmp_path / "outputs/killed/checkpoints/operator.ckpt").exists()
-    assert "resuming from" in ups_run(*settings, "name=killed").stdout
+    assert "resuming from" in ups_run(*settings, "name=killed", WITH_KILLER).stdout
     whole, killed = (weights(tmp_path / f"outputs/{name}") for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
 
@@ -368,7 +360,9 @@ def test_killed_run_on_a_plane_resumes_to_the_same_weights(ups_run, tmp_path):
 @pytest.mark.integration
 def test_two_processes_train_on_a_plane_as_one(ups_run, tmp_path):
     ups_run(*SMALL, "name=one", "data.batch_size=8")
-    ups_run(*SMALL, "name=two", "data.batch_size=4", "trainer.devices=2")
+    words = [*SMALL, "name=two", "data.batch_size=4", "trainer.devices=2"]
+    done = run_python("-m", "ups.run", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     one, two = (weights(tmp_path / f"outputs/{name}") for name in ("one", "two"))
     assert all(torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-5) for key in one)
 

@@ -4,16 +4,14 @@ has changed, resume in a later stage.
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import NUM_BASELINES
+from helpers import commands
+from helpers.killing import WITH_KILLER, call_killed
 
 import ups
 import ups.datamodules.readers.pdebench
@@ -30,13 +28,7 @@ SMALL = [
 
 
 def call(folder, *args, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "ups.run", *SMALL, *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = commands.call("ups.run", *SMALL, *args, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -226,7 +218,7 @@ def test_evaluation_is_refused_when_the_data_are_not_those_of_the_training(copie
 @pytest.mark.slow
 def test_killed_later_stage_resumes_to_the_same_weights(whole, tmp_path):
     longer = [
-        "stage.diffusion.trainer.max_epochs=25",
+        "stage.diffusion.trainer.max_epochs=4",
         "callbacks.last.every_n_train_steps=5",
         "callbacks.ema.decay=0.9",
         "stage=diffusion",
@@ -236,21 +228,11 @@ def test_killed_later_stage_resumes_to_the_same_weights(whole, tmp_path):
         shutil.copytree(whole[0] / "outputs/one", tmp_path / f"outputs/{name}")
         for path in (tmp_path / f"outputs/{name}/checkpoints").glob("[dc]*"):
             path.unlink()
+        words = [*longer, f"name={name}"]
         if name == "killed":
-            command = [sys.executable, "-m", "ups.run", *SMALL, *longer, f"name={name}"]
-            process = subprocess.Popen(
-                command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            while (
-                not (tmp_path / "outputs/killed/checkpoints/diffusion-last.ckpt").exists()
-                and process.poll() is None
-            ):
-                time.sleep(0.02)
-            time.sleep(0.5)
-            assert process.poll() is None, "the run was over before it could be killed"
-            process.send_signal(signal.SIGKILL)
-            process.wait(600)
-        printed = call(tmp_path, *longer, f"name={name}")
+            assert call_killed(tmp_path, "step 18", "ups.run", *SMALL, *words)
+            words.append(WITH_KILLER)
+        printed = call(tmp_path, *words)
         assert ("resuming from" in printed) == (name == "killed")
         ends.append(ups.load(tmp_path / f"outputs/{name}").state_dict())
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])

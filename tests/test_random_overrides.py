@@ -2,12 +2,11 @@
 
 import copy
 import random
-import subprocess
-import sys
 from functools import cache
 
 import pytest
 from conftest import TINY, line_spec
+from helpers.commands import call
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -135,7 +134,7 @@ def outcome(overrides):
 
 
 @pytest.mark.parametrize(
-    ("seed", "num_cases"), [(0, 100), pytest.param(1, 1000, marks=pytest.mark.integration)]
+    ("seed", "num_cases"), [(0, 100), pytest.param(1, 1000, marks=pytest.mark.slow)]
 )
 def test_random_overrides_are_accepted_or_refused_with_a_sentence(
     tmp_path, monkeypatch, seed, num_cases
@@ -165,8 +164,7 @@ def test_random_overrides_end_command_without_traceback(tmp_path):
         if outcome(overrides) == "accepted":
             continue
         refused += 1
-        command = [sys.executable, "-m", "ups.run", *TINY, *overrides]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = call("ups.run", *TINY, *overrides, cwd=tmp_path, timeout=300)
         text = done.stdout + done.stderr
         assert done.returncode == 2, (overrides, text)
         assert text.strip()

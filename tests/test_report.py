@@ -5,11 +5,11 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import TINY
+from helpers.commands import call
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -59,13 +59,7 @@ def folder(tmp_path_factory):
                   "stage.consistency.trainer.max_epochs=1"],
                  ["name=two", "model=resnet", "model.hidden_channels=8"]):  # fmt: skip
         sizes = [size for size in TINY if "model" not in args[1] or not size.startswith("model")]
-        done = subprocess.run(
-            [sys.executable, "-m", "ups.run", *sizes, "trainer.log_every_n_steps=2", *args],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        done = call("ups.run", *sizes, "trainer.log_every_n_steps=2", *args, cwd=folder)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "report.html" in done.stdout
     return folder
@@ -137,16 +131,8 @@ def test_learning_curves_are_those_of_all_log_files(folder, tmp_path):
 
 
 def test_report_compares_runs(folder, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "ups.report",
-        "outputs/<b>one",
-        "outputs/two",
-        "-o",
-        str(tmp_path / "both.html"),
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    runs = ("outputs/<b>one", "outputs/two")
+    done = call("ups.report", *runs, "-o", tmp_path / "both.html", cwd=folder)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "both.html").read_text()
     assert "outputs/two: resnet" in text
@@ -156,12 +142,7 @@ def test_report_compares_runs(folder, tmp_path):
 
 
 def test_report_is_refused_when_the_folder_has_no_results(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "ups.report", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = call("ups.report", tmp_path, cwd=tmp_path)
     assert done.returncode == 2
     assert "is not a run that has been tested" in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,21 +10,24 @@ import sys
 import pytest
 import torch
 from conftest import NUM_BASELINES, TINY
+from helpers.commands import call, run_python
 
 import ups
 from ups.datamodules.readers.pdebench import TrajectoryFile
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
-LOGGED = ["callbacks.ema.decay=0.8", "trainer.log_every_n_steps=5"]
+ONE = [
+    "ups.run", "stage=operator", "name=one", *TINY,
+    "callbacks.ema.decay=0.8", "trainer.log_every_n_steps=5",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One finished tiny run, shared by the tests that only look at it."""
     folder = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, *LOGGED]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = call(*ONE, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
@@ -125,15 +128,12 @@ def test_log_lines_and_series(finished):
 def test_the_same_command_again_trains_nothing(finished):
     folder, _first = finished
     before = (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes()
-    command = [sys.executable, "-m", "ups.run", "stage=operator", "name=one", *TINY, *LOGGED]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = call(*ONE, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "finished already" in done.stdout
     assert (folder / "outputs/one/checkpoints/operator.ckpt").read_bytes() == before
     assert len((folder / "outputs/leaderboard.csv").read_text().splitlines()) == 3 + NUM_BASELINES
-    done = subprocess.run(
-        [*command, "lambda_inv=0.3"], cwd=folder, capture_output=True, text=True, timeout=600
-    )
+    done = call(*ONE, "lambda_inv=0.3", cwd=folder)
     assert done.returncode == 2
     assert "lambda_inv: 1.0 -> 0.3" in done.stdout + done.stderr
 
@@ -261,6 +261,7 @@ def test_early_stopping_ends_the_stage(ups_run, tmp_path):
     assert (tmp_path / "outputs/early/checkpoints/operator.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_pdebench_file_trains_from_the_command_line(ups_run, tmp_path):
     from test_data import pdebench_file
 
@@ -318,7 +319,7 @@ def test_compile_falls_back_to_eager_with_a_warning(tmp_path, monkeypatch, caplo
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
-def test_compiled_training_gives_the_weights_of_eager_training(ups_run, tmp_path):
+def test_compiled_training_gives_the_weights_of_eager_training(tmp_path):
     for name in ("eager", "compiled"):
         settings = [
             "trainer.max_epochs=1",
@@ -326,7 +327,8 @@ def test_compiled_training_gives_the_weights_of_eager_training(ups_run, tmp_path
             "stage.operator.module.num_cpu_shards=1",
             f"compile={name == 'compiled'}",
         ]
-        done = ups_run(*TINY, *settings)
+        done = run_python("-m", "ups.run", *TINY, *settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
         assert "falling back" not in done.stdout
     kernels = [
         path
@@ -386,7 +388,7 @@ def test_the_wheel_holds_the_configurations_and_the_shipped_model(tmp_path):
 
 def test_run_says_that_it_has_started_before_it_imports_torch(ups_run, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
-    done = ups_run(check=False)
+    done = run_python("-m", "ups.run", cwd=tmp_path)
     assert done.stdout == "loading torch and lightning\n"
     assert "torch is imported" in done.stderr
     for options in (["--help"], ["--cfg", "job"], ["--cfg=job"]):

@@ -4,14 +4,14 @@ Where they can't be written, training goes on without them.
 """
 
 import logging
+import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch._dynamo
 from conftest import SPEC, TINY, line_spec
+from helpers.commands import run_python
 
 from ups.callbacks import CompileCachePruner
 from ups.models import build
@@ -21,7 +21,6 @@ from ups.simulation.simulator import Simulator
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 RUN = [
-    sys.executable,
     "-m",
     "ups.run",
     *TINY,
@@ -65,7 +64,7 @@ def test_compile_tries_the_maps_on_fields_of_the_simulator(
 def test_compile_falls_back_to_eager_when_kernels_can_not_be_written(tmp_path):
     (tmp_path / "outputs/c").mkdir(parents=True)
     (tmp_path / "outputs/c/compile_cache").write_text("a file where the folder should be")
-    done = subprocess.run(RUN, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = run_python(*RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "compile=true: falling back to eager" in done.stdout
     assert (tmp_path / "outputs/c/checkpoints/operator.ckpt").exists()
@@ -76,14 +75,7 @@ def test_compile_falls_back_to_eager_when_kernels_can_not_be_written(tmp_path):
 def test_compiled_kernels_stay_in_the_folder_of_the_run(tmp_path):
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    done = subprocess.run(
-        RUN,
-        cwd=tmp_path,
-        env={**__import__("os").environ, "TMPDIR": str(scratch)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_python(*RUN, cwd=tmp_path, env={**os.environ, "TMPDIR": str(scratch)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "falling back" not in done.stdout
     assert any((tmp_path / "outputs/c/compile_cache").iterdir())

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, damaged, make_simulator
+from helpers.commands import call
 from test_data import pdebench_file
 
 import ups
@@ -133,9 +134,7 @@ def test_checkpoint_of_another_stage_or_program_is_refused(runs, tmp_path):
     }
     for words, other in others.items():
         AtomicCheckpointIO().save_checkpoint(other, last)
-        done = subprocess.run(
-            RUNS["stopped"], cwd=tmp_path, capture_output=True, text=True, timeout=600
-        )
+        done = call(*RUNS["stopped"], cwd=tmp_path)
         assert done.returncode == 2, done.stdout + done.stderr
         assert words in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
@@ -146,9 +145,7 @@ def test_checkpoint_of_another_stage_or_program_is_refused(runs, tmp_path):
 )
 def test_path_that_can_not_be_written_is_named(tmp_path, where):
     (tmp_path / "file").touch()
-    done = subprocess.run(
-        [*RUNS["finished"], where], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
+    done = call(*RUNS["finished"], where, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.search("file.* can't be read or written", done.stdout + done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
@@ -170,13 +167,7 @@ def test_path_that_can_not_be_written_is_named(tmp_path, where):
     ],
 )
 def test_invalid_config_value_rejected(tmp_path, override, words):
-    done = subprocess.run(
-        [*RUNS["finished"], "trainer.max_epochs=1", override],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = call(*RUNS["finished"], override, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -203,8 +194,7 @@ YAML = [
 def test_damaged_yaml_is_refused(tmp_path, text):
     (tmp_path / "conf/experiment").mkdir(parents=True)
     (tmp_path / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}")
-    command = [sys.executable, "-m", "ups.run", "--config-dir", "conf", *TINY, "experiment=mine"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = call("ups.run", "--config-dir", "conf", *TINY, "experiment=mine", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert (done.stdout + done.stderr).strip()
@@ -212,7 +202,7 @@ def test_damaged_yaml_is_refused(tmp_path, text):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-ONE = [sys.executable, "-m", "ups.run", *TINY, "name=one"]
+ONE = ["ups.run", *TINY, "name=one"]
 RUNS = {
     "finished": [*ONE, "trainer.max_epochs=1"],
     "stopped": [*ONE, "trainer.max_epochs=5000", "callbacks.last.every_n_train_steps=5"],
@@ -222,17 +212,19 @@ RUNS = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for name, command in RUNS.items():
+    for name in RUNS:
         (folder / name).mkdir()
-        process = subprocess.Popen(
-            command, cwd=folder / name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        last = folder / name / "outputs/one/checkpoints/operator-last.ckpt"
-        while name == "stopped" and process.poll() is None and not last.exists():
-            time.sleep(0.05)
-        if name == "stopped":
-            process.send_signal(signal.SIGTERM)
-        assert process.wait(300) == {"finished": 0, "stopped": 3}[name]
+    done = call(*RUNS["finished"], cwd=folder / "finished")
+    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", *RUNS["stopped"]],
+        cwd=folder / "stopped", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    last = folder / "stopped/outputs/one/checkpoints/operator-last.ckpt"
+    while process.poll() is None and not last.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 3
     return folder
 
 
@@ -250,7 +242,7 @@ def test_damaged_file_of_a_run_is_named(runs, tmp_path, run, name):
     path = tmp_path / "outputs/one/checkpoints" / name
     path.write_bytes(b"{damaged")
     (tmp_path / "outputs/one/reports/eval_operator.json").unlink(missing_ok=True)
-    done = subprocess.run(RUNS[run], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = call(*RUNS[run], cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert path.name in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

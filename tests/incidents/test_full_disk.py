@@ -6,12 +6,12 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, make_simulator
+from helpers.commands import call
 
 from ups.callbacks import AtomicCheckpointIO
 from ups.core import io
@@ -43,14 +43,8 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def run(folder, *args, timeout=600):
-    return subprocess.run(
-        [sys.executable, "-m", "ups.run", *TINY, *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+def run(folder, *args):
+    return call("ups.run", *TINY, *args, cwd=folder)
 
 
 def refused(done):
@@ -119,9 +113,9 @@ def test_run_ends_in_one_sentence_and_resumes_when_the_disk_fills_up(small_disk,
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_files_stay_whole_when_any_call_finds_no_space(tmp_path, monkeypatch, call, number):
+def test_files_stay_whole_when_any_step_finds_no_space(tmp_path, monkeypatch, step, number):
     path = tmp_path / "file.json"
     io.write_text(path, "before")
 
@@ -130,7 +124,7 @@ def test_files_stay_whole_when_any_call_finds_no_space(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(
         *{"write": (Path, "write_bytes"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[
-            call
+            step
         ],
         full,
     )
@@ -168,10 +162,7 @@ def test_readers_and_workers_never_write(tmp_path):
         "data.num_workers=2",
         "data.in_memory=false",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "ups.run",
+    settings = [
         "data=pdebench",
         f"data.path={path}",
         "model=mixer_tiny",
@@ -179,9 +170,7 @@ def test_readers_and_workers_never_write(tmp_path):
         "name=r",
         *sizes,
     ]
-    done = subprocess.run(
-        [*command, "preflight=false"], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
+    done = call("ups.run", *settings, "preflight=false", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "outputs"]

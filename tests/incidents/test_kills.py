@@ -2,7 +2,6 @@
 weights.
 """
 
-import contextlib
 import random
 import re
 import signal
@@ -13,6 +12,8 @@ import time
 import pytest
 import torch
 from conftest import TINY
+from helpers.commands import call
+from helpers.killing import WITH_KILLER, call_killed
 
 import ups
 from ups.datamodules.readers.pdebench import TrajectoryFile
@@ -24,27 +25,29 @@ pytestmark = pytest.mark.integration  # starts processes, or whole runs
 # have a state that must survive.
 # Saving every 3 steps meets the last batch of an epoch, too: the one place where going on would
 # skip a validation.
-ARGS = [
-    *TINY, "callbacks.last.every_n_train_steps=3", "callbacks.ema.decay=0.9",
+STATES = [
+    "callbacks.last.every_n_train_steps=3", "callbacks.ema.decay=0.9",
     "loss.inverse_loss_frequency=3", "trainer.accumulate_grad_batches=2",
     "callbacks=early_stopping", "callbacks.early_stopping.patience=500",
 ]  # fmt: skip
+ARGS = [*TINY, *STATES]
 
 
 def command(name, epochs, *args):
-    return [
-        sys.executable,
-        "-m",
-        "ups.run",
-        f"name={name}",
-        *ARGS,
-        f"trainer.max_epochs={epochs}",
-        *args,
-    ]
+    """The words after Python's -m."""
+    return ["ups.run", f"name={name}", *ARGS, f"trainer.max_epochs={epochs}", *args]
+
+
+def start_python(folder, *words):
+    """A new process, whose output is read by the caller."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
 def finish(folder, *args):
-    done = subprocess.run(command(*args), cwd=folder, capture_output=True, text=True, timeout=900)
+    done = call(*command(*args), cwd=folder, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -91,55 +94,44 @@ def assert_trained(run, epochs):
 
 def start(folder, *args):
     """A run that trains."""
-    process = subprocess.Popen(
-        command(*args), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = start_python(folder, *command(*args))
     for line in process.stdout:
         if "parameters to train" in line or "resuming from" in line:
             return process
     raise AssertionError("it never trained")
 
 
+# where a run is killed, and how often it comes by there at most before: in less than two epochs
+PLACES = {"step": 20, "validation": 2, "file": 8}
+
+
+def draw_place(rng):
+    place = rng.choice(list(PLACES))
+    return f"{place} {rng.randint(1, PLACES[place])}"
+
+
 @pytest.mark.slow
 def test_run_ends_with_the_same_weights_after_twenty_kills(calm, tmp_path):
     """In steps, in validation, while a checkpoint is written."""
-    whole, rng, kills = calm(150), random.Random(0), 0
-    while kills < 20:
-        process = start(tmp_path, "killed", 150)
-        time.sleep(rng.uniform(0, 0.8))
-        assert process.poll() is None, f"finished after {kills} kills; it should take longer"
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=600)
-        kills += 1
-    finish(tmp_path, "killed", 150)
+    whole, rng = calm(30), random.Random(0)
+    for _ in range(20):
+        assert call_killed(tmp_path, draw_place(rng), *command("killed", 30))
+    finish(tmp_path, "killed", 30, WITH_KILLER)
     assert_same(whole, tmp_path / "outputs/killed")
-    assert_trained(tmp_path / "outputs/killed", 150)
+    assert_trained(tmp_path / "outputs/killed", 30)
 
 
 @pytest.mark.slow
 def test_run_ends_with_the_same_weights_after_kills_in_every_stage(tmp_path):
     """The later stages have a cache, measured scales and noise of their own."""
-    lengths = [f"stage.{stage}.trainer.max_epochs=12" for stage in ("diffusion", "consistency")]
+    lengths = [f"stage.{stage}.trainer.max_epochs=4" for stage in ("diffusion", "consistency")]
     arguments = ["stage=all", "data.num_test=2", *lengths]
-    finish(tmp_path, "calm", 40, *arguments)
-    rng, where, checkpoints = random.Random(1), set(), tmp_path / "outputs/killed/checkpoints"
-
-    def saved():
-        with contextlib.suppress(FileNotFoundError):  # the end of a stage removes its file
-            return {(path, path.stat().st_mtime_ns) for path in checkpoints.glob("*-last.ckpt")}
-        return set()
-
-    while not (checkpoints / "consistency.ckpt").exists():
-        before = saved()
-        process = start(tmp_path, "killed", 40, *arguments)
-        # each call gets at least one checkpoint further, however slow the machine is
-        while not saved() - before and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 2))
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=600)
-        where |= {path.name.split("-")[0] for path, _ in saved()}
-    finish(tmp_path, "killed", 40, *arguments)
+    finish(tmp_path, "calm", 6, *arguments)
+    killed = tmp_path / "outputs/killed/checkpoints"
+    rng, where, is_killed = random.Random(1), set(), True
+    while is_killed:
+        is_killed = call_killed(tmp_path, draw_place(rng), *command("killed", 6, *arguments))
+        where |= {path.name.split("-")[0] for path in killed.glob("*-last.ckpt")}
     assert where == {"operator", "diffusion", "consistency"}
     for name in ("operator", "diffusion_residual", "consistency"):
         assert_same(tmp_path / "outputs/calm", tmp_path / "outputs/killed", name)
@@ -170,36 +162,13 @@ def test_stopped_run_resumes_to_the_same_weights(calm, tmp_path, sign):
     assert_trained(tmp_path / "outputs/stopped", 30)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [2, 12])  # 12: one step an epoch
-def test_run_resumes_after_its_time_limit(calm, tmp_path, accumulate):
-    epochs, codes, accumulated = 500, [], f"trainer.accumulate_grad_batches={accumulate}"
-    # long enough for a busy machine to begin training within it, and much shorter than the training
-    arguments = command("limited", epochs, accumulated, "trainer.max_time=00:00:00:12")
-    while not codes or codes[-1] == 3:
-        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-        codes.append(done.returncode)
-        assert len(codes) < 40, done.stdout
-    assert codes[0] == 3, done.stdout + done.stderr
-    assert codes[-1] == 0, done.stdout + done.stderr
-    if accumulate == 12:
-        finish(tmp_path, "whole", epochs, accumulated)
-    assert_same(
-        calm(epochs) if accumulate == 2 else tmp_path / "outputs/whole",
-        tmp_path / "outputs/limited",
-    )
-
-
 @pytest.mark.parametrize("when", ["solving", "testing"])
 def test_signal_ends_the_call_outside_of_training(tmp_path, when):
     sizes = {
         "solving": ["data.num_train=4000", "data.reference_num_points=1024"],
         "testing": ["data.num_test=6000"],
     }[when]
-    arguments = [*command("one", 1), *sizes]
-    process = subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = start_python(tmp_path, *command("one", 1), *sizes)
     if when == "testing":
         for line in process.stdout:
             if "testing" in line:
@@ -216,19 +185,8 @@ def test_signal_ends_the_call_outside_of_training(tmp_path, when):
 
 
 def test_signal_ends_a_whole_sweep(tmp_path):
-    sweep = [
-        sys.executable,
-        "-m",
-        "ups.run",
-        "-m",
-        "seed=0,1,2",
-        "name=sweep",
-        *TINY,
-        "trainer.max_epochs=5000",
-    ]
-    process = subprocess.Popen(
-        sweep, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    sweep = ["-m", "seed=0,1,2", "name=sweep", *TINY, "trainer.max_epochs=5000"]
+    process = start_python(tmp_path, "ups.run", *sweep)
     for line in process.stdout:
         if "parameters to train" in line:
             break
@@ -241,9 +199,7 @@ def test_signal_ends_a_whole_sweep(tmp_path):
 
 def test_run_dir_lock_rejects_second_process(tmp_path):
     first = start(tmp_path, "one", 5000)
-    second = subprocess.run(
-        command("one", 5000), cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
+    second = call(*command("one", 5000), cwd=tmp_path)
     assert second.returncode == 2
     assert "another call is at work in outputs/one" in second.stdout + second.stderr
     first.kill()  # and with it its claim

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from conftest import TINY
+from helpers.commands import call
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
@@ -39,13 +40,7 @@ class Deaf(DiffusionModule):
 
 def run(folder, *args):
     (folder / "mine.py").write_text(MINE)
-    return subprocess.run(
-        [sys.executable, "-m", "ups.run", *ALL, *SMALL_CORRECTOR, *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return call("ups.run", *ALL, *SMALL_CORRECTOR, *args, cwd=folder)
 
 
 def test_preflight_finds_a_later_stage_that_fails(tmp_path):

@@ -4,14 +4,13 @@ which keys differ.
 
 import os
 import pickle
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, make_simulator
+from helpers.commands import call
 
 import ups
 from ups.callbacks import AtomicCheckpointIO
@@ -80,11 +79,6 @@ def test_load_names_the_keys_that_differ_when_the_architecture_does(tmp_path):
 def test_run_writes_nowhere_else_when_names_in_configs_are_paths(tmp_path, override):
     folder = tmp_path / "inner"
     folder.mkdir()
-    subprocess.run(
-        [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", override],
-        cwd=folder,
-        capture_output=True,
-        timeout=600,
-    )
+    call("ups.run", *TINY, "trainer.max_epochs=1", override, cwd=folder)
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
     assert {path.name for path in folder.iterdir()} <= {"outputs"}

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from conftest import TINY
+from helpers.commands import call
 
 from ups.runs.hydra_callbacks import finish
 
@@ -15,8 +16,7 @@ pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 
 def run(folder, *args, code=0):
-    command = [sys.executable, "-m", "ups.run", *args, *TINY, "trainer.max_epochs=1"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = call("ups.run", *args, *TINY, "trainer.max_epochs=1", cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

@@ -2,19 +2,18 @@
 
 import csv
 import json
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 from conftest import NUM_BASELINES, TINY
+from helpers.commands import call
 
 from ups.evaluation import leaderboard
 from ups.evaluation.results import Evaluation, Row
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
-RUN = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
+RUN = ["ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
 DYING = """
 import os, signal
 import lightning.pytorch as pl
@@ -29,10 +28,10 @@ class Dying(pl.Callback):
 
 
 def _write(task):
-    """Test fifty runs, as jobs of a sweep do: its own evaluation file, and then the table."""
+    """Test twenty runs, as jobs of a sweep do: its own evaluation file, and then the table."""
     folder, worker = task
     row = Row('m,"quoted"', "latent", "none", False, {"nrmse": 0.1})
-    for i in range(50):
+    for i in range(20):
         evaluation = Evaluation({"hash": "x"}, [row], {"time": f"{worker}-{i}"})
         evaluation.write(folder / f"{worker}-{i}/reports/eval_operator.json")
         leaderboard.write(folder)
@@ -43,26 +42,25 @@ def test_leaderboard_holds_all_rows_of_eight_writers(tmp_path):
         list(pool.map(_write, [(tmp_path, worker) for worker in range(8)]))
     with (tmp_path / "leaderboard.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 400
+    assert len(rows) == 160
     assert {row["name"] for row in rows} == {
-        f"{worker}-{i}" for worker in range(8) for i in range(50)
+        f"{worker}-{i}" for worker in range(8) for i in range(20)
     }
     assert all(row["model"] == 'm,"quoted"' and float(row["nrmse"]) == 0.1 for row in rows)
     page = (tmp_path / "leaderboard.html").read_text()
     data = page.split('<script id="rows" type="application/json">')[1].split("</script>")[0]
-    assert len(json.loads(data)) == 400
+    assert len(json.loads(data)) == 160
 
 
 def test_leaderboard_gets_a_run_that_was_killed_before_by_the_same_command(tmp_path):
     (tmp_path / "dying.py").write_text(DYING)
-    killed = [*RUN, "callbacks.leaderboard._target_=dying.Dying"]
-    done = subprocess.run(killed, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = call(*RUN, "callbacks.leaderboard._target_=dying.Dying", cwd=tmp_path)
     assert done.returncode == -9, done.stdout + done.stderr
     run = tmp_path / "outputs/one"
     for name in ("report.html", "eval_operator.png", "eval_operator.json"):
         assert (run / "reports" / name).exists()
     assert not (tmp_path / "outputs/leaderboard.csv").exists()
-    done = subprocess.run(RUN, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = call(*RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished already" in done.stdout
     rows = leaderboard.read(tmp_path / "outputs/leaderboard.csv")
@@ -71,14 +69,13 @@ def test_leaderboard_gets_a_run_that_was_killed_before_by_the_same_command(tmp_p
 
 @pytest.mark.slow
 def test_run_writes_no_leaderboard_when_its_callback_is_off(tmp_path):
-    off = [*RUN, "callbacks.leaderboard=null"]
     for _ in range(2):
-        done = subprocess.run(off, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        done = call(*RUN, "callbacks.leaderboard=null", cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert not list((tmp_path / "outputs").glob("leaderboard*"))
     assert (tmp_path / "outputs/one/reports/eval_operator.json").exists()
     # it is in the table of the next run that writes one
-    other = [*RUN, "name=two"]
-    done = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = call(*RUN, "name=two", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     rows = leaderboard.read(tmp_path / "outputs/leaderboard.csv")
     assert {row["name"] for row in rows} == {"one", "two", "baseline"}

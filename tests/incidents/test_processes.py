@@ -4,12 +4,11 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import NUM_BASELINES, TINY
+from helpers.commands import run_python
 
 import ups
 
@@ -27,19 +26,9 @@ CORRECTOR = [
 
 
 def run(folder, name, devices, *args):
-    command = [
-        sys.executable,
-        "-m",
-        "ups.run",
-        *ARGS,
-        f"name={name}",
-        f"trainer.devices={devices}",
-        *args,
-    ]
+    words = [*ARGS, f"name={name}", f"trainer.devices={devices}", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
-    )
+    done = run_python("-m", "ups.run", *words, cwd=folder, env=environment, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

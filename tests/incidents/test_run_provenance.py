@@ -6,16 +6,33 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import TINY
+from helpers.commands import call, run_python
+from test_data import pdebench_file
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
 ROOT = Path(__file__).parents[2]
-RUN = [sys.executable, "-m", "ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
+RUN = ["ups.run", *TINY, "trainer.max_epochs=1", "name=one"]
+# a run without an equation: a copy of the code would compile its solver
+OF_A_FILE = [
+    "ups.run", "data=pdebench", "data.path=waves.hdf5", "data.equation=null", "name=one",
+    "data.num_train=8", "data.num_validation=2", "data.num_test=4", "data.batch_size=8",
+    "model=mixer_tiny", "model.num_tokens=8", "trainer.max_epochs=1", "preflight=false",
+]  # fmt: skip
+DYING = """
+import os, signal
+from ups.models import MixerUPT
+
+class Dying(MixerUPT):
+    def encode(self, u):
+        if self.training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(u)
+"""
 TOLD = ("commit", "dirty", "config_hash", "data_hash", "hardware", "seed", "versions")
 
 
@@ -29,7 +46,8 @@ def repository(tmp_path_factory):
             shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / part)
-    (folder / ".gitignore").write_text("outputs/\n__pycache__/\n")
+    (folder / ".gitignore").write_text("outputs/\n__pycache__/\n*.hdf5\n")
+    pdebench_file(folder / "waves.hdf5", trajectories=16, frames=31, points=128)
 
     def git(*args):
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -44,14 +62,8 @@ def repository(tmp_path_factory):
 
 
 def run(folder, *args):
-    return subprocess.run(
-        [*RUN, *args],
-        cwd=folder,
-        env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    environment = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
+    return run_python("-m", *OF_A_FILE, *args, cwd=folder, env=environment)
 
 
 def test_provenance_is_in_the_run_and_in_the_leaderboard(repository):
@@ -69,31 +81,36 @@ def test_provenance_is_in_the_run_and_in_the_leaderboard(repository):
     assert row["version.torch"] == told["versions"]["torch"]
 
 
-@pytest.mark.parametrize("key", ["commit", "config_hash", "data_hash"])
-def test_run_is_refused_before_training_when_provenance_is_not_the_expected_one(repository, key):
-    folder, _ = repository
-    done = run(folder, "name=other", f"expect.{key}='0123456'")
+def assert_refused(done, key):
     assert done.returncode == 2
     assert f"expect.{key}=0123456, but this is " in done.stdout + done.stderr
     assert "Epoch" not in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_run_is_refused_before_training_when_the_commit_is_not_the_expected_one(repository):
+    assert_refused(run(repository[0], "name=other", "expect.commit='0123456'"), "commit")
+
+
+@pytest.mark.parametrize("key", ["config_hash", "data_hash"])
+def test_run_is_refused_before_training_when_its_hash_is_not_the_expected_one(tmp_path, key):
+    assert_refused(call(*RUN, f"expect.{key}='0123456'", cwd=tmp_path), key)
+
+
 @pytest.mark.slow
-def test_run_repeats_when_it_expects_its_own_provenance(repository):
+def test_run_repeats_when_it_expects_its_own_provenance(tmp_path):
     """With every stage, whose settings differ, and the preflight, whose data are few."""
-    folder, _ = repository
-    shutil.rmtree(folder / "outputs", ignore_errors=True)
     short = [
         "stage=all",
         "preflight=true",
         "data.num_test=12",
         *(f"stage.{s}.trainer.max_epochs=1" for s in ("diffusion", "consistency")),
     ]
-    assert run(folder, *short).returncode == 0
-    told = json.loads((folder / "outputs/one/provenance.json").read_text())
+    done = call(*RUN, *short, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((tmp_path / "outputs/one/provenance.json").read_text())
     again = [f"expect.{key}='{told[key]}'" for key in ("config_hash", "data_hash")]
-    done = run(folder, *short, *again, "name=two")
+    done = call(*RUN, *short, *again, "name=two", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -108,12 +125,7 @@ def test_run_is_refused_when_files_differ_from_the_expected_commit(repository):
 
 
 def test_provenance_is_written_before_training_ends(tmp_path):
-    done = subprocess.run(
-        [*RUN, "trainer.max_epochs=5000", "trainer.max_time=00:00:00:05"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 3
+    (tmp_path / "dying.py").write_text(DYING)
+    done = call(*RUN, "model.architecture=dying.Dying", cwd=tmp_path)
+    assert done.returncode == -9, done.stdout + done.stderr
     assert json.loads((tmp_path / "outputs/one/provenance.json").read_text())["config_hash"]

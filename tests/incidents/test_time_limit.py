@@ -2,16 +2,17 @@
 
 import re
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY
+from helpers import commands
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from test_kills import STATES, assert_same
 
 import ups
 import ups.pipeline
@@ -34,8 +35,9 @@ WILD = [
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """Runs what `python -m ups.run` runs, in this process."""
+    """Runs what `python -m ups.run` runs but the test, in this process."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ups.pipeline, "test", lambda *arguments: None)
 
     def call(*args):
         with initialize_config_dir(ups.run.CONF, version_base="1.3"):
@@ -88,6 +90,32 @@ def test_early_stopping_counts_the_epoch_at_whose_end_a_run_was_stopped(call, mo
     call("name=stopped", *endless)
     epochs = re.findall(r"Epoch (\d+)/50", Path("outputs/stopped/run.log").read_text())
     assert epochs == ["1", "2", "3"]  # the first is the best, and two without a gain follow
+
+
+@pytest.mark.parametrize(("accumulate", "stops"), [(2, 2), (4, 1)])  # 4: one step an epoch
+def test_run_resumes_after_its_time_limit(call, tmp_path, monkeypatch, accumulate, stops):
+    """An hour, of which ten minutes are over whenever the run looks at the clock in training."""
+    sizes = ["data.num_train=8", f"trainer.accumulate_grad_batches={accumulate}"]
+    settings = [*STATES, *sizes, "trainer.max_epochs=10"]
+    call(*settings, "name=calm")
+    clock = SimpleNamespace(seconds=0.0, monotonic=lambda: clock.seconds)
+    stop_if_asked = GracefulStop._stop_if_asked
+
+    def ten_minutes_later(self, trainer):
+        clock.seconds += 600
+        stop_if_asked(self, trainer)
+
+    monkeypatch.setattr("ups.callbacks.graceful_stop.time", clock)
+    monkeypatch.setattr(GracefulStop, "_stop_if_asked", ten_minutes_later)
+    num_stops = 0
+    while not (tmp_path / "outputs/limited/checkpoints/operator.ckpt").exists():
+        try:
+            call(*settings, "trainer.max_time=00:01:00:00", "name=limited")
+        except RunIncomplete as stop:
+            assert "time limit 00:01:00:00 reached in epoch" in str(stop)
+            num_stops += 1
+    assert num_stops == stops
+    assert_same(tmp_path / "outputs/calm", tmp_path / "outputs/limited")
 
 
 def test_one_limit_counts_for_all_stages_and_rings_outside_of_training(call, monkeypatch):
@@ -150,8 +178,7 @@ def test_time_limit_ends_generation_of_data_with_its_exit_code(tmp_path):
         "data.reference_num_points=1024",
         "trainer.max_time=00:00:00:02",
     ]
-    command = [sys.executable, "-m", "ups.run", *TINY, *sizes, "name=one"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    done = commands.call("ups.run", *TINY, *sizes, "name=one", cwd=tmp_path)
     text = done.stdout + done.stderr
     assert done.returncode == 3, text
     assert "time limit 00:00:00:02 reached" in text
