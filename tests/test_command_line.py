@@ -122,7 +122,7 @@ def test_run_with_a_worker_under_each_start_method(tmp_path, method):
         "    cli()\n"
     )
     (tmp_path / "start.py").write_text(code)
-    words = [method, *TINY, "trainer.max_epochs=2", "data.num_workers=1", "name=one"]
+    words = [method, *TINY, "trainer.max_epochs=1", "data.num_workers=1", "name=one"]
     done = run_python("start.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "outputs/one/reports/eval_operator.json").exists()

@@ -32,11 +32,12 @@ SIZES = [
     "ttc.num_candidates=2",
 ]  # fmt: skip
 GENERATED = ["data.num_points=32", "data.reference_num_points=64", "data.num_frames=7"]
+ALL_STAGES = "python -m ups.run stage=all"  # README and others show it
 FIRST = ["model=mixer_tiny", "model.num_tokens=16", "model.hidden_dim=16"]
 
 
 def commands():
-    """The commands of all pages; of those that are the same in small, the first."""
+    """The commands of all pages but that of the fixture; of those the same in small, the first."""
     found = {}
     for page in PAGES:
         lines = [line for block in blocks(page.read_text()) for line in block.splitlines()]
@@ -49,6 +50,7 @@ def commands():
             line = " ".join(line.split("  #")[0].split())
             if re.match(r"python -m ups\.", line):
                 found.setdefault(what_runs(line), (page.name, line))
+    del found[what_runs(ALL_STAGES)]
     return [pytest.param(line, id=f"{name}: {line[14:]}") for name, line in found.values()]
 
 
@@ -58,7 +60,7 @@ def what_runs(line):
     last = {word.partition("=")[0]: word for word in words}  # of two values the last one counts
     if last.get("stage") == "stage=operator" and "experiment" not in last:
         del last["stage"]  # the default
-    if "init_from" not in last and "stage=evaluate" not in words:
+    if "stage=evaluate" not in words:  # which is of the run of that name
         last.pop("name", None)
     return frozenset(last.values())
 
@@ -115,7 +117,7 @@ def small(words):
 @pytest.fixture(scope="session")
 def run_of_all_stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("all")
-    run(folder, shlex.split("python -m ups.run stage=all"))
+    run(folder, shlex.split(ALL_STAGES))
     return folder / "outputs/burgers"
 
 

@@ -236,6 +236,7 @@ def test_a_run_records_its_beginning_and_resumes_from_no_other(call, tmp_path, m
 @pytest.mark.integration
 def test_training_beats_training_from_scratch_in_as_many_steps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "test", lambda *arguments: None)
     few = ["model=mixer_small", "data.nu=0.002", "data.num_train=32", "data.num_validation=8",
            "data.num_test=4", "data.samples_per_trajectory=4", "trainer.max_epochs=1",
            "stage.operator.module.lr=0.0001", "preflight=false"]  # fmt: skip
@@ -245,6 +246,7 @@ def test_training_beats_training_from_scratch_in_as_many_steps(tmp_path, monkeyp
     assert started < 0.2 * scratch
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_the_preflight_begins_with_the_finished_model_too(ups_run, tmp_path):
     tiny = [word for word in TINY if not word.startswith("preflight")]

@@ -30,14 +30,13 @@ def hydra_config(*args):
     return cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "plugin"),
     [
         ("local", "hydra_plugins.hydra_joblib_launcher"),
-        pytest.param(
-            "submitit_local", "hydra_plugins.hydra_submitit_launcher", marks=pytest.mark.slow
-        ),
-        pytest.param("ray", "hydra_plugins.hydra_ray_launcher", marks=pytest.mark.slow),
+        ("submitit_local", "hydra_plugins.hydra_submitit_launcher"),
+        ("ray", "hydra_plugins.hydra_ray_launcher"),
     ],
 )
 def test_a_sweep_leaves_what_the_basic_launcher_leaves(

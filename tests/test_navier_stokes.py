@@ -349,7 +349,8 @@ def weights(run):
 def test_killed_run_on_a_plane_resumes_to_the_same_weights(ups_run, tmp_path):
     settings = [*SMALL, "callbacks.last.every_n_train_steps=2"]
     ups_run(*settings, "name=whole")
-    assert call_killed(tmp_path, "step 17", "ups.run", *settings, "name=killed")
+    done = call_killed(tmp_path, "step 17", "ups.run", *settings, "name=killed")
+    assert done.returncode == -9, done.stdout + done.stderr
     assert not (tmp_path / "outputs/killed/checkpoints/operator.ckpt").exists()
     assert "resuming from" in ups_run(*settings, "name=killed", WITH_KILLER).stdout
     whole, killed = (weights(tmp_path / f"outputs/{name}") for name in ("whole", "killed"))

@@ -230,7 +230,8 @@ def test_killed_later_stage_resumes_to_the_same_weights(whole, tmp_path):
             path.unlink()
         words = [*longer, f"name={name}"]
         if name == "killed":
-            assert call_killed(tmp_path, "step 18", "ups.run", *SMALL, *words)
+            done = call_killed(tmp_path, "step 18", "ups.run", *SMALL, *words)
+            assert done.returncode == -9, done.stdout + done.stderr
             words.append(WITH_KILLER)
         printed = call(tmp_path, *words)
         assert ("resuming from" in printed) == (name == "killed")

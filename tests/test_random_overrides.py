@@ -175,7 +175,7 @@ def test_random_overrides_end_command_without_traceback(tmp_path):
 def test_random_accepted_overrides_pass_preflight(ups_run, tmp_path):
     rng = random.Random(2)
     accepted = 0
-    while accepted < 5:
+    while accepted < 3:
         overrides = [o for o in draw(rng) if not o.startswith("stage=")]
         if not overrides or outcome(["stage=all", *overrides]) != "accepted":
             continue

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -315,31 +314,6 @@ def test_compile_falls_back_to_eager_with_a_warning(tmp_path, monkeypatch, caplo
     compile_simulator(simulator, tmp_path)
     assert "falling back to eager (no compiler here)" in caplog.text
     assert simulator.rollout(torch.zeros(1, 32), 1, nu=0.1).shape == (1, 1, 32)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
-def test_compiled_training_gives_the_weights_of_eager_training(tmp_path):
-    for name in ("eager", "compiled"):
-        settings = [
-            "trainer.max_epochs=1",
-            f"name={name}",
-            "stage.operator.module.num_cpu_shards=1",
-            f"compile={name == 'compiled'}",
-        ]
-        done = run_python("-m", "ups.run", *TINY, *settings, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "falling back" not in done.stdout
-    kernels = [
-        path
-        for path in (tmp_path / "outputs/compiled/compile_cache").rglob("*")
-        if path.suffix in (".cpp", ".so")
-    ]
-    assert kernels
-    eager, compiled = (
-        ups.load(tmp_path / f"outputs/{name}").state_dict() for name in ("eager", "compiled")
-    )
-    assert all(torch.allclose(eager[key], compiled[key], atol=1e-3) for key in eager)
 
 
 @pytest.mark.slow

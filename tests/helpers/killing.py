@@ -1,18 +1,18 @@
-"""Runs that kill themselves at a given place, so that no test waits for the moment to do it."""
+"""Runs that send themselves a signal at a given place, so that no test waits for the moment."""
 
 import os
 import signal
 
 from helpers.commands import call
 
-# counts down to the kill, the n-th time that its process comes by a place
+# counts how often its process comes by the place
 KILLER = """
-import os, signal
+import os
 from pathlib import Path
 
 import lightning.pytorch as pl
 
-PLACE, _, COUNT = os.environ.get("KILLED_IN", "nowhere 0").partition(" ")
+PLACE, COUNT, SIGNAL = os.environ.get("KILLED_IN", "nowhere 0 9").split()
 left = int(COUNT)
 
 
@@ -20,7 +20,7 @@ def come_by(place):
     global left
     left -= place == PLACE
     if place == PLACE and left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(SIGNAL))
 
 
 def replace(path, target, before=Path.replace):
@@ -41,18 +41,15 @@ class Killer(pl.Callback):
 WITH_KILLER = "+callbacks.killer._target_=killer.Killer"
 
 
-def call_killed(folder, place, *words):
-    """A command with WITH_KILLER that is killed in the n-th step, validation or file it writes.
+def call_killed(folder, place, *words, sign=signal.SIGKILL):
+    """A command with WITH_KILLER that gets a signal in its n-th step, validation or file.
 
     Args:
         folder: that of the command.
-        place: for example "step 7".
+        place: for example "step 7", if it gets there.
         words: those after Python's -m.
-
-    Returns:
-        Whether it was killed. Else it came to its end before.
+        sign: the signal.
     """
     (folder / "killer.py").write_text(KILLER)
-    done = call(*words, WITH_KILLER, cwd=folder, env={**os.environ, "KILLED_IN": place})
-    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
-    return done.returncode != 0
+    environment = {**os.environ, "KILLED_IN": f"{place} {int(sign)}"}
+    return call(*words, WITH_KILLER, cwd=folder, env=environment)

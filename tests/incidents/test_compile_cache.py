@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch._dynamo
 from conftest import SPEC, TINY, line_spec
-from helpers.commands import run_python
+from helpers.commands import call, run_python
 
+import ups
 from ups.callbacks import CompileCachePruner
 from ups.models import build
 from ups.runs.training import compile_simulator
@@ -72,11 +73,18 @@ def test_compile_falls_back_to_eager_when_kernels_can_not_be_written(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
-def test_compiled_kernels_stay_in_the_folder_of_the_run(tmp_path):
+def test_compiled_training_has_the_weights_of_eager_training_and_its_kernels_in_the_run(tmp_path):
     scratch = tmp_path / "tmp"
     scratch.mkdir()
+    eager = call(*RUN[1:], "compile=false", "name=eager", cwd=tmp_path)
+    assert eager.returncode == 0, eager.stdout + eager.stderr
     done = run_python(*RUN, cwd=tmp_path, env={**os.environ, "TMPDIR": str(scratch)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "falling back" not in done.stdout
-    assert any((tmp_path / "outputs/c/compile_cache").iterdir())
+    kernels = (tmp_path / "outputs/c/compile_cache").rglob("*")
+    assert any(path.suffix in (".cpp", ".so") for path in kernels)
     assert not any(path.is_file() for path in scratch.rglob("*.so"))
+    eager, compiled = (
+        ups.load(tmp_path / f"outputs/{name}").state_dict() for name in ("eager", "c")
+    )
+    assert all(torch.allclose(eager[key], compiled[key], atol=1e-3) for key in eager)

@@ -115,7 +115,8 @@ def test_run_ends_with_the_same_weights_after_twenty_kills(calm, tmp_path):
     """In steps, in validation, while a checkpoint is written."""
     whole, rng = calm(30), random.Random(0)
     for _ in range(20):
-        assert call_killed(tmp_path, draw_place(rng), *command("killed", 30))
+        done = call_killed(tmp_path, draw_place(rng), *command("killed", 30))
+        assert done.returncode == -9, done.stdout + done.stderr
     finish(tmp_path, "killed", 30, WITH_KILLER)
     assert_same(whole, tmp_path / "outputs/killed")
     assert_trained(tmp_path / "outputs/killed", 30)
@@ -128,22 +129,28 @@ def test_run_ends_with_the_same_weights_after_kills_in_every_stage(tmp_path):
     arguments = ["stage=all", "data.num_test=2", *lengths]
     finish(tmp_path, "calm", 6, *arguments)
     killed = tmp_path / "outputs/killed/checkpoints"
-    rng, where, is_killed = random.Random(1), set(), True
-    while is_killed:
-        is_killed = call_killed(tmp_path, draw_place(rng), *command("killed", 6, *arguments))
+    rng, where, code = random.Random(1), set(), -9
+    while code == -9:
+        done = call_killed(tmp_path, draw_place(rng), *command("killed", 6, *arguments))
+        code = done.returncode
         where |= {path.name.split("-")[0] for path in killed.glob("*-last.ckpt")}
+    assert code == 0, done.stdout + done.stderr
     assert where == {"operator", "diffusion", "consistency"}
     for name in ("operator", "diffusion_residual", "consistency"):
         assert_same(tmp_path / "outputs/calm", tmp_path / "outputs/killed", name)
 
 
-@pytest.mark.parametrize(
-    "sign",
-    [
-        signal.SIGTERM,
-        *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGKILL, signal.SIGINT)),
-    ],
-)
+def test_run_that_is_asked_to_stop_in_a_step_resumes_to_the_same_weights(calm, tmp_path):
+    done = call_killed(tmp_path, "step 17", *command("stopped", 3), sign=signal.SIGTERM)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "stopped by SIGTERM in epoch 2" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "resuming from" in finish(tmp_path, "stopped", 3, WITH_KILLER)
+    assert_same(calm(3), tmp_path / "outputs/stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_stopped_run_resumes_to_the_same_weights(calm, tmp_path, sign):
     process = start(tmp_path, "stopped", 30)
     while not (tmp_path / "outputs/stopped/checkpoints/operator-last.ckpt").exists():

@@ -51,6 +51,7 @@ def test_preflight_finds_a_later_stage_that_fails(tmp_path):
     assert "Epoch" not in done.stdout
 
 
+@pytest.mark.slow
 def test_preflight_finds_a_part_without_gradient(tmp_path):
     done = run(tmp_path, "stage.diffusion.module._target_=mine.Deaf")
     assert done.returncode == 2

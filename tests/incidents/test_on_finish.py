@@ -46,6 +46,7 @@ def test_on_finish_runs_once_for_a_sweep(tmp_path):
     assert (tmp_path / "over").read_text() == "x\n"
 
 
+@pytest.mark.slow
 def test_on_finish_runs_when_the_run_is_stopped(tmp_path):
     command = [
         sys.executable,

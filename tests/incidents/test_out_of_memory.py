@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from helpers.commands import call
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
@@ -156,13 +157,8 @@ def test_run_stops_when_training_is_out_of_memory(tmp_path):
         "you tried to allocate 1 bytes')\n"
         "        return super().encode(u)\n"
     )
-    done = run(
-        tmp_path,
-        "preflight=false",
-        "model.architecture=mine.Late",
-        "stage.operator.module.num_cpu_shards=1",
-        "name=late",
-    )
+    whole = "stage.operator.module.num_cpu_shards=1"
+    done = call("ups.run", *TINY, "model.architecture=mine.Late", whole, "name=late", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "out of memory" in done.stdout
     assert not (tmp_path / "outputs/late/checkpoints/operator.ckpt").exists()
