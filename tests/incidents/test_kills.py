@@ -74,12 +74,17 @@ def assert_same(a, b, name="operator"):
         assert all(torch.equal(one[key], other[key]) for key in one), suffix
 
 
+def validation_scores(run):
+    """The score of each epoch that has been validated."""
+    lines = re.findall(r"Epoch (\d+)/.* validation nRMSE ([\d.]+)", (run / "run.log").read_text())
+    return {int(epoch): float(score) for epoch, score in lines}
+
+
 def assert_trained(run, epochs):
     """It learned something, and its weights are those of the best of all its ``epochs``, by
     their own error on the validation split.
     """
-    lines = re.findall(r"Epoch (\d+)/.* validation nRMSE ([\d.]+)", (run / "run.log").read_text())
-    scores = {int(epoch): float(score) for epoch, score in lines}
+    scores = validation_scores(run)
     assert sorted(scores) == list(range(1, epochs + 1))
     assert min(scores.values()) < 0.5 * scores[1]
     chosen = torch.load(run / "checkpoints/operator_ema.ckpt", weights_only=True)
@@ -140,13 +145,22 @@ def test_run_ends_with_the_same_weights_after_kills_in_every_stage(tmp_path):
         assert_same(tmp_path / "outputs/calm", tmp_path / "outputs/killed", name)
 
 
-def test_run_that_is_asked_to_stop_in_a_step_resumes_to_the_same_weights(calm, tmp_path):
-    done = call_killed(tmp_path, "step 17", *command("stopped", 3), sign=signal.SIGTERM)
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "stopped by SIGTERM in epoch 2" in done.stdout
+@pytest.mark.parametrize(
+    ("sign", "step", "epoch"),
+    [
+        (signal.SIGTERM, 12, 1),  # the last batch before a validation
+        (signal.SIGTERM, 17, 2),  # amid accumulated batches
+        (signal.SIGKILL, 14, None),  # a checkpoint in the last batch of epoch 1 would be the last
+    ],
+)
+def test_run_with_a_signal_in_a_step_resumes_to_the_same_weights(calm, tmp_path, sign, step, epoch):
+    done = call_killed(tmp_path, f"step {step}", *command("stopped", 3), sign=sign)
+    assert done.returncode == (-9 if sign == signal.SIGKILL else 3), done.stdout + done.stderr
+    assert epoch is None or f"stopped by SIGTERM in epoch {epoch}" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "resuming from" in finish(tmp_path, "stopped", 3, WITH_KILLER)
     assert_same(calm(3), tmp_path / "outputs/stopped")
+    assert sorted(validation_scores(tmp_path / "outputs/stopped")) == [1, 2, 3]
 
 
 @pytest.mark.slow
