@@ -19,7 +19,7 @@ from ups.datamodules import obstacles as ob
 from ups.datamodules.point_clouds import SIZES
 from ups.datamodules.readers.point_clouds import PointCloudFile
 from ups.models import build
-from ups.modules import OperatorModule
+from ups.modules import DiffusionModule, OperatorModule
 from ups.modules.evaluation import MeasurementModule, measure_baselines, measure_simulator
 from ups.run import CONF
 from ups.runs.data_defaults import with_default_model, without_generated_sizes
@@ -220,6 +220,13 @@ def simulator(data):
     sizes = {"num_tokens": 18, "hidden_dim": 16, "num_heads": 2, "approximator_depth": 1}
     model = build({"architecture": "point_upt", **sizes}, data.spec)
     return Simulator(model, data.spec).eval()
+
+
+def test_a_corrector_of_fields_on_points_is_refused(simulator):
+    network = {"hidden_dim": 8, "depth": 1, "mlp_ratio": 1.0, "dilations": [1]}
+    networks = {"mean_network": network, "denoiser": network}
+    with pytest.raises(UpsError, match="`stage` must be operator for fields on points"):
+        DiffusionModule(simulator, corrector=networks)
 
 
 def test_validation_leaves_out_what_only_pads(data, simulator):

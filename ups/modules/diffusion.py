@@ -8,6 +8,8 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from ups.core.batch import Batch
+from ups.core.errors import UpsError
+from ups.core.fields import PointCloud
 from ups.core.norms import RELATIVE_ERROR_FLOOR, relative_l2_squared
 from ups.core.schema import PositiveFloat, SettingsOf
 from ups.modules.corrector import CorrectorModule
@@ -44,6 +46,9 @@ class DiffusionModule(CorrectorModule):
         P_std: standard deviation of that logarithm.
 
     The other arguments are those of ``CorrectorModule`` and ``BaseModule``.
+
+    Raises:
+        UpsError: the fields lie on points.
     """
 
     stage = "diffusion"
@@ -59,6 +64,11 @@ class DiffusionModule(CorrectorModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if isinstance(simulator.spec.domain, PointCloud):
+            raise UpsError(
+                "`stage` must be operator for fields on points, which have no correctors yet; got "
+                "diffusion."
+            )
         simulator.requires_grad_(False)
         self.corrector = simulator.add_corrector("diffusion", corrector)
         self.simulator = simulator
