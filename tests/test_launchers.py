@@ -39,9 +39,7 @@ def hydra_config(*args):
         ("ray", "hydra_plugins.hydra_ray_launcher"),
     ],
 )
-def test_a_sweep_leaves_what_the_basic_launcher_leaves(
-    ups_run, tmp_path, monkeypatch, launcher, plugin
-):
+def test_a_sweep_leaves_what_the_basic_launcher_leaves(tmp_path, monkeypatch, launcher, plugin):
     pytest.importorskip(plugin, reason=f"{plugin} is not installed, see docs/launching.md")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes a token there
     sweep = ["-m", "name=sweep", "lambda_inv=0.5,-1,0", *TINY, "trainer.max_epochs=1"]
@@ -60,7 +58,7 @@ def test_a_sweep_leaves_what_the_basic_launcher_leaves(
         *[(False, "physical")] * 2,
         *[(True, "physical")] * NUM_BASELINES,
     ]
-    again = ups_run(*sweep, check=False)
+    again = run_python("-m", "ups.run", *sweep, cwd=tmp_path)
     assert again.stdout.count("finished already") == 2
     assert table.read_bytes() == before
 
