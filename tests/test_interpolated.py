@@ -3,7 +3,16 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from test_point_upt import CLOUD, PARAMETERS, SPEC, draw_points, padded, waves
+from test_point_upt import (
+    CLOUD,
+    PARAMETERS,
+    SPEC,
+    assert_order_does_not_matter,
+    assert_padding_does_not_matter,
+    assert_samples_do_not_see_each_other,
+    draw_points,
+    waves,
+)
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid, PointCloud
@@ -39,29 +48,10 @@ def simulator():
     return make_simulator()
 
 
-def test_order_of_points_changes_nothing(simulator):
-    points = draw_points(40)
-    u = waves(points)
-    z = simulator.encode(u, None, points)
-    order = torch.randperm(40)
-    mixed = Points(points.positions[:, order], points.features[:, order])
-    assert torch.allclose(simulator.encode(u[:, order], None, mixed), z, atol=1e-5)
-    decoded = simulator.decode(z, points)
-    assert torch.allclose(simulator.decode(z, mixed), decoded[:, order], atol=1e-5)
-
-
-def test_padding_and_other_samples_change_nothing(simulator):
-    points = draw_points(40)
-    u = waves(points)
-    more, longer = padded(points, u)
-    z = simulator.encode(u, None, points)
-    assert torch.allclose(simulator.encode(longer, None, more), z, atol=1e-5)
-    decoded = simulator.decode(z, points)
-    assert torch.allclose(simulator.decode(z, more)[:, :40], decoded, atol=1e-5)
-    second = points.select(torch.tensor([1]))
-    alone = simulator.encode(u[1:2], None, second)
-    assert torch.allclose(alone[0], z[1], atol=1e-5)
-    assert torch.allclose(simulator.decode(alone, second)[0], decoded[1], atol=1e-5)
+def test_order_padding_and_other_samples_change_nothing(simulator):
+    assert_order_does_not_matter(simulator)
+    assert_padding_does_not_matter(simulator)
+    assert_samples_do_not_see_each_other(simulator)
 
 
 @pytest.mark.parametrize(

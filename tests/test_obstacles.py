@@ -247,6 +247,26 @@ def test_reader_refuses_files_that_lack_an_array(path, tmp_path, name, words):
         PointCloudFile(broken)
 
 
+@pytest.mark.parametrize(
+    ("frames", "times", "words"),
+    [
+        (3, [0.0, 0.5, 1.5], "'t-coordinate' must be evenly spaced"),
+        (3, [0.0, 0.5], "'t-coordinate' must be 3 finite, increasing numbers"),
+        (1, [0.0], "'t-coordinate' must be at least 2 numbers, got 1"),
+    ],
+)
+def test_reader_refuses_times_without_one_step(path, tmp_path, frames, times, words):
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(path.read_bytes())
+    with h5py.File(broken, "a") as file:
+        fields = file["fields"][:frames]
+        for name, values in (("fields", fields), ("t-coordinate", times)):
+            del file[name]
+            file[name] = values
+    with pytest.raises(UpsError, match=words):
+        PointCloudFile(broken)
+
+
 def test_reader_refuses_splits_of_another_number(path, tmp_path):
     broken = tmp_path / "broken.h5"
     broken.write_bytes(path.read_bytes())

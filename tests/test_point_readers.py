@@ -11,7 +11,7 @@ import torch
 
 from ups.core.errors import UpsError
 from ups.datamodules import PointCloudDataModule
-from ups.datamodules.readers import open_point_reader
+from ups.datamodules.readers import POINT_READERS, open_reader
 from ups.models import build
 from ups.modules import OperatorModule
 from ups.simulation.simulator import Simulator
@@ -20,6 +20,7 @@ meshio = pytest.importorskip("meshio", reason="pip install meshio")
 
 SIZES = {1: 30, 2: 41, 10: 25, 11: 33}  # points of the simulation of each number
 FRAMES = 6
+TIMES = 0.5 * np.arange(FRAMES)
 
 
 def fields(number):
@@ -65,7 +66,7 @@ def write_vtk(folder):
     return folder
 
 
-def write_xdmf(folder):
+def write_xdmf(folder, times=TIMES):
     """A file for each simulation, with its times."""
     folder.mkdir()
     for number in SIZES:
@@ -73,8 +74,8 @@ def write_xdmf(folder):
         path = folder / f"run{number}.xdmf"
         with meshio.xdmf.TimeSeriesWriter(path, data_format="XML") as writer:
             writer.write_points_cells(points, cells)
-            for k, each in enumerate(data):
-                writer.write_data(0.5 * k, point_data=each)
+            for time, each in zip(times, data, strict=False):
+                writer.write_data(time, point_data=each)
     return folder
 
 
@@ -93,7 +94,7 @@ def written(request, tmp_path):
 
 def test_values_are_those_that_were_written(written):
     folder, name, settings = written
-    file = open_point_reader(name, folder, (1, 1), settings)
+    file = open_reader(name, POINT_READERS, folder, (1, 1), settings)
     assert (file.trajectories, file.frames, file.dt) == (4, FRAMES, pytest.approx(0.5))
     assert len(file.channels) == 3
     assert file.splits is None
@@ -112,7 +113,7 @@ def test_values_are_those_that_were_written(written):
 
 def test_frames_and_points_are_thinned(written):
     folder, name, settings = written
-    file = open_point_reader(name, folder, (2, 3), settings)
+    file = open_reader(name, POINT_READERS, folder, (2, 3), settings)
     positions, values = fields(2)
     assert (file.frames, file.dt) == (3, pytest.approx(1.0))
     assert np.array_equal(file.points(1)[0], positions[::3].astype(np.float32))
@@ -139,8 +140,8 @@ def test_an_operator_trains_on_points_without_features(written):
 
 
 def test_the_speed_of_the_inflow_is_a_parameter(tmp_path):
-    file = open_point_reader(
-        "transient_flow", write_transient_flows(tmp_path / "a"), (1, 1), {"dt": 1.0}
+    file = open_reader(
+        "transient_flow", POINT_READERS, write_transient_flows(tmp_path / "a"), (1, 1), {"dt": 1.0}
     )
     assert file.channels == ("u", "v", "p")
     assert file.parameters["U_init"] == pytest.approx([0.01, 0.02, 0.1, 0.11])
@@ -148,8 +149,12 @@ def test_the_speed_of_the_inflow_is_a_parameter(tmp_path):
 
 def test_channels_are_the_components_in_the_plane(tmp_path):
     folder = write_vtk(tmp_path / "flows")
-    assert open_point_reader("meshes", folder, (1, 1), {"dt": 1.0}).channels == ("U_x", "U_y", "p")
-    one = open_point_reader("meshes", folder, (1, 1), {"dt": 1.0, "field": "p"})
+    assert open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0}).channels == (
+        "U_x",
+        "U_y",
+        "p",
+    )
+    one = open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0, "field": "p"})
     assert one.channels == ("p",)
     assert np.array_equal(one.read([0])[0][..., 0], fields(1)[1][..., 2].astype(np.float32))
 
@@ -186,7 +191,7 @@ def test_faults_of_transient_flows_are_said(tmp_path, damage, settings, message)
     folder = write_transient_flows(tmp_path / "flows")
     damage(folder)
     with pytest.raises(UpsError, match=message):
-        file = open_point_reader("transient_flow", folder, (1, 1), settings)
+        file = open_reader("transient_flow", POINT_READERS, folder, (1, 1), settings)
         for i in range(4):
             file.points(i)
         file.read(range(4))
@@ -222,7 +227,21 @@ def test_faults_of_meshes_are_said(tmp_path, damage, settings, message):
     folder = write_vtk(tmp_path / "flows")
     damage(folder)
     with pytest.raises(UpsError, match=message):
-        open_point_reader("meshes", folder, (1, 1), settings).read(range(4))
+        open_reader("meshes", POINT_READERS, folder, (1, 1), settings).read(range(4))
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0.0, 0.5, 1.5], "run1.xdmf: 'time' must be evenly spaced"),
+        ([0.0, 0.5, 0.5], "run1.xdmf: 'time' must be 3 finite, increasing numbers"),
+        ([0.5], "run1.xdmf: 'time' must be at least 2 numbers, got 1"),
+    ],
+)
+def test_times_of_a_series_without_one_step_are_refused(tmp_path, times, message):
+    folder = write_xdmf(tmp_path / "flows", times)
+    with pytest.raises(UpsError, match=message):
+        open_reader("meshes", POINT_READERS, folder, (1, 1), {})
 
 
 def test_a_reader_of_files_needs_a_path():

@@ -75,7 +75,7 @@ def simulator():
     return make_simulator()
 
 
-def test_order_of_points_changes_nothing(simulator):
+def assert_order_does_not_matter(simulator):
     points = draw_points(40)
     u = waves(points)
     z = simulator.encode(u, None, points)
@@ -87,7 +87,7 @@ def test_order_of_points_changes_nothing(simulator):
     assert not torch.allclose(simulator.encode(u[:, order], None, points), z, atol=1e-2)
 
 
-def test_padding_changes_nothing(simulator):
+def assert_padding_does_not_matter(simulator):
     points = draw_points(40)
     u = waves(points)
     more, longer = padded(points, u)
@@ -95,6 +95,28 @@ def test_padding_changes_nothing(simulator):
     assert torch.allclose(simulator.encode(longer, None, more), z, atol=1e-5)
     decoded = simulator.decode(z, points)
     assert torch.allclose(simulator.decode(z, more)[:, :40], decoded, atol=1e-5)
+
+
+def assert_samples_do_not_see_each_other(simulator):
+    points = draw_points(40)
+    u = waves(points)
+    z = simulator.encode(u, None, points)
+    second = points.select(torch.tensor([1]))
+    alone = simulator.encode(u[1:2], None, second)
+    assert torch.allclose(alone[0], z[1], atol=1e-5)
+    decoded = simulator.decode(z, points)[1]
+    assert torch.allclose(simulator.decode(alone, second)[0], decoded, atol=1e-5)
+
+
+def test_order_of_points_changes_nothing(simulator):
+    assert_order_does_not_matter(simulator)
+
+
+def test_padding_changes_nothing(simulator):
+    assert_padding_does_not_matter(simulator)
+    points = draw_points(40)
+    u = waves(points)
+    more, longer = padded(points, u)
     # losses and metrics of windows
     window = torch.stack((u, waves(points, 0.2), waves(points, 0.4)), 1)
     _, padded_window = padded(points, window.transpose(1, 2).flatten(2))
@@ -119,14 +141,7 @@ def test_padding_changes_nothing(simulator):
 
 
 def test_samples_of_a_batch_do_not_see_each_other(simulator):
-    points = draw_points(40)
-    u = waves(points)
-    z = simulator.encode(u, None, points)
-    second = points.select(torch.tensor([1]))
-    alone = simulator.encode(u[1:2], None, second)
-    assert torch.allclose(alone[0], z[1], atol=1e-5)
-    decoded = simulator.decode(z, points)[1]
-    assert torch.allclose(simulator.decode(alone, second)[0], decoded, atol=1e-5)
+    assert_samples_do_not_see_each_other(simulator)
 
 
 def test_decoded_field_is_continuous_between_and_across_cells(simulator):

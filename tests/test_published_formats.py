@@ -296,6 +296,11 @@ def empty(folder):
         ),
         (
             "the_well",
+            well_with(time=np.zeros(1)),
+            "'dimensions/time' must be at least 2 numbers, got 1",
+        ),
+        (
+            "the_well",
             well_with(time=np.arange(4.0)),
             r"density' must have the shape \(12, 4, 16, 18",
         ),
@@ -395,11 +400,11 @@ def test_absent_files_and_unknown_fields_are_refused(tmp_path, reader):
     write = {"the_well": well_with(), "pdebench_2d": flow, "pdearena": arena}[reader]
     write(tmp_path)
     with pytest.raises(UpsError, match=r"`data\.field` must be of the fields of .*, got|; got 'q'"):
-        open_reader(reader, tmp_path, (1, 1), {"field": "q"})
+        open_reader(reader, READERS, tmp_path, (1, 1), {"field": "q"})
     with pytest.raises(
         UpsError, match=r"`data\.dt` must be null: data\.reader=.* has no use for it"
     ):
-        open_reader(reader, tmp_path, (1, 1), {"dt": 1.0})
+        open_reader(reader, READERS, tmp_path, (1, 1), {"dt": 1.0})
 
 
 @pytest.mark.parametrize(

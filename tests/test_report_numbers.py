@@ -139,6 +139,22 @@ FIELD = FieldSpec(Grid((6,), (LENGTH,)), dt=DT)
 DATA = SimpleNamespace(dataset=DATASET, spec=FIELD)
 
 
+def write_page(module, spec, folder, **about):
+    """The path of the page of a test, in a run's folder.
+
+    Args:
+        module: the module that has tested.
+        spec: describes the field.
+        folder: the run's folder.
+        about: what is special in the data set.
+    """
+    data = SimpleNamespace(dataset={**DATASET, **about}, spec=spec)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ups.runs.reports, "write_provenance", lambda *arguments: ORIGIN)
+        write_reports(make_config(folder.parent), module, data, folder)
+    return folder / "reports/report.html"
+
+
 def caught(monkeypatch):
     """Figures that are saved, in order; each file holds its figure's place in this list."""
     saved = []

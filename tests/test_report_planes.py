@@ -22,9 +22,9 @@ from test_report_numbers import (
     make_rows,
     pictures,
     write_checkpoint,
+    write_page,
 )
 
-import ups.runs.reports
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
@@ -37,7 +37,6 @@ from ups.evaluation.report.plots import draw_rollout, rollouts
 from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.modules.evaluation import EvaluationModule
-from ups.runs.reports import write_reports
 from ups.simulation.simulator import Simulator
 
 SPACE, LENGTHS, DT = (12, 8), (3.0, 2.0), 0.05
@@ -79,12 +78,7 @@ def tested(request):
 
 
 def write(tested, folder):
-    dataset = {**DATASET, "points": tested.spec.grid.num_points}
-    data = SimpleNamespace(dataset=dataset, spec=tested.spec)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(ups.runs.reports, "write_provenance", lambda *arguments: ORIGIN)
-        write_reports(make_config(folder.parent), tested.module, data, folder)
-    return folder / "reports/report.html"
+    return write_page(tested.module, tested.spec, folder, points=tested.spec.grid.num_points)
 
 
 @pytest.fixture(scope="module")

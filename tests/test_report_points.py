@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from test_report import looked_at
-from test_report_numbers import DATASET, ORIGIN, caught, curves, make_config, pictures
+from test_report_numbers import caught, curves, pictures, write_page
 
-import ups.runs.reports
 from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid, PointCloud
@@ -19,7 +18,6 @@ from ups.evaluation.report.point_plots import choose_probes
 from ups.evaluation.wall_distance import NUM_BINS, errors_by_distance
 from ups.models import build
 from ups.modules.evaluation import EvaluationModule
-from ups.runs.reports import write_reports
 from ups.simulation.simulator import Simulator
 from ups.simulation.triangles import outline, triangulate
 
@@ -185,11 +183,7 @@ def tested():
 
 
 def write(tested, folder):
-    data = SimpleNamespace(dataset={**DATASET, "frames": 8}, spec=SPEC)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(ups.runs.reports, "write_provenance", lambda *arguments: ORIGIN)
-        write_reports(make_config(folder.parent), tested.module, data, folder)
-    return folder / "reports/report.html"
+    return write_page(tested.module, SPEC, folder, frames=8)
 
 
 @pytest.fixture(scope="module")

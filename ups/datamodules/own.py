@@ -23,7 +23,7 @@ from ups.core.schema import (
     plain,
     validate_arguments,
 )
-from ups.datamodules.readers import PointReader, Reader, open_reader
+from ups.datamodules.readers import READERS, Reader, Trajectories, open_reader
 from ups.datamodules.trajectories import TrajectoryDataModule
 
 SHARE = 0.1  # of the trajectories, for a split whose size is not given
@@ -92,7 +92,7 @@ class OwnDataModule(TrajectoryDataModule):
             options.get("temporal_downsampling", 1),
             options.get("spatial_downsampling", 1),
         )
-        self.file = open_reader(reader, Path(path), thinning, settings)
+        self.file = open_reader(reader, READERS, Path(path), thinning, settings)
         sizes = split_sizes(self.file, num_train, num_validation, num_test)
         everything: dict[str, Any] = {**options, **sizes}
         super().__init__(equation=None, path=path, seed=seed, reader=reader, **everything)
@@ -144,7 +144,7 @@ def draw_splits(
 
 
 def split_sizes(
-    file: Reader | PointReader,
+    file: Trajectories,
     num_train: int | None,
     num_validation: int | None,
     num_test: int | None,
@@ -176,7 +176,7 @@ def split_sizes(
 
 
 def _sizes_within(
-    file: Reader | PointReader,
+    file: Trajectories,
     splits: Mapping[str, Sequence[int]],
     given: Mapping[str, int | None],
 ) -> dict[str, int]:

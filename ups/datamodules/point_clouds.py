@@ -34,7 +34,7 @@ from ups.core.settings import PlainDict
 from ups.datamodules.generate import SPLITS, Split
 from ups.datamodules.obstacles import ObstacleFlows, file_of, generate_obstacles
 from ups.datamodules.own import draw_splits, split_sizes
-from ups.datamodules.readers import PointReader, open_point_reader
+from ups.datamodules.readers import POINT_READERS, PointReader, open_reader
 from ups.datamodules.readers.pdebench import digest
 from ups.datamodules.windows import WindowIndices, WindowSampler
 from ups.evaluation.results import DatasetInfo
@@ -274,8 +274,9 @@ class PointCloudDataModule(pl.LightningDataModule):
         if not self.path.exists():
             raise UpsError(f"`data.path` must be a file or a folder: there is no {self.path}.")
         about = {"dt": h.dt, "field": h.field}
-        return open_point_reader(
+        return open_reader(
             h.reader,
+            POINT_READERS,
             self.path,
             (h.temporal_downsampling, h.spatial_downsampling),
             {key: value for key, value in about.items() if value is not None},

@@ -20,27 +20,25 @@ from ups.datamodules.readers.the_well import WellFiles
 from ups.datamodules.readers.transient_flow import TransientFlowFolders
 
 
-class Reader(Protocol):
-    """Trajectories in a file or a folder, opened as ``Reader(path, temporal_downsampling, ...)``.
+class Trajectories(Protocol):
+    """What all readers say, opened as ``Reader(path, temporal_downsampling, ...)``.
 
     An instance is passed to worker processes, so a handle must not be part of its pickled state.
 
     Args:
         path: the file or the folder.
         temporal_downsampling: keep every so many-th frame.
-        spatial_downsampling: keep every so many-th point of each axis.
+        spatial_downsampling: keep every so many-th point, on a grid along each axis.
 
-    Further arguments, each with a default, are settings of ``OwnDataModule``: what the file may
-    not say itself.
+    Further arguments, each with a default, are settings of the data module: what the file may not
+    say itself.
 
     Attributes:
         path: the file or the folder.
         trajectories: number of trajectories.
         frames: number of frames that are kept.
         dt: the time between them.
-        grid: the grid of the points that are kept.
-        channels: the names of the channels. These and what follows are asked for by
-            ``OwnDataModule`` only.
+        channels: the names of the channels.
         parameters: the parameters by name, positive numbers (N,) each.
         splits: the trajectories of "train", "validation" and "test"; None if the file doesn't say
             them.
@@ -50,7 +48,6 @@ class Reader(Protocol):
     trajectories: int
     frames: int
     dt: float
-    grid: Grid
     channels: tuple[str, ...]
     parameters: Mapping[str, np.ndarray]
     splits: Mapping[str, Sequence[int]] | None
@@ -58,6 +55,17 @@ class Reader(Protocol):
     def __init__(
         self, path: Path, temporal_downsampling: int = 1, spatial_downsampling: int = 1
     ) -> None: ...
+
+
+class Reader(Trajectories, Protocol):
+    """Trajectories on a grid, for ``OwnDataModule``; other data modules ask for no channels,
+    parameters and splits.
+
+    Attributes:
+        grid: the grid of the points that are kept.
+    """
+
+    grid: Grid
 
     def read(
         self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
@@ -65,36 +73,15 @@ class Reader(Protocol):
         """Read ``frames`` frames from ``start`` on: (B, frames, *space, C), float32."""
 
 
-class PointReader(Protocol):
-    """Trajectories that each have their own points, the same in all frames.
-
-    Opened as ``PointReader(path, temporal_downsampling, spatial_downsampling, ...)``. Further
-    arguments, each with a default, are settings of ``PointCloudDataModule``.
+class PointReader(Trajectories, Protocol):
+    """Trajectories that each have their own points, the same in all frames, for
+    ``PointCloudDataModule``.
 
     Attributes:
-        path: the file or the folder.
-        trajectories: number of trajectories.
-        frames: number of frames that are kept.
-        dt: the time between them.
-        channels: the names of the channels.
         features: the names of what is known of each point besides its position.
-        parameters: the parameters by name, positive numbers (N,) each.
-        splits: the trajectories of "train", "validation" and "test"; None if the files don't say
-            them.
     """
 
-    path: Path
-    trajectories: int
-    frames: int
-    dt: float
-    channels: tuple[str, ...]
     features: tuple[str, ...]
-    parameters: Mapping[str, np.ndarray]
-    splits: Mapping[str, Sequence[int]] | None
-
-    def __init__(
-        self, path: Path, temporal_downsampling: int = 1, spatial_downsampling: int = 1
-    ) -> None: ...
 
     def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the positions (P, D) of a trajectory's points and their features (P, F), float32."""
@@ -112,17 +99,15 @@ READERS: dict[str, type[Reader]] = {
     "pdearena": PDEArenaFiles,
     "the_well": WellFiles,
 }
-
-
 POINT_READERS: dict[str, type[PointReader]] = {
     "point_clouds": PointCloudFile,
     "transient_flow": TransientFlowFolders,
     "meshes": MeshFiles,
 }
-Known = TypeVar("Known", type[Reader], type[PointReader])
+Known = TypeVar("Known", Reader, PointReader)
 
 
-def get_reader(name: str, readers: Mapping[str, Known]) -> Known:
+def get_reader(name: str, readers: Mapping[str, type[Known]]) -> type[Known]:
     """The class that ``data.reader`` names.
 
     Raises:
@@ -133,19 +118,24 @@ def get_reader(name: str, readers: Mapping[str, Known]) -> Known:
     module, _, attribute = name.rpartition(".")
     allowed = f"one of {', '.join(readers)}, or package.module.Class"
     try:
-        reader: Known = getattr(import_module(module), attribute)
+        reader: type[Known] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UpsError(f"`data.reader` must be {allowed}, got {name!r} ({error}).") from None
     return reader
 
 
 def open_reader(
-    name: str, path: Path, thinning: tuple[int, int], settings: Mapping[str, Any]
-) -> Reader:
-    """Open ``path`` with the reader of fields on a grid of that name.
+    name: str,
+    readers: Mapping[str, type[Known]],
+    path: Path,
+    thinning: tuple[int, int],
+    settings: Mapping[str, Any],
+) -> Known:
+    """Open ``path`` with the reader of that name.
 
     Args:
         name: ``data.reader``.
+        readers: the readers that have names, ``READERS`` or ``POINT_READERS``.
         path: the file or the folder.
         thinning: keep every so many-th frame, and point.
         settings: what is said about the file, by the names of the reader's arguments.
@@ -153,36 +143,16 @@ def open_reader(
     Raises:
         UpsError: the reader has no such argument or lacks an attribute, or the file has a fault.
     """
-    reader = get_reader(name, READERS)
-    check_settings(name, reader, settings)
-    opened = reader(path, *thinning, **settings)
-    check_attributes(name, opened, ("channels", "parameters", "splits"))
-    return opened
-
-
-def open_point_reader(
-    name: str, path: Path, thinning: tuple[int, int], settings: Mapping[str, Any]
-) -> PointReader:
-    """Open ``path`` with the reader of fields on points of that name; see ``open_reader``."""
-    reader = get_reader(name, POINT_READERS)
-    check_settings(name, reader, settings)
-    opened = reader(path, *thinning, **settings)
-    check_attributes(name, opened, ("channels", "features", "parameters", "splits"))
-    return opened
-
-
-def check_settings(name: str, reader: type, settings: Mapping[str, Any]) -> None:
-    """Check that a reader has an argument for each of the settings."""
+    reader = get_reader(name, readers)
     known = arguments(reader)
     for key in settings:
         if key not in known.named and not known.is_open:
             raise UpsError(f"`data.{key}` must be null: data.reader={name} has no use for it.")
-
-
-def check_attributes(name: str, opened: object, attributes: Sequence[str]) -> None:
-    """Check that a reader says what a data module asks for."""
-    missing = [key for key in attributes if not hasattr(opened, key)]
+    opened = reader(path, *thinning, **settings)
+    own = "features" if readers is POINT_READERS else "grid"
+    missing = [k for k in ("channels", "parameters", "splits", own) if not hasattr(opened, k)]
     if missing:
         raise UpsError(
             f"`data.reader` must name a class with the attributes {', '.join(missing)}, got {name}."
         )
+    return opened

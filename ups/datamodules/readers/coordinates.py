@@ -28,8 +28,11 @@ def check_even(path: Path, name: str, values: np.ndarray, size: int, field: str)
         The values, float64.
 
     Raises:
-        UpsError: they are not ``size`` finite, increasing and evenly spaced numbers.
+        UpsError: they are not ``size`` finite, increasing and evenly spaced numbers, or there is
+            one only, which has no spacing.
     """
+    if size < 2:
+        raise UpsError(f"{path}: '{name}' must be at least 2 numbers, got {size}.")
     if values.dtype.kind not in "fiu" or values.shape != (size,):
         raise UpsError(
             f"{path}: '{name}' must be {size} finite, increasing numbers, as many as '{field}' "
@@ -42,7 +45,7 @@ def check_even(path: Path, name: str, values: np.ndarray, size: int, field: str)
         raise UpsError(
             f"{path}: '{name}' must be {size} finite, increasing numbers, as many as '{field}' has."
         )
-    if size > 1 and np.ptp(steps) > UNEVEN * steps.mean():
+    if np.ptp(steps) > UNEVEN * steps.mean():
         raise UpsError(
             f"{path}: '{name}' must be evenly spaced; its steps are from {steps.min():g} to "
             f"{steps.max():g}."

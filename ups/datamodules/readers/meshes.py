@@ -16,7 +16,7 @@ import numpy as np
 from ups.core.errors import UpsError
 from ups.core.io import unreadable
 from ups.core.optional_packages import import_optional
-from ups.datamodules.readers.coordinates import spacing
+from ups.datamodules.readers.coordinates import check_even, spacing
 from ups.datamodules.readers.transient_flow import by_numbers, check_equal_lengths, subfolders
 
 AXES = "xyz"
@@ -114,8 +114,12 @@ class MeshFiles:
         return [self._read(*self._series[i], numbers) for i in trajectories]
 
     def _read(self, where: Path, series: Series, numbers: Sequence[int]) -> np.ndarray:
-        (first,) = series.frames([0])
-        return np.stack([self._fields(where, f, first.points) for f in series.frames(numbers)])
+        first: np.ndarray | None = None
+        fields = []
+        for frame in series.frames(numbers):
+            first = frame.points if first is None else first
+            fields.append(self._fields(where, frame, first))
+        return np.stack(fields)
 
     def _fields(self, where: Path, frame: Frame, points: np.ndarray) -> np.ndarray:
         """The channels (P, C) of a frame."""
@@ -160,11 +164,17 @@ def component_names(name: str, values: np.ndarray, axes: Sequence[int]) -> list[
 
 
 def time_step(where: Path, series: Series) -> float:
-    """The time between the frames of a series that says its times."""
-    times = [frame.time for frame in series.frames(range(len(series)))]
-    if None in times:
-        raise UpsError(f"`data.dt` must be given: {where} doesn't say the time between frames.")
-    return spacing(np.array(times, float))
+    """The time between the frames of a series that says its times.
+
+    Raises:
+        UpsError: it doesn't, or its frames are not evenly spaced.
+    """
+    times = []
+    for frame in series.frames(range(len(series))):
+        if frame.time is None:
+            raise UpsError(f"`data.dt` must be given: {where} doesn't say the time between frames.")
+        times.append(frame.time)
+    return spacing(check_even(where, "time", np.array(times, float), len(series), "the series"))
 
 
 def find_series(path: Path) -> list[tuple[Path, Series]]:

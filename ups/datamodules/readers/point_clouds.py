@@ -73,7 +73,7 @@ class PointCloudFile:
         self._every_point = spatial_downsampling
         stored = Datasets(self.path, self._files[self.path])
         self._offsets = stored.values("offsets", 1).astype(np.int64)
-        times = stored.values("t-coordinate", 1)
+        times = stored.even("t-coordinate", len(stored.array("fields", 3)), "fields")
         self.channels = self._names("channels")
         self.node_types = self._names("node_types")
         self.features = (SIGNED_DISTANCE, *self.node_types)
