@@ -4,7 +4,8 @@
 
 It writes benchmarks/results/stages.json and prints the table of docs/stages.md. A seed is of data
 and weights. The control is an operator, seeds 1 and 2. The errors of the operator alone are those
-of five seeds: two more are trained by the README's command.
+of five seeds: two more are trained by the README's command. The same command trains the peer that
+comes nearest, ``model=patch_stepper``: its blocks on the field itself.
 
 The first seed has the machine for itself and is timed; the others run side by side, each on one
 core. What is finished in OUTPUT_DIR (outputs/stages) is not repeated.
@@ -29,6 +30,7 @@ OF_DRAWS = (
 )
 CONTROL_SEEDS = (1, 2)
 OPERATOR_SEEDS = (3, 4)
+PEER_SEEDS = (*SEEDS, *OPERATOR_SEEDS)
 # of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
 CONTROL_EPOCHS = 38
 
@@ -63,6 +65,7 @@ def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: 
 def main(out: Path) -> None:
     train(out, "all", SEEDS, "eval_ttc", "stage=all")
     train(out, "operator", OPERATOR_SEEDS, "eval_operator")
+    train(out, "patch_stepper", PEER_SEEDS, "eval_operator", "model=patch_stepper")
     train(out, "control", CONTROL_SEEDS, "eval_operator", f"trainer.max_epochs={CONTROL_EPOCHS}")
     train(
         out,
@@ -90,12 +93,14 @@ def main(out: Path) -> None:
         *runs.values(),
         *(by_series(out / f"operator-{seed}", "eval_operator") for seed in OPERATOR_SEEDS),
     ]
+    peers = [by_series(out / f"patch_stepper-{seed}", "eval_operator") for seed in PEER_SEEDS]
     result: dict[str, Any] = {
         "stage_all_seconds": int((out / "all-0/wall_seconds").read_text()),
         "operator": {
             series: spread([run[series]["nrmse"] for run in operators])
             for series in ("latent", "physical")
         },
+        "patch_stepper": spread([run["physical"]["nrmse"] for run in peers]),
         "rows": {},
     }
     print(
