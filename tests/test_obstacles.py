@@ -7,6 +7,7 @@ import pickle
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from ups.core.errors import UpsError
 from ups.datamodules import obstacles as ob
@@ -278,3 +279,17 @@ def test_reader_refuses_splits_of_another_number(path, tmp_path):
         del file.attrs["channels"]
     with pytest.raises(UpsError, match="no attribute 'channels'"):
         PointCloudFile(broken)
+
+
+def test_a_flow_that_is_too_fast_for_the_lattice_is_solved_in_smaller_steps():
+    """Half of the channel is blocked: the gaps are too fast for the usual steps."""
+    blocking, times = [Ellipse((2.5, 2.0), (0.5, 1.1))], [2.0, 4.0]
+    start = ob._pushed(TINY.grid)
+    with pytest.raises(lb.FlowDiverged, match="before t = 4; a smaller lattice_speed"):
+        list(lb.solve(start, times, 400.0, TINY.grid, blocking))
+    found = ob._solve(TINY, times, 400.0, blocking)
+    speed = lb.LATTICE_SPEED / 2
+    expected = list(lb.solve(start, times, 400.0, TINY.grid, blocking, lattice_speed=speed))
+    assert torch.equal(found[-1].fields, expected[-1].fields)
+    with pytest.raises(lb.FlowDiverged):  # in the smallest ones too
+        ob._solve(TINY, times, 1e7, blocking)

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,13 +32,25 @@ from ups.core.locks import file_lock
 from ups.datamodules.generate import map_with_progress, short_hash
 from ups.datamodules.point_sampling import NODE_TYPES, PointSampler, sample_points, signed_distance
 from ups.physics.ellipses import Ellipse
-from ups.physics.lattice_boltzmann import CHANNELS, SPONGE_LENGTH, channel, solve, undisturbed
+from ups.physics.lattice_boltzmann import (
+    CHANNELS,
+    LATTICE_SPEED,
+    SPONGE_LENGTH,
+    Flow,
+    FlowDiverged,
+    channel,
+    solve,
+    undisturbed,
+)
 
 Part = dict[str, NDArray[np.floating]]
 
 GAP = 0.5  # between obstacles, and to walls, in D
 UPSTREAM, DOWNSTREAM = 2.0, 5.0  # no center is so close to the inflow or the outflow, in D
 ATTEMPTS = 1000  # to place the obstacles of a trajectory
+# obstacles side by side may leave gaps in which the flow is several times as fast as the inflow:
+# what is too fast for the lattice is solved again in smaller steps
+LATTICE_SPEEDS = (LATTICE_SPEED, LATTICE_SPEED / 2, LATTICE_SPEED / 4)
 # a sideways push of the initial flow, so that vortices form early
 PUSH, PUSH_LENGTH = 0.3, 6.0
 
@@ -127,7 +140,8 @@ def generate_obstacles(flows: ObstacleFlows, cache_dir: Path) -> Path:
         The file.
 
     Raises:
-        UpsError: the disk is too full, the obstacles do not fit, or a flow diverges.
+        UpsError: the disk is too full, the obstacles do not fit, or a flow diverges in the smallest
+            steps too.
     """
     path = file_of(flows, cache_dir)
     folder = path.with_suffix(".parts")
@@ -169,7 +183,7 @@ def solve_trajectory(flows: ObstacleFlows, rng: np.random.Generator) -> Part:
     nodes = grid.positions().double().numpy()
     sample = PointSampler(grid, points, signed_distance(nodes, obstacles, flows.height))
     times = flows.start_time + np.arange(flows.num_frames) * flows.dt
-    flow = list(solve(_pushed(grid), times.tolist(), reynolds, grid, obstacles))
+    flow = _solve(flows, times.tolist(), reynolds, obstacles)
     numbers = [(*o.center, *o.semi_axes, o.angle) for o in obstacles]
     return {
         **points._asdict(),
@@ -178,6 +192,18 @@ def solve_trajectory(flows: ObstacleFlows, rng: np.random.Generator) -> Part:
         "obstacles": np.array(numbers, np.float32),
         "forces": np.stack([each.forces.numpy() for each in flow]),
     }
+
+
+def _solve(
+    flows: ObstacleFlows, times: list[float], reynolds: float, obstacles: list[Ellipse]
+) -> list[Flow]:
+    """Solve in the largest steps of ``LATTICE_SPEEDS`` in which the flow does not diverge."""
+    start = _pushed(flows.grid)
+    *larger, smallest = LATTICE_SPEEDS
+    for speed in larger:
+        with suppress(FlowDiverged):
+            return list(solve(start, times, reynolds, flows.grid, obstacles, lattice_speed=speed))
+    return list(solve(start, times, reynolds, flows.grid, obstacles, lattice_speed=smallest))
 
 
 def _pushed(grid: Grid) -> Tensor:

@@ -40,6 +40,10 @@ SPONGE_LENGTH = 3.0  # before the outflow, in D
 SPONGE_STRENGTH = 8.0  # part of the difference taken in a step, times the layer's nodes
 
 
+class FlowDiverged(UpsError):
+    """A flow became infinite: somewhere it is too fast for the lattice, or too finely vortical."""
+
+
 class Flow(NamedTuple):
     """A flow at one time.
 
@@ -114,7 +118,8 @@ def solve(
         The flow at each time, in u0's dtype.
 
     Raises:
-        UpsError: an argument is invalid, the flow diverges, or numba is not installed.
+        UpsError: an argument is invalid, the flow diverges (``FlowDiverged``), or numba is not
+            installed.
     """
     times = validate_times(t)
     _validate(reynolds, grid, lattice_speed)
@@ -154,8 +159,9 @@ def _solve(
         done = steps
         fields = _fields(f, speed)
         if not np.isfinite(fields).all():
-            raise UpsError(
-                f"the flow diverged before t = {time:g}; a larger resolution may solve it."
+            raise FlowDiverged(
+                f"the flow diverged before t = {time:g}; a smaller lattice_speed or a larger "
+                "resolution may solve it."
             )
         fields[kind[1:-1, 1:-1] != FLUID] = 0
         coefficients = force[:-1] / (speed**2 / grid.cell_size[0] / 2)
