@@ -36,7 +36,7 @@ from ups.datamodules.obstacles import ObstacleFlows, file_of, generate_obstacles
 from ups.datamodules.own import draw_splits, split_sizes
 from ups.datamodules.readers import POINT_READERS, PointReader, open_reader
 from ups.datamodules.readers.pdebench import digest
-from ups.datamodules.windows import WindowIndices, WindowSampler
+from ups.datamodules.windows import WindowIndices, training_sampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics.lattice_boltzmann import CHANNELS
 
@@ -355,25 +355,8 @@ class PointCloudDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         h: Any = self.hparams
-        trainer = self.trainer
-        sampler = WindowSampler(
-            len(self.train),
-            self.num_frames,
-            h.unroll_steps,
-            (1,),  # there is nowhere to move points without an order
-            samples_per_trajectory=h.samples_per_trajectory,
-            batch_size=h.batch_size,
-            translate=False,
-            reflect=False,
-            start_time_bias=h.start_time_bias,
-            fixed_windows=h.fixed_windows,
-            seed=h.sampler_seed,
-            start_batch=lambda: (
-                trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
-            ),
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
-        )
+        nowhere = (1,)  # points without an order can't be moved
+        sampler = training_sampler(self, len(self.train), nowhere, translate=False, reflect=False)
         sizes = (h.unroll_steps, h.input_points, h.query_points)
         dataset = PointWindows(self.train, self.parameters["train"], *sizes)
         return DataLoader(dataset, sampler=sampler, batch_size=None)

@@ -1,7 +1,6 @@
 """Trajectories of an equation of ``ups.physics``, generated or read from PDEBench's files."""
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +38,12 @@ from ups.core.schema import (
 from ups.core.settings import PlainDict
 from ups.datamodules.generate import SPLITS, Recipe, Split, generate, short_hash
 from ups.datamodules.observed import conserves_mean, is_homogeneous
+from ups.datamodules.parts import Part, check_parameters, chosen_recipe, given_parts
 from ups.datamodules.readers import READERS, Reader, get_reader
-from ups.datamodules.readers.parameters import file_parameter
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
-from ups.datamodules.windows import WindowDataset, WindowSampler
+from ups.datamodules.windows import WindowDataset, training_sampler
 from ups.evaluation.results import DatasetInfo
-from ups.physics import Equation, get_equation
+from ups.physics import get_equation
 from ups.physics.moving_frame import MovingFrame
 from ups.physics.observation import Observation, check_observable
 from ups.simulation.input_range import channel_sizes
@@ -188,7 +187,8 @@ class TrajectoryDataModule(pl.LightningDataModule):
         self.equation_name = equation
         self.equation = None if equation is None else get_equation(equation)
         self.augmentation = Augmentation(**(augmentation or {}))
-        self._check_parameters(nu)
+        if self.equation is not None:
+            check_parameters(self.equation, str(equation), nu)
         has_no_parameter = self.equation is not None and not self.equation.parameters
         if path is None and (equation is None or (nu is None and not has_no_parameter)):
             raise UpsError(
@@ -201,7 +201,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
                 "generate data with."
             )
         if path is None and self.equation is not None:
-            self.initial_conditions = _chosen(self.equation, initial_conditions)
+            self.initial_conditions = chosen_recipe(self.equation, initial_conditions)
         if path is None and self._solver_points() % num_points:
             raise UpsError(
                 f"`data.num_points` must be a divisor of "
@@ -210,7 +210,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if path is None and self.equation is not None and observed_points is not None:
             check_observable(self.equation, self.equation.grid(num_points), observed_points)
         self.doubts: list[str] = []  # about what was given, for warnings
-        self.parts = self._parts(path, Path(cache_dir), nu)  # pairs of nu, or None, and a file
+        nus = [nu] if nu is None or isinstance(nu, float | int) else list(nu)
+        if path is None:
+            self.parts = self._generated_parts(Path(cache_dir), nus)
+        else:
+            paths = [path] if isinstance(path, str | Path) else list(path)
+            self.parts, self.doubts = given_parts(paths, nus, self.equation, reader)
         self.training_parameters = [[] if value is None else [value] for value, _ in self.parts]
         self.path = self.parts[0][1]
         self.ready = False
@@ -452,25 +457,13 @@ class TrajectoryDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         h: Any = self.hparams
-        trainer = self.trainer
-        sampler = WindowSampler(
+        sampler = training_sampler(
+            self,
             len(self.train_sources),
-            self.num_frames,
-            h.unroll_steps,
             self.spec.grid.shape,
-            samples_per_trajectory=h.samples_per_trajectory,
-            batch_size=h.batch_size,
             translate=self.augmentation.translate,
             reflect=self.augmentation.reflect,
-            start_time_bias=h.start_time_bias,
             max_time_rescale=self._max_time_rescale(),
-            fixed_windows=h.fixed_windows,
-            seed=h.sampler_seed,
-            start_batch=lambda: (
-                trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
-            ),
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
         )
         dataset = WindowDataset(
             self.train_sources,
@@ -524,73 +517,12 @@ class TrajectoryDataModule(pl.LightningDataModule):
             ]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
 
-    def _parts(
-        self, path: str | Sequence[str] | None, cache_dir: Path, nu: float | Sequence[float] | None
-    ) -> list[tuple[float | None, Path]]:
-        """Pair each value of nu, or None, with its file."""
-        paths = [path] if path is None or isinstance(path, str | Path) else list(path)
-        nus = [nu] if nu is None or isinstance(nu, float | int) else list(nu)
-        if path is None:
-            return [
-                (n, cache_dir / f"{self._name(n)}-{short_hash(self._recipe(i, n))}.hdf5")
-                for i, n in enumerate(None if n is None else float(n) for n in nus)
-            ]
-        nus = nus * len(paths) if nus == [None] else nus
-        if len(nus) != len(paths):
-            raise UpsError(
-                f"`data.nu` must be null or one value for each file: data.path names {len(paths)} "
-                f"files and data.nu {len(nus)} values."
-            )
-        pairs = [(Path(p), n) for p, n in zip(paths, nus, strict=True) if p is not None]
-        if self.equation is None or not self.equation.parameters:
-            if len({n is None for _, n in pairs}) > 1:
-                raise UpsError(f"`data.nu` must be one value for each file, or null, got {nus}.")
-            return [(n, p) for p, n in pairs]
-        (symbol,) = self.equation.parameters
-        return [(self._parameter_of(p, n, symbol), p) for p, n in pairs]
-
-    def _check_parameters(self, nu: object) -> None:
-        """Check that the equation has as many parameters as ``nu`` says, one or none.
-
-        Raises:
-            UpsError: it has others.
-        """
-        if self.equation is None:
-            return
-        names = ", ".join(self.equation.parameters)
-        if len(self.equation.parameters) > 1:
-            raise UpsError(
-                f"`data.equation` must have one parameter or none, got {self.equation_name} with "
-                f"{names}. Its files are read with data=own."
-            )
-        if not names and nu is not None:
-            raise UpsError(
-                f"`data.nu` must be null, got {nu}: {self.equation_name} has no parameter."
-            )
-
-    def _parameter_of(self, path: Path, given: float | None, symbol: str) -> float:
-        """The parameter of a file: what is given, or else what the file says.
-
-        Raises:
-            UpsError: neither is there, or no file.
-        """
-        # the files of other readers may be of any kind
-        known = file_parameter(path, symbol, has_attributes=self.hparams["reader"] == "pdebench")
-        if given is None and known is not None:
-            return known.value
-        if given is None and not path.is_file():
-            raise UpsError(f"`data.path` must be a file: there is no data file {path}.")
-        if given is None:
-            raise UpsError(
-                f"`data.nu` must be a number, got null: neither an attribute nor the name of "
-                f"{path} says {symbol}, as '..._{symbol}0.1.hdf5' would."
-            )
-        if known is not None and not math.isclose(known.value, given, rel_tol=1e-6):
-            self.doubts.append(
-                f"`data.nu` is {given:g}, but {known.source} says that {path} has {symbol} "
-                f"{known.value:g}; {given:g} is used."
-            )
-        return given
+    def _generated_parts(self, cache_dir: Path, nus: Sequence[float | None]) -> list[Part]:
+        """Pair each value of nu, or None, with the file that is made for it."""
+        return [
+            (nu, cache_dir / f"{self._name(nu)}-{short_hash(self._recipe(i, nu))}.hdf5")
+            for i, nu in enumerate(None if nu is None else float(nu) for nu in nus)
+        ]
 
     def _name(self, *nus: float | None) -> str:
         """The name of the data set."""
@@ -618,21 +550,6 @@ class TrajectoryDataModule(pl.LightningDataModule):
         if h.start_time:
             recipe["start_time"] = h.start_time
         return recipe
-
-
-def _chosen(equation: Equation, initial_conditions: str | None) -> str:
-    """The name of the initial conditions of generated data.
-
-    Raises:
-        UpsError: the equation has none of that name.
-    """
-    known = list(equation.initial_conditions)
-    chosen = known[0] if initial_conditions is None else initial_conditions
-    if chosen not in known:
-        raise UpsError(
-            f"`data.initial_conditions` must be null or one of {', '.join(known)}, got {chosen!r}."
-        )
-    return chosen
 
 
 def _essentials(file: Reader) -> dict[str, object]:

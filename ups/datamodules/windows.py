@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
@@ -238,3 +240,39 @@ class WindowSampler(Sampler[WindowIndices]):
                 stride[rows],
                 seed[rows],
             )
+
+
+def training_sampler(
+    data: Any, trajectories: int, space: Sequence[int], **augmentation: Any
+) -> WindowSampler:
+    """The sampler of a data module's training windows. It goes on where the module's trainer is.
+
+    Args:
+        data: a ``LightningDataModule`` after ``setup``.
+        trajectories: the number of training trajectories.
+        space: the number of points along each axis, for translations.
+        augmentation: other arguments of ``WindowSampler``.
+    """
+    h = data.hparams
+    trainer: pl.Trainer | None = data.trainer
+
+    def batches_taken() -> int:
+        return trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
+
+    return WindowSampler(
+        trajectories,
+        data.num_frames,
+        h.unroll_steps,
+        space,
+        samples_per_trajectory=h.samples_per_trajectory,
+        batch_size=h.batch_size,
+        start_time_bias=h.start_time_bias,
+        fixed_windows=h.fixed_windows,
+        seed=h.sampler_seed,
+        start_batch=lambda: (
+            trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
+        ),
+        rank=trainer.global_rank if trainer else 0,
+        world=trainer.world_size if trainer else 1,
+        **augmentation,
+    )
