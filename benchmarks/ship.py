@@ -26,27 +26,14 @@ MODELS = {
     "burgers-small": Shipped(
         "outputs/stages/all-0",
         """
-- The command above is that of the run's last call, which tested it. The weights were trained by \
-the same command at commit a145740, in
-  21 min 36 s on the same machine; what `stage=all` trains at a later commit may differ.
-- The correctors were trained with temperature 0.85, which only the choice of the epoch sees, and \
-set to 0.25, since then the default,
-  before the test.
 - This is the first of three seeds, not the best. docs/stages.md has mean and standard deviation \
-over all three, and an operator trained
-  as long as all stages together: without test-time conditioning it is no less accurate than \
-`latent + diffusion`, with it more accurate
-  than any row here.
-- One test trajectory of 128, an initial condition that a smooth window cuts off, carries 39 % of \
-the operator's squared error.
-- In 1D on a CPU the numerical solver is the faster choice: its times above are those of eager \
-PyTorch. Compiled, the same scheme
-  takes 0.19 ms a trajectory at 256 points (`python benchmarks/solver.py`).
-- The figures above are those of the model at rest, on fields of which most have no mean. \
-`rollout` now sees fields from a frame that moves
-  with them. On PDEBench's published initial conditions, which have a mean, the model's error is \
-0.0069 in that way, and 0.0351 at rest
-  (`python benchmarks/shifts.py`).
+over all three, and an operator
+  trained as long as all stages together, which is more accurate than `latent + diffusion`.
+- Diffusion and consistency don't lower the operator's error. They add draws, whose spread fits \
+their error.
+- In 1D on a CPU the numerical solver is the faster choice: its times above are those of one call \
+a frame, as a model is called. All
+  frames in one call take 0.19 ms a trajectory at 256 points (`python benchmarks/solver.py`).
 """,
     ),
     "navier-stokes-small": Shipped(

@@ -178,12 +178,12 @@ def test_channels_may_have_other_names(finished):
     ("settings", "words"),
     [
         (["init_from=nothing"], "nothing is neither a run directory nor a checkpoint file"),
-        (["init_from=burgers-small"],
-         r"=burgers-small; give the model=\.\.\. of its training: `model.architecture` must be "
-         r"mixer, got memory_upt\."),
         (["init_from=burgers-small", "model=mixer_tiny"],
-         "`model.num_tokens` must be 64, got 32, `model.hidden_dim` must be 48, got 16"),
-        (["init_from=burgers-small", "model=mixer_small", "model.dilations=[1,2,4]"],
+         r"=burgers-small; give the model=\.\.\. of its training: `model.architecture` must be "
+         r"memory_upt, got mixer\."),
+        (["init_from=burgers-small", "model.hidden_channels=16", "model.depth=4"],
+         "`model.hidden_channels` must be 48, got 16, `model.depth` must be 8, got 4"),
+        (["init_from=burgers-small", "model.dilations=[1,2,4]"],
          r"training: `model.dilations` must be 1 x 2 x 4 x 1, got 1 x 2 x 4\."),
         (["init_from=3"], "`init_from` must be a path, or null, got 3"),
     ],
@@ -237,8 +237,8 @@ def test_a_run_records_its_beginning_and_resumes_from_no_other(call, tmp_path, m
 def test_training_beats_training_from_scratch_in_as_many_steps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "test", lambda *arguments: None)
-    few = ["model=mixer_small", "data.nu=0.002", "data.num_train=32", "data.num_validation=8",
-           "data.num_test=4", "data.samples_per_trajectory=4", "trainer.max_epochs=1",
+    few = ["data.nu=0.002", "data.num_train=32", "data.num_validation=8", "data.num_test=4",
+           "data.samples_per_trajectory=4", "trainer.max_epochs=1",
            "stage.operator.module.lr=0.0001", "preflight=false"]  # fmt: skip
     scratch = pipeline.run(composed("name=scratch", *few))
     started = pipeline.run(composed("name=started", "init_from=burgers-small", *few))

@@ -607,7 +607,7 @@ def test_calling_a_simulator_gives_the_next_frame(simulator):
 
 def test_a_simulator_says_in_one_line_what_it_is():
     sim = ups.load("burgers-small")
-    words = "burgers; upt-small; 256 points; dt=0.05; nu=0.001; correctors: diffusion, consistency"
+    words = "burgers; memory-upt; 256 points; dt=0.05; nu=0.001; correctors: diffusion, consistency"
     assert repr(sim) == f"Simulator({words})"
     plain = Simulator(make_simulator().model, make_simulator().spec, training_parameters=[[0.2]])
     assert repr(plain) == "Simulator(no equation; MixerUPT; 32 points; dt=0.05; nu=0.2)"
