@@ -32,7 +32,13 @@ from ups.evaluation.leaderboard import flat_rows
 from ups.evaluation.report.html import RunResults, write_comparison, write_run
 from ups.evaluation.report.plots import draw_rollout
 from ups.evaluation.report.table import print_table
-from ups.evaluation.results import Evaluation, Row, divergence_in_words, times_in_words
+from ups.evaluation.results import (
+    Evaluation,
+    Row,
+    divergence_in_words,
+    no_gain_in_words,
+    times_in_words,
+)
 from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.runs.reports import finished_results, report_paths, write_reports
@@ -321,7 +327,7 @@ def test_report_says_a_column_once_that_is_the_same_in_all_rows(tmp_path, figure
     assert "The same in all rows: mass (cRMSE) 0.00314." in text
     assert "The same in all rows: mass drift 0." in text
     assert "mass drift" not in tables(text)["Physics checks"][0]
-    assert "; times of one trajectory in batches of 5. Grey" in text
+    assert "; times of one trajectory in batches of 5; no more accurate than the operator" in text
 
 
 def test_rows_that_have_diverged_are_named():
@@ -330,6 +336,18 @@ def test_rows_that_have_diverged_are_named():
     rows[0]["nrmse"], rows[1]["nrmse"], rows[2]["nrmse"] = 2e3, 999.0, float("nan")
     found = divergence_in_words(map(Row.from_dict, rows))
     assert found == f"diverged: {LABELS[0]}, {LABELS[2]}"
+
+
+def test_correctors_that_gain_nothing_are_named():
+    def row(correct, nrmse, ttc=False):
+        return Row("mine", "latent", correct, ttc, {"nrmse": nrmse})
+
+    plain = row("none", 0.2)
+    assert no_gain_in_words([plain, row("diffusion", 0.1)]) == ""
+    assert no_gain_in_words([row("diffusion", 0.3)]) == ""  # there is nothing to compare it with
+    rows = [plain, row("diffusion", 0.3), row("consistency", 0.2), row("diffusion", 0.3, ttc=True)]
+    found = no_gain_in_words([*rows, row("none", 0.4, ttc=True)])
+    assert found == "no more accurate than the operator alone: diffusion, consistency"
 
 
 def test_times_are_of_no_more_trajectories_than_there_are(tmp_path):
@@ -371,7 +389,7 @@ def test_report_headline_shows_huge_numbers_short(tmp_path, figures):
     found = columns(tables((tmp_path / "reports/report.html").read_text())["Errors and cost"])
     assert found["rollout nRMSE"]["mine, latent"] == "2.5e+07"
     assert found["RMSE"]["mine, latent"] == "123456.0000"
-    assert "; diverged: mine, latent. Grey" in (tmp_path / "reports/report.html").read_text()
+    assert "; diverged: mine, latent" in (tmp_path / "reports/report.html").read_text()
 
 
 # --- the page's pictures ---

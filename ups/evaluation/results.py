@@ -281,6 +281,20 @@ def divergence_in_words(rows: Iterable[Row]) -> str:
     return f"diverged: {', '.join(labels)}" if labels else ""
 
 
+def no_gain_in_words(rows: Iterable[Row]) -> str:
+    """Which correctors make single forecasts no more accurate, in words; "" if all do."""
+    by_setting = {row.setting: row for row in rows}
+    idle = [
+        row.correct
+        for (model, mode, correct, ttc), row in by_setting.items()
+        if correct != "none"
+        and (plain := by_setting.get((model, mode, "none", ttc))) is not None
+        and not row["nrmse"] < plain["nrmse"]
+    ]
+    names = ", ".join(dict.fromkeys(idle))
+    return f"no more accurate than the operator alone: {names}" if names else ""
+
+
 def times_in_words(cfg: DictConfig, dataset: DatasetInfo) -> str:
     """How many trajectories were rolled out at once when their time was taken."""
     size = OmegaConf.select(cfg, "data.eval_batch_size")

@@ -26,6 +26,7 @@ from ups.evaluation.results import (
     TestedData,
     divergence_in_words,
     merge_evaluations,
+    no_gain_in_words,
     read_evaluations,
     times_in_words,
 )
@@ -288,7 +289,8 @@ def _headline(rows: Mapping[str, Row], times: Collection[str]) -> dict[str, obje
         [label, *(_cell(values.get(key), digits) for _, key, digits in columns)]
         for label, values in known.items()
     ]
-    words = (" or ".join(sorted(times)), divergence_in_words(rows.values()))
+    remarks = (divergence_in_words(rows.values()), no_gain_in_words(rows.values()))
+    words = (" or ".join(sorted(times)), *remarks)
     note = (
         "In physical space, of rollouts from t = 0; the mean over frames and trajectories; "
         f"{'; '.join(filter(None, words))}. Grey: baselines."

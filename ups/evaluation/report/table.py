@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ups.evaluation.results import DatasetInfo, Row, divergence_in_words
+from ups.evaluation.results import DatasetInfo, Row, divergence_in_words, no_gain_in_words
 
 WIDE = 110  # characters of a terminal that shows all columns
 COLUMNS: dict[str, Callable[[Row], float | None]] = {
@@ -49,7 +49,8 @@ def print_table(
     same = [head for head in cells if head in WIDE_COLUMNS and _is_constant(cells[head])]
     said_once = [f"{head} {cells.pop(head)[0]} in all rows" for head in same]
     cells["ms / trajectory"] = [f"{1e3 * row['seconds_per_trajectory']:.2f}" for row in rows]
-    caption = "; ".join(filter(None, [times, *said_once, divergence_in_words(rows)]))
+    remarks = [times, *said_once, divergence_in_words(rows), no_gain_in_words(rows)]
+    caption = "; ".join(filter(None, remarks))
     table = Table(
         title=title,
         title_justify="left",
