@@ -30,7 +30,6 @@ OF_DRAWS = (
 )
 CONTROL_SEEDS = (1, 2)
 OPERATOR_SEEDS = (3, 4)
-PEER_SEEDS = (*SEEDS, *OPERATOR_SEEDS)
 # of the operator: what diffusion and consistency take is as long as 16 more of its 22 epochs
 CONTROL_EPOCHS = 38
 
@@ -65,7 +64,7 @@ def train(out: Path, kind: str, seeds: tuple[int, ...], report: str, *settings: 
 def main(out: Path) -> None:
     train(out, "all", SEEDS, "eval_ttc", "stage=all")
     train(out, "operator", OPERATOR_SEEDS, "eval_operator")
-    train(out, "patch_stepper", PEER_SEEDS, "eval_operator", "model=patch_stepper")
+    train(out, "patch_stepper", SEEDS, "eval_operator", "model=patch_stepper")
     train(out, "control", CONTROL_SEEDS, "eval_operator", f"trainer.max_epochs={CONTROL_EPOCHS}")
     train(
         out,
@@ -93,7 +92,7 @@ def main(out: Path) -> None:
         *runs.values(),
         *(by_series(out / f"operator-{seed}", "eval_operator") for seed in OPERATOR_SEEDS),
     ]
-    peers = [by_series(out / f"patch_stepper-{seed}", "eval_operator") for seed in PEER_SEEDS]
+    peers = [by_series(out / f"patch_stepper-{seed}", "eval_operator") for seed in SEEDS]
     result: dict[str, Any] = {
         "stage_all_seconds": int((out / "all-0/wall_seconds").read_text()),
         "operator": {
