@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from helpers import pictures
 from helpers.commands import call
 
 from ups.callbacks import GracefulStop
@@ -80,6 +81,16 @@ def damaged(content, rng):
     else:
         del data[a:b]
     return bytes(data)
+
+
+pictures.blank()
+
+
+@pytest.fixture
+def drawn():
+    """Runs draw their pictures and pages, which are blank in other tests."""
+    with pictures.drawn():
+        yield
 
 
 @pytest.fixture

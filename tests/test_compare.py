@@ -232,6 +232,7 @@ def test_a_simulator_for_other_data_is_refused(compare, data):
         compare({"ours": make_simulator(64)}, data)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_results_stand_on_the_leaderboard_and_beside_runs(compare, data, tmp_path):
     compare({"first": stays}, data)
     result = compare({"mine": lambda u: 0.5 * u}, data)  # the same folder: replaced

@@ -21,7 +21,8 @@ from test_point_readers import write_transient_flows, write_vtk
 
 import ups
 
-pytestmark = pytest.mark.integration  # starts processes, or whole runs
+# starts processes, or whole runs, which draw what their readers see
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("drawn")]
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

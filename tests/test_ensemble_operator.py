@@ -347,6 +347,7 @@ def test_ensemble_of_an_uncertain_future_beats_the_operator_trained_in_as_many_s
 # ---------------------------------------------------------------- from the command line
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.integration
 def test_command_makes_an_ensemble_of_a_finished_operator_and_resumes_bit_for_bit(
     tmp_path, monkeypatch

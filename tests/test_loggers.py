@@ -149,6 +149,7 @@ def test_wandb_offline(interrupted, tmp_path):
         )  # so that `wandb sync` finds it from anywhere
 
 
+@pytest.mark.usefixtures("drawn")
 def test_tensorboard(interrupted, call, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -301,6 +301,7 @@ def test_data_at_other_points_are_refused_because_the_forcing_is_another_there()
         check_data(simulator, other, "run")
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.integration
 def test_all_stages_train_and_are_tested_on_a_plane(ups_run, tmp_path):
     settings = [s for s in TINY if not s.startswith("data.reference_num_points")]

@@ -357,6 +357,7 @@ spatial_downsampling: 1
 """
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.integration
 @pytest.mark.parametrize("architecture", ["resnet", "upt"])  # steps the field; tokens and losses
 def test_peer_trains_on_a_plane_by_the_same_command(architecture, ups_run, tmp_path):

@@ -277,6 +277,7 @@ def test_evaluation_on_points_has_what_needs_no_grid(data, simulator):
     assert module.spectra is None
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.slow
 def test_a_run_on_points_trains_tests_and_loads(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

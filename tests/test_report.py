@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+from helpers import pictures
 from helpers.commands import call
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +20,8 @@ from ups.evaluation.report.html import RunResults
 from ups.run import CONF
 from ups.runs import reports
 
-pytestmark = pytest.mark.integration  # starts processes, or whole runs
+# starts processes, or whole runs
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("drawn")]
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -59,7 +61,8 @@ def folder(tmp_path_factory):
                   "stage.consistency.trainer.max_epochs=1"],
                  ["name=two", "model=resnet", "model.hidden_channels=8"]):  # fmt: skip
         sizes = [size for size in TINY if "model" not in args[1] or not size.startswith("model")]
-        done = call("ups.run", *sizes, "trainer.log_every_n_steps=2", *args, cwd=folder)
+        with pictures.drawn():
+            done = call("ups.run", *sizes, "trainer.log_every_n_steps=2", *args, cwd=folder)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "report.html" in done.stdout
     return folder

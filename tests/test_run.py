@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import NUM_BASELINES, TINY
+from helpers import pictures
 from helpers.commands import call, run_python
 
 import ups
@@ -26,7 +27,8 @@ ONE = [
 def finished(tmp_path_factory):
     """One finished tiny run, shared by the tests that only look at it."""
     folder = tmp_path_factory.mktemp("finished")
-    done = call(*ONE, cwd=folder)
+    with pictures.drawn():
+        done = call(*ONE, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 

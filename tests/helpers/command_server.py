@@ -16,6 +16,7 @@ from hydra.core.plugins import Plugins
 # with all that these import, but for the modules that are commands: Python's -m must find them new
 import ups.pipeline
 import ups.runs.hydra_callbacks  # noqa: F401
+from tests.helpers import pictures
 
 
 def import_late_parts():
@@ -48,6 +49,8 @@ def become(command):
         os.close(file)
     os.environ.clear()
     os.environ.update(command["env"])
+    if not pictures.is_drawn():
+        pictures.blank()
     os.chdir(command["cwd"])
     sys.path[0] = command["cwd"]
     sys.argv = command["words"]
