@@ -241,10 +241,21 @@ def stages(result: dict[str, Any]) -> str:
         for label, row in result["rows"].items()
     ]
     head = ["", *(name for name, _ in columns.values()), "ms a trajectory"]
+    operator, peer = result["operator"], result["patch_stepper"]
     return f"""{table(head, rows)}
 
 What the rows are: [stages](stages.md). `stage=all` took {result["stage_all_seconds"] / 60:.0f} \
-minutes on two cores, tests included."""
+minutes on two cores, tests included.
+
+The operator alone, as `python -m ups.run stage=operator` trains it: {ranged(operator["latent"])} in \
+latent rollouts, {ranged(operator["physical"])} in physical ones. `model=patch_stepper` by the same \
+command: {ranged(peer)}."""
+
+
+def ranged(cell: dict[str, Any]) -> str:
+    """Mean and standard deviation, range and number of seeds."""
+    seeds = cell["seeds"]
+    return f"{number(cell)} ({min(seeds):.4f} to {max(seeds):.4f}, {len(seeds)} seeds)"
 
 
 def ranking(result: dict[str, Any]) -> str:

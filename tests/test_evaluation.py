@@ -486,6 +486,8 @@ def test_evaluation_seconds_are_those_of_the_rollouts_over_all_samples(monkeypat
     # a call takes 2 seconds a trajectory and 1 a frame: (6 + 3) + (4 + 3) for 5 trajectories
     seconds = [row["seconds_per_trajectory"] for row in module.rows]
     assert seconds == [pytest.approx(16 / 5)] * len(SETTINGS)
+    # which take 2 seconds for each of the 3 first trajectories and 1 for a frame
+    assert module.warm_up_seconds == 7 * len(SETTINGS)
 
 
 def test_evaluation_warms_every_stepper_up_once_before_timing(monkeypatch):

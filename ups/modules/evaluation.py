@@ -73,11 +73,14 @@ class MeasurementModule(pl.LightningModule):
         self.first: list[tuple[Tensor, Tensor]] = []
         self.points: list[Points] = []
         self.channel_errors: list[Tensor] = []
+        self.warm_up_seconds = 0.0
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         for measurement in self.measurements:
             if batch_idx == 0:
+                started = time.perf_counter()
                 measurement.start(batch)
+                self.warm_up_seconds += time.perf_counter() - started
             torch.manual_seed(batch_idx)  # equal draws for all settings and evaluations
             pred = measurement.update(batch)
             if measurement is self.measurements[0]:

@@ -37,7 +37,7 @@ class ReportWriter(pl.Callback):
         folder: the run's folder.
 
     Attributes:
-        seconds: the time that the rollouts took.
+        seconds: the time that the rollouts took, without the first calls, which compile solvers.
     """
 
     def __init__(self, cfg: DictConfig, folder: Path) -> None:
@@ -49,7 +49,7 @@ class ReportWriter(pl.Callback):
         self.started = time.perf_counter()
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        self.seconds = time.perf_counter() - self.started
+        self.seconds = time.perf_counter() - self.started - pl_module.warm_up_seconds
         write_reports(self.cfg, pl_module, trainer.datamodule, self.folder)
 
 
