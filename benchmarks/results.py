@@ -247,9 +247,9 @@ def stages(result: dict[str, Any]) -> str:
 What the rows are: [stages](stages.md). `stage=all` took {result["stage_all_seconds"] / 60:.0f} \
 minutes on two cores, tests included.
 
-The operator alone, as `python -m ups.run stage=operator` trains it: {ranged(operator["latent"])} in \
-latent rollouts, {ranged(operator["physical"])} in physical ones. `model=patch_stepper` by the same \
-command: {ranged(peer)}."""
+The operator alone, as `python -m ups.run stage=operator` trains it: {ranged(operator["latent"])} \
+in latent rollouts, {ranged(operator["physical"])} in physical ones. `model=patch_stepper` by the \
+same command: {ranged(peer)}."""
 
 
 def ranged(cell: dict[str, Any]) -> str:
