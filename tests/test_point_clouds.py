@@ -115,6 +115,17 @@ def test_encoder_and_decoder_have_draws_of_their_own_that_a_repeated_epoch_repea
     assert not np.array_equal(first.seed, second.seed)
 
 
+def test_decoder_may_be_asked_at_the_points_of_the_encoder(path):
+    data = PointCloudDataModule(path=str(path), input_points=150, query_points=None, unroll_steps=1)
+    data.setup()
+    (batch,) = batches(data, 1)
+    u_0, points = batch.start
+    assert batch.u.shape == (8, 2, 150, 3)
+    assert torch.equal(u_0, batch.u[:, 0])
+    assert points is batch.points
+    assert not torch.equal(points.positions[0], points.positions[2])
+
+
 def test_statistics_are_of_the_training_split(data, path):
     file = PointCloudFile(path)
     values = np.concatenate([each.reshape(-1, 3) for each in file.read([0, 1])]).astype(float)

@@ -60,7 +60,8 @@ class PointWindows(Dataset[Batch]):
         parameters: their parameters (N, P).
         unroll_steps: number of steps in a window.
         input_points: the most points of an encoder.
-        query_points: the most points of a decoder.
+        query_points: the most points of a decoder; None for those of the encoder, for models that
+            step a field at its own points.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class PointWindows(Dataset[Batch]):
         parameters: Tensor,
         unroll_steps: int,
         input_points: int,
-        query_points: int,
+        query_points: int | None,
     ) -> None:
         self.trajectories = trajectories
         self.parameters = parameters
@@ -84,19 +85,16 @@ class PointWindows(Dataset[Batch]):
         for i, start in zip(w.trajectory, w.start, strict=True):
             fields, positions, features = self.trajectories[i]
             window = fields[start : start + self.unroll_steps + 1]
-            inputs.append(_draw((window[:1], positions, features), self.input_points, rng))
-            queries.append(_draw((window, positions, features), self.query_points, rng))
+            inputs.append(_draw((window, positions, features), self.input_points, rng))
+            if self.query_points is not None:
+                queries.append(_draw((window, positions, features), self.query_points, rng))
         initial, initial_points = _padded(inputs, self.input_points)
+        parameters = self.parameters[w.trajectory]
+        indices = (torch.from_numpy(w.trajectory), torch.from_numpy(w.number))
+        if self.query_points is None:
+            return Batch(initial, parameters, *indices, initial_points)
         u, points = _padded(queries, self.query_points)
-        return Batch(
-            u,
-            self.parameters[w.trajectory],
-            torch.from_numpy(w.trajectory),
-            torch.from_numpy(w.number),
-            points,
-            initial[:, 0],
-            initial_points,
-        )
+        return Batch(u, parameters, *indices, points, initial[:, 0], initial_points)
 
 
 def _draw(sample: Sample, number: int, rng: np.random.Generator) -> Sample:
@@ -158,8 +156,9 @@ class PointCloudDataModule(pl.LightningDataModule):
         num_test: number of test trajectories; None for those of the file, or a tenth.
         temporal_downsampling: keep every so many-th frame of ``path``.
         spatial_downsampling: keep every so many-th point of each trajectory of ``path``.
-        input_points: the most points that an encoder gets in training, a new draw for each window.
-        query_points: the most points at which a decoder is asked in training, drawn separately.
+        input_points: the most points that an encoder gets in training, a new draw for a window.
+        query_points: the most points at which a decoder is asked in training, drawn separately;
+            None for the points of the encoder.
         unroll_steps: number of steps in a training window.
         samples_per_trajectory: number of windows from each trajectory in an epoch.
         batch_size: windows in a training batch.
@@ -207,7 +206,7 @@ class PointCloudDataModule(pl.LightningDataModule):
         temporal_downsampling: PositiveInt = 1,
         spatial_downsampling: PositiveInt = 1,
         input_points: PositiveInt = 1024,
-        query_points: PositiveInt = 1024,
+        query_points: PositiveInt | None = 1024,
         unroll_steps: PositiveInt = 2,
         samples_per_trajectory: PositiveInt = 20,
         batch_size: PositiveInt = 8,
