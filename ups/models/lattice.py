@@ -48,6 +48,10 @@ class Lattice(nn.Module):
 
     lower: Tensor
     spacing: Tensor
+    shape: Tensor
+    strides: Tensor
+    is_open: Tensor
+    cell_corners: Tensor
 
     def __init__(
         self,
@@ -73,31 +77,32 @@ class Lattice(nn.Module):
         reach = [n * width for n, width in zip(shape, spacing, strict=True)]
         self.tokens = Grid(tuple(shape), tuple(reach), boundary, tuple(lower))
         self.num_tokens = math.prod(shape)
-        self.register_buffer("lower", torch.tensor(lower), persistent=False)
-        self.register_buffer("spacing", torch.tensor(spacing), persistent=False)
+        corners = list(product((0, 1), repeat=len(shape)))
+        strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]  # the last axis is fastest
+        for name, values in (
+            ("lower", torch.tensor(lower)),
+            ("spacing", torch.tensor(spacing)),
+            ("shape", torch.tensor(self.tokens.shape)),
+            ("strides", torch.tensor(strides)),
+            ("is_open", ~torch.tensor(self.is_periodic)),
+            ("cell_corners", torch.tensor(corners)),
+        ):
+            self.register_buffer(name, values, persistent=False)
 
     def corners(self, points: Points) -> Corners:
         """The tokens around each point. Points beyond the box have those at its face."""
-        shape = self.tokens.shape
+        last = self.shape - 1
         cell = (points.positions - self.lower) / self.spacing
-        last = torch.tensor(shape, device=cell.device) - 1
-        is_open = ~torch.tensor(self.is_periodic, device=cell.device)
-        cell = torch.where(is_open, cell.clamp_min(0).minimum(last), cell)
+        cell = torch.where(self.is_open, cell.clamp_min(0).minimum(last), cell)
         first = cell.detach().floor().long()
         # a point on the upper face lies in the last cell, and not in one behind it
-        first = torch.where(is_open, first.minimum(last - 1), first)
-        found = []
-        for corner in product((0, 1), repeat=len(shape)):
-            node = first + torch.tensor(corner, device=cell.device)
-            offset = cell - node
-            weight = (1 - offset.abs()).clamp_min(0).prod(-1)
-            number = torch.zeros_like(node[..., 0])
-            for d, n in enumerate(shape):
-                number = number * n + node[..., d] % n
-            found.append((number, offset, weight))
-        number, offset, weight = (torch.stack(each, 2) for each in zip(*found, strict=True))
-        sample = torch.arange(len(number), device=number.device)[:, None, None]
+        first = torch.where(self.is_open, first.minimum(last - 1), first)
+        node = first[:, :, None] + self.cell_corners
+        offset = cell[:, :, None] - node
+        weight = (1 - offset.abs()).clamp_min(0).prod(-1)
         weight = weight * points.mask[..., None]
+        number = (node % self.shape * self.strides).sum(-1)
+        sample = torch.arange(len(number), device=number.device)[:, None, None]
         return Corners(number + sample * self.num_tokens, offset, weight)
 
 
