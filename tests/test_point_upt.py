@@ -31,13 +31,17 @@ MODEL = {
 PARAMETERS = torch.tensor([[100.0], [60.0], [180.0]])
 
 
-def make_simulator(spec=SPEC, seed=0, **changes):
+def simulator_of(config, spec=SPEC, seed=0):
     """A simulator with weights that leave no part out."""
     torch.manual_seed(seed)
-    model = build({**MODEL, **changes}, spec)
+    model = build(config, spec)
     for p in model.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
-    return Simulator(model, spec, model_config={**MODEL, **changes}).eval()
+    return Simulator(model, spec, model_config=config).eval()
+
+
+def make_simulator(spec=SPEC, seed=0, **changes):
+    return simulator_of({**MODEL, **changes}, spec, seed)
 
 
 def draw_points(num_points, seed=0, num_samples=3, domain=CLOUD):

@@ -30,6 +30,7 @@ from ups.models.base import GridModel
 from ups.models.fno import FNO
 from ups.models.interpolated import InterpolatedGridModel
 from ups.models.memory import MemoryUPT
+from ups.models.mesh_graph_network import MeshGraphNetwork
 from ups.models.mixer import MixerUPT
 from ups.models.patch_stepper import PatchStepper
 from ups.models.point_upt import PointUPT
@@ -47,6 +48,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "resnet": DilatedResNet,
     "interpolated_grid": InterpolatedGridModel,
+    "mesh_graph_network": MeshGraphNetwork,
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "GridModel",
     "InterpolatedGridModel",
     "MemoryUPT",
+    "MeshGraphNetwork",
     "MixerUPT",
     "PatchStepper",
     "PointUPT",
