@@ -91,7 +91,8 @@ def small(words):
     if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
         return words
     if "data=obstacles" in words:
-        model = GRID_PEER if any(word.endswith("_on_grid") for word in words) else POINT_MODEL
+        has_grid = any(word.endswith(("_on_grid", "=point_memory_upt")) for word in words)
+        model = GRID_PEER if has_grid else POINT_MODEL
         return [*words, *SIZES, *FLOWS, *model]
     if "data=meshes" in words or "data=transient_flow" in words:
         lengths = [word for word in SIZES if not word.startswith("data.num_")]

@@ -33,6 +33,7 @@ from ups.models.memory import MemoryUPT
 from ups.models.mesh_graph_network import MeshGraphNetwork
 from ups.models.mixer import MixerUPT
 from ups.models.patch_stepper import PatchStepper
+from ups.models.point_memory import PointMemoryUPT
 from ups.models.point_upt import PointUPT
 from ups.models.resnet import DilatedResNet
 from ups.models.unet import UNet
@@ -43,6 +44,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "upt": UPT,
     "point_upt": PointUPT,
     "memory_upt": MemoryUPT,
+    "point_memory_upt": PointMemoryUPT,
     "patch_stepper": PatchStepper,
     "fno": FNO,
     "unet": UNet,
@@ -62,6 +64,7 @@ __all__ = [
     "MeshGraphNetwork",
     "MixerUPT",
     "PatchStepper",
+    "PointMemoryUPT",
     "PointUPT",
     "UNet",
     "build",

@@ -143,7 +143,8 @@ class ToGrid(nn.Module):
         for lattice in self.lattices:
             assert isinstance(lattice, Lattice)
             corners = on_grid if lattice is self.finest else lattice.corners(points)
-            means = mean_around(values - read(field, on_grid), corners, lattice.num_tokens)
+            left = values - read(field, on_grid)
+            means = mean_around(left[:, :, None], corners, lattice.num_tokens)
             nodes = means.mT.unflatten(-1, lattice.tokens.shape)
             # the nodes at the ends of all lattices lie on the faces of the box
             finer = F.interpolate(nodes, shape, mode=self.mode, align_corners=True)
@@ -157,9 +158,12 @@ def read(field: Tensor, corners: Corners) -> Tensor:
 
 
 def mean_around(values: Tensor, corners: Corners, num_nodes: int) -> Tensor:
-    """The weighted means (B, N, C) of values (B, P, C) around nodes; 0 where there are none."""
+    """The weighted means (B, N, C) around nodes of values (B, P, M, C); 0 where there are none.
+
+    Values (B, P, 1, C) are the same for all M corners.
+    """
     size = len(values) * num_nodes
     weight = corners.weight[..., None]
     total = sum_at(corners.token, weight, size)
-    sums = sum_at(corners.token, values[:, :, None] * weight, size)
+    sums = sum_at(corners.token, values * weight, size)
     return (sums / total.clamp_min(TINY)).unflatten(0, (len(values), num_nodes))

@@ -68,18 +68,19 @@ class Patches:
         return Neighborhood(self.shape, self.spec.grid.boundary, overlap)
 
     def cut(self, u: Tensor) -> Tensor:
-        """Fields (B, *space, C) as patches (B, N, size)."""
+        """Fields (B, *space, C), of any number of channels, as patches (B, N, values of each)."""
         split = [size for axis in zip(self.shape, self.patch, strict=True) for size in axis]
         b = u.shape[0]
-        u = u.reshape(b, *split, u.shape[-1]).permute(*self._order(grouped=False))
-        return u.reshape(b, self.number, self.size)
+        channels = u.shape[-1]
+        u = u.reshape(b, *split, channels).permute(*self._order(grouped=False))
+        return u.reshape(b, self.number, prod(self.patch) * channels)
 
     def join(self, patches: Tensor) -> Tensor:
-        """Patches (B, N, size) as fields (B, *space, C)."""
-        channels = self.spec.num_channels
+        """Patches (B, N, values of each) as fields (B, *space, C)."""
+        channels = patches.shape[-1] // prod(self.patch)
         b = patches.shape[0]
         u = patches.reshape(b, *self.shape, *self.patch, channels)
-        return u.permute(*self._order(grouped=True)).reshape(b, *self.spec.shape)
+        return u.permute(*self._order(grouped=True)).reshape(b, *self.spec.grid.shape, channels)
 
     def _order(self, grouped: bool) -> list[int]:
         """The axes (B, tokens and points in turn, C) as (B, tokens, points, C), or the inverse."""

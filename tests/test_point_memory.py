@@ -1,0 +1,176 @@
+"""The memory UPT on points: what it keeps before training, and what reaches what after it."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from test_point_upt import (
+    PARAMETERS,
+    SPEC,
+    assert_order_does_not_matter,
+    assert_padding_does_not_matter,
+    assert_samples_do_not_see_each_other,
+    draw_points,
+    simulator_of,
+    waves,
+)
+
+from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, Grid, PointCloud
+from ups.core.points import Points
+from ups.models import build
+from ups.models.interpolated import read
+from ups.models.point_memory import Correction
+from ups.modules.losses import operator_errors
+from ups.run import CONF
+from ups.simulation.checkpoint import load
+
+MODEL = {
+    "architecture": "point_memory_upt",
+    "num_points": [16, 8],
+    "memory_channels": 5,
+    "hidden_channels": 8,
+    "depth": 1,
+    "place_depth": 1,
+    "dilations": [1],
+}
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    return simulator_of(MODEL)
+
+
+def test_order_padding_and_other_samples_change_nothing(simulator):
+    assert_order_does_not_matter(simulator)
+    assert_padding_does_not_matter(simulator)
+    assert_samples_do_not_see_each_other(simulator)
+
+
+def test_untrained_model_interpolates_and_keeps_the_field():
+    torch.manual_seed(0)
+    model = build(MODEL, SPEC)
+    points, queries = draw_points(60), draw_points(20, seed=2)
+    u = waves(points)
+    z = model.encode(u, points)
+    assert z.shape == (3, model.num_tokens, model.hidden_dim) == (3, 16, 29)
+    expected = read(model.to_grid(u, points), model.to_grid.finest.corners(queries))
+    assert torch.allclose(model.decode(z, queries), expected, atol=1e-5)
+    stepped = model.step(z, torch.full((3,), 0.05), PARAMETERS)
+    assert torch.allclose(model.decode(stepped, queries), expected, atol=1e-5)
+
+
+def test_step_rewrites_the_memory_within_its_limit_and_keeps_the_place(simulator):
+    points = draw_points(60)
+    with torch.no_grad():
+        z = simulator.encode(waves(points), None, points)
+        values, memory, place = z.split([16, 5, 8], -1)
+        large = torch.cat((values, 1e3 * memory, place), -1)
+        stepped = simulator.step(z, PARAMETERS)
+        again = simulator.step(large, PARAMETERS)[..., 16:21]
+    assert simulator.num_dynamic_channels == 21
+    assert torch.equal(stepped[..., 21:], place)
+    assert memory.square().mean(-1).max() <= 9
+    assert again.square().mean(-1).sqrt().max() <= 3.001
+    assert not torch.allclose(stepped[..., 16:21], memory, atol=1e-2)
+
+
+def test_memory_place_and_features_reach_the_decoded_field(simulator):
+    points = draw_points(60)
+    with torch.no_grad():
+        z = simulator.encode(waves(points), None, points)
+        u = simulator.decode(z, points)
+        for part in (slice(0, 16), slice(16, 21), slice(21, 29)):
+            changed = z.clone()
+            changed[..., part] += 0.5
+            assert (simulator.decode(changed, points) - u).abs().mean() > 1e-3, part
+        near_wall = Points(points.positions, points.features + 0.5)
+        assert (simulator.decode(z, near_wall) - u).abs().mean() > 1e-3
+
+
+def test_correction_multiplies_the_field_and_adds_to_it():
+    correct = Correction(2, 3)
+    u, known = torch.randn(2, 5, 2), torch.randn(2, 5, 3)
+    assert torch.equal(correct(u, known), u)
+    correct.out.bias.data = torch.tensor([-1.0, 0.5, 0.0, 2.0])
+    assert torch.allclose(correct(u, known), u * torch.tensor([0.0, 1.5]) + torch.tensor([0, 2.0]))
+
+
+def test_place_of_a_token_changes_its_step(simulator):
+    points = draw_points(60)
+    with torch.no_grad():
+        z = simulator.encode(waves(points), None, points)
+        changed = z.clone()
+        changed[..., 21:] += 0.5
+        steps = [simulator.step(each, PARAMETERS)[..., :16] for each in (z, changed)]
+    assert (steps[1] - steps[0]).abs().mean() > 1e-3
+
+
+def test_place_depends_on_the_points_and_not_on_the_field(simulator):
+    points = draw_points(60)
+    elsewhere = Points(points.positions, points.features + 0.5)
+    with torch.no_grad():
+        first, second = (simulator.encode(waves(points, t), None, points) for t in (0.0, 1.0))
+        other = simulator.encode(waves(points), None, elsewhere)
+    assert torch.equal(first[..., 21:], second[..., 21:])
+    assert not torch.allclose(first[..., 16:21], second[..., 16:21], atol=1e-3)
+    assert not torch.allclose(first[..., 21:], other[..., 21:], atol=1e-3)
+
+
+def test_gradients_reach_weights_values_and_positions():
+    simulator = simulator_of(MODEL)
+    inputs, queries = draw_points(30, seed=1), draw_points(20, seed=2)
+    positions = inputs.positions.requires_grad_()
+    u = waves(inputs).detach().requires_grad_()
+    window = torch.stack([waves(queries, 0.2 * k) for k in range(3)], 1)
+    errors = operator_errors(simulator, window, PARAMETERS, True, queries, (u, inputs))
+    for name in ("L_inv_enc", "L_inv_dec", "L_forward"):
+        simulator.zero_grad()
+        errors[name].mean().backward(retain_graph=True)
+    for name, p in simulator.model.named_parameters():
+        assert p.grad is not None, name
+        assert bool(p.grad.any()), name
+    assert bool((u.grad != 0).all())
+    assert bool((positions.grad != 0).any(-1).all())
+
+
+@pytest.mark.parametrize("mode", ["latent", "physical"])
+def test_rollout_gives_frames_at_any_points(simulator, mode, tmp_path):
+    points, queries = draw_points(40), draw_points(25, seed=3)
+    u0 = waves(points)
+    options = {"parameters": {"re": PARAMETERS[:, 0]}, "mode": mode, "x": points}
+    elsewhere = simulator.rollout(u0, 2, **options, x_out=queries)
+    with torch.no_grad():
+        z = simulator.encode(u0, None, points)
+        for k in range(2):
+            z = simulator.step(z, PARAMETERS)
+            assert torch.allclose(elsewhere[:, k], simulator.decode(z, queries), atol=1e-5)
+            if mode == "physical":
+                z = simulator.encode(simulator.decode(z, points), None, points)
+    simulator.save(tmp_path / "model")
+    again = load(tmp_path / "model").rollout(u0, 2, **options, x_out=queries)
+    assert torch.equal(again, elsewhere)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_box_may_have_other_dimensions(dims):
+    cloud = PointCloud(((0.0, 1.0),) * dims)
+    spec = FieldSpec(cloud, ("u",), conserves_mean=False)
+    simulator = simulator_of({**MODEL, "num_points": [12] * dims}, spec)
+    points = draw_points(30, domain=cloud)
+    points = Points(points.positions, torch.empty(3, 30, 0))
+    frames = simulator.rollout(points.positions[..., :1], 2, parameters={}, x=points)
+    assert frames.shape == (3, 2, 30, 1)
+    assert bool(frames.isfinite().all())
+
+
+def test_field_on_a_grid_is_refused():
+    with pytest.raises(UpsError, match="this needs a field on points; the field lies on a grid"):
+        build(MODEL, FieldSpec(Grid((8,), (1.0,))))
+
+
+def test_default_sizes_fit_the_obstacles():
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", ["data=obstacles", "model=point_memory_upt"])
+    domain = PointCloud(((0.0, 12.0), (0.0, 6.0)), ("signed_distance",))
+    model = build(cfg.model, FieldSpec(domain, ("u", "v", "p"), conserves_mean=False))
+    assert model.tokens.shape == (16, 8)
