@@ -100,9 +100,9 @@ def equal_time_search(result: dict[str, Any]) -> str:
         for model, each in tried.items()
     ]
     heads = [key.replace("stage.operator.module.", "").replace("optimizer=", "") for key in columns]
-    return f"""The search, as far as it has come: validation nRMSE after the steps of two minutes \
-(loss) and of one (optimizer and
-rate, with the better loss), one seed. Trials ran on CPU cores or on a GPU: as the number of steps \
+    return f"""The search, as far as it has come: validation nRMSE after the steps of one or two \
+minutes (losses first, then optimizer and
+rate with the better loss), one seed. Trials ran on CPU cores or on a GPU: as the number of steps \
 is fixed, the machine does not matter.
 
 {table(["model", "steps a second", *heads], rows)}"""
@@ -498,6 +498,7 @@ SECTIONS = {
         "Navier-Stokes: error against cost, beside the numerical method",
         pareto_navier_stokes,
     ),
+    "equal_time_obstacles": ("Flow past obstacles: accuracy at equal training time", equal_time),
     "ablation": ("What each part is worth", ablation),
     "stages": ("The later stages", stages),
     "ranking": ("The reward of test-time conditioning", ranking),
