@@ -80,8 +80,7 @@ FLOWS = [
     "data.num_frames=5", "data.flows.resolution=8", "data.flows.start_time=0.5",
     "data.flows.num_points=[100,200]",
 ]  # fmt: skip
-POINT_MODEL = ["++model.num_tokens=18", "++model.hidden_dim=16"]
-GRID_PEER = ["model.num_points=[16,8]"]
+POINT_MODEL = ["++model.num_points=128"]
 
 
 def small(words):
@@ -91,9 +90,7 @@ def small(words):
     if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
         return words
     if "data=obstacles" in words:
-        has_grid = any(word.endswith(("_on_grid", "=point_memory_upt")) for word in words)
-        model = GRID_PEER if has_grid else POINT_MODEL
-        return [*words, *SIZES, *FLOWS, *model]
+        return [*words, *SIZES, *FLOWS, *POINT_MODEL]
     if "data=meshes" in words or "data=transient_flow" in words:
         lengths = [word for word in SIZES if not word.startswith("data.num_")]
         return [*words, *lengths, *POINT_MODEL]

@@ -199,11 +199,14 @@ def test_windows_longer_than_a_trajectory_are_refused(path):
 
 def test_model_follows_data_on_points():
     changed = with_default_model(composed("data=obstacles"), [])
-    assert changed.model == {"name": "point-upt", "architecture": "point_upt"}
+    assert changed.model == {
+        "name": "point-memory-upt",
+        "architecture": "point_memory_upt",
+    }
     cfg = composed("data=obstacles", "experiment=smoke", "stage=operator")
     changed = with_default_model(without_generated_sizes(cfg, []), [])
-    assert changed.model.architecture == "point_upt"
-    assert changed.model.num_tokens == 32
+    assert changed.model.architecture == "point_memory_upt"
+    assert changed.model.num_points == 512
     assert "default_model" not in changed
     assert "num_points" not in changed.data
     assert changed.data.flows.resolution == 8

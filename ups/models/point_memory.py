@@ -35,7 +35,7 @@ class PointMemoryUPT(nn.Module):
       rewrites the memory. Before training a step keeps the field.
     - Decoder: multilinear interpolation of the values at any points, times a factor plus a shift
       that a small network finds from the memory there and what is known of the point. So the field
-      may change within a cell, as it does near a wall. Before training both change nothing.
+      may change within a cell, as it does near a wall. Before training both change little.
 
     Args:
         spec: describes the field, on points.
@@ -202,7 +202,7 @@ class Correction(nn.Module):
     """Changes the interpolated field by what is known of a point.
 
     It multiplies the field and adds to it: a velocity near a wall is a part of that in the flow.
-    Before training it keeps the field.
+    Before training it hardly changes the field.
 
     Args:
         num_channels: number of channels C of the field.
@@ -214,7 +214,8 @@ class Correction(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(num_channels + num_known, hidden_channels)
         self.out = nn.Linear(hidden_channels, 2 * num_channels)
-        nn.init.zeros_(self.out.weight)
+        # small, but not zero: the encoder would get no gradient from L_inv_enc at first
+        nn.init.normal_(self.out.weight, std=0.01)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, u: Tensor, *known: Tensor) -> Tensor:
