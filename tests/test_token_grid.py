@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ups.core.fields import FieldSpec, Grid
-from ups.models import build
+from ups.models import build, mixer
 from ups.models.token_grid import (
     AxisWindow,
     Neighborhood,
@@ -201,6 +201,21 @@ def test_nothing_passes_a_wall(architecture):
         difference = (rolled_out(model, changed, 1) - rolled_out(model, u, 1)).abs()
         assert difference[:, -2:].max() > 1e-3
         assert (difference[:, :2].max() > 1e-4) == (boundary == ())
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_large_batch_passes_the_blocks_in_parts_that_fit_the_cache(monkeypatch, with_gradients):
+    monkeypatch.setattr(mixer, "TOKENS_IN_CACHE", 64)
+    torch.manual_seed(0)
+    blocks = mixer.mixer_blocks(Grid((16,), (1.0,)), 8, 1.0, (1, 2), 2)
+    h = torch.randn(11, 16, 8)
+    sizes = []
+    blocks[-1].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.set_grad_enabled(with_gradients):
+        mixed = blocks(h)
+    assert sizes == ([11] if with_gradients else [4, 4, 3])
+    one_by_one = torch.cat([blocks[1](blocks[0](sample)) for sample in h.split(1)])
+    assert torch.allclose(mixed, one_by_one, atol=1e-6)
 
 
 @pytest.mark.parametrize("space", [(32,), (16, 32), (16, 16, 16)], ids=["1D", "2D", "3D"])

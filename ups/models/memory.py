@@ -83,7 +83,7 @@ class MemoryUPT(PatchStepper):
     def encode(self, u: Tensor) -> Tensor:
         """Encode fields (B, *space, C) of unit scale into tokens (B, N, W)."""
         points = super().encode(u)
-        mean = self.patches.mean(u)[..., : self.sizes[2]].flatten(1, -2)
+        mean = self.patches.mean(points)[:, None, : self.sizes[2]]
         first = self.first_memory
         memory = self.neighborhood.read(points, first.weight, first.bias)
         return self._join(points, memory, mean.expand(-1, self.num_tokens, -1))
@@ -92,21 +92,20 @@ class MemoryUPT(PatchStepper):
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
         points, _, mean = z.split(self.sizes, -1)
         h = self.mix(z[..., : self.num_dynamic_channels], dt, parameters)
-        points = points + self.write(h, self.patches_out).to(z.dtype)
+        points = points + self.neighborhood.write(h, self.patches_out).to(z.dtype)
         return self._join(self._moved(points, mean), self.next_memory(h), mean)
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode tokens (B, N, W) into fields (B, *space, C)."""
         points, memory, mean = z.split(self.sizes, -1)
-        points = points + self.write(memory, self.memory_out).to(z.dtype)
+        points = points + self.neighborhood.write(memory, self.memory_out).to(z.dtype)
         return super().decode(self._moved(points, mean))
 
     def _moved(self, points: Tensor, mean: Tensor) -> Tensor:
         """The points with the mean that the tokens carry, which a corrector may have changed."""
         if not self.conserve_mean:
             return points
-        field = self.patches.join(points)
-        return self.patches.cut(self.patches.with_mean(field, mean.mean(1)))
+        return self.patches.with_mean(points, mean.mean(1))
 
     def _join(self, points: Tensor, memory: Tensor, mean: Tensor) -> Tensor:
         bounded = soft_rms_clip(memory, self.memory_rms_limit)

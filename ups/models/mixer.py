@@ -29,6 +29,8 @@ from ups.models.conditioning import condition_features
 from ups.models.patches import Patches
 from ups.models.token_grid import AxisWindow
 
+TOKENS_IN_CACHE = 1024  # of 48 channels: a block computes with 1 MB, half of a usual cache
+
 
 class MixerBlock(nn.Module):
     """h + W2 silu(W1 [left, h, right] + b): mixes tokens along an axis, then channels.
@@ -59,17 +61,43 @@ class MixerBlock(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Map tokens (B, N, W) to tokens (B, N, W)."""
         b, n, c = h.shape
-        rows = self.window(h, self.outside)
+        device = h.device.type
+        is_mixed = torch.is_autocast_enabled(device)
+        # rounded before it is copied to the windows, of which each token is in three
+        seen = h.to(torch.get_autocast_dtype(device)) if is_mixed else h
+        rows = self.window(seen, self.outside)
         y = F.silu(F.linear(rows, self.w1, self.b1.view(-1)))
-        if torch.is_autocast_enabled(h.device.type):
+        if is_mixed:
             # products in low precision, the running sum in full precision
             return h + F.linear(y, self.w2).view(b, n, c)
         return torch.addmm(h.reshape(b * n, c), y, self.w2.T).view(b, n, c)
 
 
+class MixerBlocks(nn.Sequential):
+    """Several ``MixerBlock`` in a row.
+
+    On a CPU a large batch passes through all of them a few samples at a time. The tensors inside a
+    block, five times as large as its tokens, then stay in the cache of a core. If gradients are
+    recorded the batch stays whole: what is kept for them leaves the cache anyway.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map tokens (B, N, W) to tokens (B, N, W)."""
+        samples = max(1, TOKENS_IN_CACHE // h.shape[1])
+        is_inference_on_cpu = h.device.type == "cpu" and not torch.is_grad_enabled()
+        if torch.compiler.is_compiling() or not is_inference_on_cpu or len(h) <= samples:
+            return self._all(h)
+        return torch.cat([self._all(part) for part in h.split(samples)])
+
+    def _all(self, h: Tensor) -> Tensor:
+        for block in self:
+            h = block(h)
+        return h
+
+
 def mixer_blocks(
     tokens: Grid, hidden_dim: int, mlp_ratio: float, dilations: Sequence[int], depth: int
-) -> nn.Sequential:
+) -> MixerBlocks:
     """``depth`` blocks for each axis, which mix tokens along the axes in turn.
 
     Along one axis after the other, a block costs less than half of one that mixes the nine tokens
@@ -84,7 +112,7 @@ def mixer_blocks(
         depth: number of blocks for each axis.
     """
     mlp_dim = max(1, round(mlp_ratio * hidden_dim))
-    return nn.Sequential(
+    return MixerBlocks(
         *(
             MixerBlock(tokens, axis, hidden_dim, mlp_dim, dilations[i % len(dilations)])
             for i in range(depth)
@@ -183,7 +211,7 @@ class MixerUPT(nn.Module):
         """Encode fields (B, *space, C) of unit scale into tokens (B, N, W)."""
         patches = self.patches.cut(u)
         h = self.neighborhood.read(patches, self.patches_in, self.constant.view(-1))
-        mean = self.patches.mean(u).flatten(1, -2).expand(-1, self.num_tokens, -1)
+        mean = self.patches.mean(patches)[:, None].expand(-1, self.num_tokens, -1)
         return self._restore_mean(self.soft_rms_clip(self.encoder(self._placed(h))), mean)
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
@@ -195,11 +223,10 @@ class MixerUPT(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode tokens (B, N, W) into fields (B, *space, C) on the training grid."""
-        written = self.neighborhood.write(self.decoder(z), self.patches_out)
-        u = self.patches.join(written).to(z.dtype)
-        if not self.conserve_mean:
-            return u
-        return self.patches.with_mean(u, z[..., -self.num_channels :].mean(1))
+        written = self.neighborhood.write(self.decoder(z), self.patches_out).to(z.dtype)
+        if self.conserve_mean:
+            written = self.patches.with_mean(written, z[..., -self.num_channels :].mean(1))
+        return self.patches.join(written)
 
     def _placed(self, h: Tensor) -> Tensor:
         return h if self.positions is None else h + self.positions

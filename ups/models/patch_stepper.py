@@ -77,7 +77,10 @@ class PatchStepper(nn.Module):
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
-        return z + self.write(self.mix(z, dt, parameters), self.patches_out).to(z.dtype)
+        change = self.neighborhood.write(self.mix(z, dt, parameters), self.patches_out)
+        if self.conserve_mean:
+            change = self.patches.with_mean(change, 0.0)
+        return z + change.to(z.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return tokens (B, N, W) as fields (B, *space, C)."""
@@ -91,14 +94,6 @@ class PatchStepper(nn.Module):
         condition = self.condition(condition_features(dt, parameters))
         mixed: Tensor = self.blocks((h + condition[:, None]).to(z.dtype))
         return mixed
-
-    def write(self, h: Tensor, weight: Tensor) -> Tensor:
-        """What channels h (B, N, H) add to the points (B, N, values of a patch) by a linear map."""
-        change = self.neighborhood.write(h, weight)
-        if not self.conserve_mean:
-            return change
-        field = self.patches.join(change)
-        return self.patches.cut(field - self.patches.mean(field))
 
     def muon_parameters(self) -> list[Tensor]:
         """The weight matrices of the blocks, which an optimizer may treat as matrices."""

@@ -91,13 +91,19 @@ class Patches:
             middle = [*range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2)]
         return [0, *middle, 2 * dims + 1]
 
-    def mean(self, u: Tensor) -> Tensor:
-        """The mean of fields (B, *space, C) over space, with its axes: (B, 1, ..., C)."""
-        return u.mean(self.spec.space_axes, keepdim=True)
+    def mean(self, patches: Tensor) -> Tensor:
+        """The mean (B, C) over space of fields that are cut into patches (B, N, size)."""
+        # of the patches themselves: to join them copies the field if it has several axes
+        return self._values(patches).mean((1, 2))
 
-    def with_mean(self, u: Tensor, mean: Tensor) -> Tensor:
-        """Fields (B, *space, C), moved to the mean (B, C)."""
-        return u - self.mean(u) + mean.view(u.shape[0], *(1 for _ in self.shape), -1)
+    def with_mean(self, patches: Tensor, mean: Tensor | float) -> Tensor:
+        """Patches (B, N, size) of fields, moved to the mean (B, C), or to one for all."""
+        shift = mean - self.mean(patches)
+        return (self._values(patches) + shift[:, None, None]).flatten(2)
+
+    def _values(self, patches: Tensor) -> Tensor:
+        """Patches (B, N, size) as (B, N, points, C)."""
+        return patches.unflatten(-1, (-1, self.spec.num_channels))
 
     def positions(self, channels: int) -> nn.Parameter | None:
         """Learned values (N, channels) for each token, if the field is not the same everywhere."""

@@ -98,4 +98,6 @@ def _at_one_factor(
     )
     for k, u in enumerate(frames, 1):
         left = frame.leave(u[:, None], k * factor * stride)[:, 0]
-        yield rescale(equation, spec.domain, left, slow_parameters, factors)[0]
+        if factor > 1:
+            left, _ = rescale(equation, spec.domain, left, slow_parameters, factors)
+        yield left
