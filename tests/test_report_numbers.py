@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import SPEC, make_simulator
+from helpers.pictures import drawn as runs_draw
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -155,7 +156,7 @@ def write_page(module, spec, folder, **about):
         about: what is special in the data set.
     """
     data = SimpleNamespace(dataset={**DATASET, **about}, spec=spec)
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as monkeypatch, runs_draw():
         monkeypatch.setattr(ups.runs.reports, "write_provenance", lambda *arguments: ORIGIN)
         write_reports(make_config(folder.parent), module, data, folder)
     return folder / "reports/report.html"
@@ -576,7 +577,11 @@ def run_written(tmp_path_factory):
         return ORIGIN
 
     folder = tmp_path_factory.mktemp("written") / "mine_run"
-    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        contextlib.redirect_stdout(printed),
+        runs_draw(),
+    ):
         saved = caught(monkeypatch)
         monkeypatch.setattr(ups.runs.reports, "write_provenance", note_provenance)
         write_reports(make_config(folder.parent), make_tested(), DATA, folder)
