@@ -33,7 +33,7 @@ over all three, and an operator
 their error.
 - In 1D on a CPU the numerical solver is the faster choice: its times above are those of one call \
 a frame, as a model is called. All
-  frames in one call take 0.19 ms a trajectory at 256 points (`python benchmarks/solver.py`).
+  frames in one call take 0.3 ms a trajectory at 256 points (`python benchmarks/solver.py`).
 """,
     ),
     "navier-stokes-small": Shipped(
