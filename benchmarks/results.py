@@ -112,7 +112,7 @@ def pareto(result: dict[str, Any]) -> str:
     (finest,) = (row for row in result["rows"] if row["name"] == "solver-1024")
     about = (
         "The solver's rows get the same 256 points as the models, which is what leaves "
-        f"{finest['error']:.4f} of error at 1024: one that knows the first field between the points "
+        f"{finest['error']:.4f} of error at 1024: one that knows the first field between them "
         "has less. The solver is compiled with numba, models are eager PyTorch."
     )
     return costs(result, "rollout nRMSE", "pareto", about)
