@@ -2,10 +2,10 @@
 
     python benchmarks/stages.py [OUTPUT_DIR]
 
-It writes benchmarks/results/stages.json and prints the table of docs/stages.md. A seed is of data
-and weights. The control is an operator, seeds 1 and 2. The errors of the operator alone are those
-of five seeds: two more are trained by the README's command. The same command trains the peer that
-comes nearest, ``model=patch_stepper``: its blocks on the field itself.
+Writes benchmarks/results/stages.json. A seed is of data and weights. The control is an operator,
+seeds 1 and 2. The errors of the operator alone are those of five seeds: two more are trained by the
+README's command. The same command trains the peer that comes nearest, ``model=patch_stepper``: its
+blocks on the field itself.
 
 The first seed has the machine for itself and is timed; the others run side by side, each on one
 core. What is finished in OUTPUT_DIR (outputs/stages) is not repeated.
@@ -102,11 +102,6 @@ def main(out: Path) -> None:
         "patch_stepper": spread([run["physical"]["nrmse"] for run in peers]),
         "rows": {},
     }
-    print(
-        "| | rollout nRMSE | of the operator's | one step | mean of 3 draws "
-        "| spread / error, rollout | one step | ms a trajectory |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for label, by_seed in table.items():
         rows = list(by_seed.values())
         entry = {
@@ -118,28 +113,6 @@ def main(out: Path) -> None:
         )
         entry |= {key: spread([row[key] for row in rows]) for key in OF_DRAWS if key in rows[0]}
         result["rows"][label] = entry
-
-        def cell(key: str, digits: int, entry: dict[str, Any] = entry) -> str:
-            return (
-                f"{entry[key]['mean']:.{digits}f} ± {entry[key]['stdev']:.{digits}f}"
-                if key in entry
-                else ""
-            )
-
-        cells = [
-            cell("nrmse", 4),
-            cell("ratio", 2),
-            cell("one_step_nrmse", 4),
-            cell("ensemble_nrmse", 4),
-            cell("spread_skill_ratio", 2),
-        ]
-        seconds = min(
-            entry["seconds_per_trajectory"]["seeds"]
-        )  # seeds that ran side by side are slower
-        print(
-            f"| {label} | {' | '.join(cells)} | {cell('one_step_spread_skill_ratio', 2)} "
-            f"| {1e3 * seconds:.0f} |"
-        )
     save("stages", result)
 
 

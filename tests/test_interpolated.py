@@ -9,6 +9,7 @@ from test_point_upt import (
     SPEC,
     assert_order_does_not_matter,
     assert_padding_does_not_matter,
+    assert_rollout_is_of_its_maps,
     assert_samples_do_not_see_each_other,
     draw_points,
     waves,
@@ -158,18 +159,7 @@ def test_gradients_reach_weights_values_and_positions():
 @pytest.mark.parametrize("mode", ["latent", "physical"])
 def test_rollout_gives_frames_at_any_points(network, mode):
     simulator = make_simulator(network)
-    points, queries = draw_points(40), draw_points(25, seed=3)
-    u0 = waves(points)
-    options = {"parameters": {"re": PARAMETERS[:, 0]}, "mode": mode, "x": points}
-    elsewhere = simulator.rollout(u0, 2, **options, x_out=queries)
-    assert elsewhere.shape == (3, 2, 25, 2)
-    with torch.no_grad():
-        z = simulator.encode(u0, None, points)
-        for k in range(2):
-            z = simulator.step(z, PARAMETERS)
-            assert torch.allclose(elsewhere[:, k], simulator.decode(z, queries), atol=1e-5)
-            if mode == "physical":
-                z = simulator.encode(simulator.decode(z, points), None, points)
+    assert_rollout_is_of_its_maps(simulator, mode)
 
 
 def test_simulator_survives_its_folder(tmp_path):

@@ -101,6 +101,23 @@ def assert_padding_does_not_matter(simulator):
     assert torch.allclose(simulator.decode(z, more)[:, :40], decoded, atol=1e-5)
 
 
+def assert_rollout_is_of_its_maps(simulator, mode):
+    """A rollout at other points is encode, step and decode in turn. Returns it (3, 2, 25, 2)."""
+    points, queries = draw_points(40), draw_points(25, seed=3)
+    u0 = waves(points)
+    options = {"parameters": {"re": PARAMETERS[:, 0]}, "mode": mode, "x": points}
+    elsewhere = simulator.rollout(u0, 2, **options, x_out=queries)
+    assert elsewhere.shape == (3, 2, 25, 2)
+    with torch.no_grad():
+        z = simulator.encode(u0, None, points)
+        for k in range(2):
+            z = simulator.step(z, PARAMETERS)
+            assert torch.allclose(elsewhere[:, k], simulator.decode(z, queries), atol=1e-5)
+            if mode == "physical":
+                z = simulator.encode(simulator.decode(z, points), None, points)
+    return elsewhere
+
+
 def assert_samples_do_not_see_each_other(simulator):
     points = draw_points(40)
     u = waves(points)

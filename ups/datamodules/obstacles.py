@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -199,11 +198,12 @@ def _solve(
 ) -> list[Flow]:
     """Solve in the largest steps of ``LATTICE_SPEEDS`` in which the flow does not diverge."""
     start = _pushed(flows.grid)
-    *larger, smallest = LATTICE_SPEEDS
-    for speed in larger:
-        with suppress(FlowDiverged):
+    for speed in LATTICE_SPEEDS:
+        try:
             return list(solve(start, times, reynolds, flows.grid, obstacles, lattice_speed=speed))
-    return list(solve(start, times, reynolds, flows.grid, obstacles, lattice_speed=smallest))
+        except FlowDiverged as error:
+            diverged = error
+    raise diverged
 
 
 def _pushed(grid: Grid) -> Tensor:

@@ -85,7 +85,8 @@ class PointWindows(Dataset[Batch]):
         for i, start in zip(w.trajectory, w.start, strict=True):
             fields, positions, features = self.trajectories[i]
             window = fields[start : start + self.unroll_steps + 1]
-            inputs.append(_draw((window, positions, features), self.input_points, rng))
+            seen = window if self.query_points is None else window[:1]
+            inputs.append(_draw((seen, positions, features), self.input_points, rng))
             if self.query_points is not None:
                 queries.append(_draw((window, positions, features), self.query_points, rng))
         initial, initial_points = _padded(inputs, self.input_points)

@@ -245,7 +245,7 @@ class WindowSampler(Sampler[WindowIndices]):
 def training_sampler(
     data: Any, trajectories: int, space: Sequence[int], **augmentation: Any
 ) -> WindowSampler:
-    """The sampler of a data module's training windows. It goes on where the module's trainer is.
+    """The sampler of a data module's training windows. It continues where the module's trainer is.
 
     Args:
         data: a ``LightningDataModule`` after ``setup``.
