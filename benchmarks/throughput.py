@@ -60,6 +60,9 @@ def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
     sim = simulator(cfg, points)
     size, options = cfg.data.batch_size, cfg.stage.operator.module
     module = instantiate(options, sim, _convert_="all")
+    losses = module.compute_losses
+    if cfg.compile:
+        losses = torch.compile(losses, dynamic=False)
     optimizer = module.build_optimizer()
     batch = Batch(
         fields(size, len(sim.x), cfg.data.unroll_steps + 1),
@@ -71,9 +74,9 @@ def trainer(cfg: Any, points: int | None = None) -> Callable[[], None]:
     def step() -> None:
         shards = batch.chunk(options.num_cpu_shards)
         terms = (
-            sharded_loss(module.compute_losses, shards, list(module.parameters()))
+            sharded_loss(losses, shards, list(module.parameters()))
             if len(shards) > 1
-            else module.compute_losses(batch)
+            else losses(batch)
         )
         optimizer.zero_grad()
         terms["loss"].backward()
@@ -206,7 +209,8 @@ def main() -> None:
     print("training steps, the same batch and window")
     models = {name: configuration(f"model={name}", *alike) for name in MODELS}
     steps = {name: trainer(cfg) for name, cfg in models.items()}
-    steps[f"{DEFAULT}, lambda_inv=0"] = trainer(configuration(f"model={DEFAULT}", "lambda_inv=0"))
+    for setting in ("lambda_inv=0", "compile=true"):
+        steps[f"{DEFAULT}, {setting}"] = trainer(configuration(f"model={DEFAULT}", setting))
     result["training_step"] = compared(steps, 5, DEFAULT)
     result["floor"] = floor(own)
     print(result["floor"], flush=True)

@@ -115,6 +115,19 @@ def test_strategy_restores_the_module_when_a_step_fails(monkeypatch):
     assert "compute_losses" not in vars(modules[0])
 
 
+def test_strategy_computes_shards_by_losses_that_are_set_on_the_module_and_leaves_them(monkeypatch):
+    calls = []
+
+    def replace(self):
+        own = self.compute_losses
+        self.compute_losses = lambda *shard: calls.append(len(shard[0])) or own(*shard)
+
+    monkeypatch.setattr(CountedModule, "on_train_start", replace)
+    module, _ = train(2, 8)
+    assert calls == [4] * 4
+    assert "<lambda>" in module.compute_losses.__name__
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -9,15 +9,14 @@ import shutil
 
 import pytest
 import torch
-import torch._dynamo
-from conftest import SPEC, TINY, line_spec
+from conftest import TINY, make_simulator
 from helpers.commands import call, run_python
 
 import ups
 from ups.callbacks import CompileCachePruner
-from ups.models import build
-from ups.runs.training import compile_simulator
-from ups.simulation.simulator import Simulator
+from ups.core.batch import Batch
+from ups.modules import OperatorModule
+from ups.runs.training import compile_losses
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
@@ -47,18 +46,24 @@ def test_compile_cache_is_emptied_when_larger_than_its_limit(tmp_path, caplog):
     )
 
 
-@pytest.mark.parametrize("parameters", [(), ("nu",), ("nu", "beta")])
-def test_compile_tries_the_maps_on_fields_of_the_simulator(
-    monkeypatch, tmp_path, caplog, parameters
-):
+def fail_to_compile(function, **options):
+    def compiled(*arguments):
+        raise OSError("no space left on device\nand more")
+
+    return compiled
+
+
+def test_losses_that_can_not_be_compiled_are_eager(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored after the test
-    monkeypatch.setattr(torch, "compile", lambda method: method)
-    spec = line_spec(32, parameters=parameters)
-    simulator = Simulator(build(SPEC, spec), spec)
-    with torch._dynamo.config.patch(suppress_errors=False), caplog.at_level(logging.WARNING):
-        compile_simulator(simulator, tmp_path)
-    assert "falling back to eager" not in caplog.text
-    assert {"encode", "step", "decode"} <= simulator.model.__dict__.keys()
+    monkeypatch.setattr(torch, "compile", fail_to_compile)
+    module = OperatorModule(make_simulator())
+    batch = Batch(torch.rand(2, 3, 32, 1), torch.ones(2, 1), torch.arange(2), torch.arange(2))
+    expected = module.compute_losses(batch)["loss"]
+    compile_losses(module, tmp_path)
+    assert [module.compute_losses(batch)["loss"] for _ in range(2)] == [expected, expected]
+    assert caplog.messages == ["compile=true: falling back to eager (no space left on device)"]
+    with pytest.raises(AttributeError):  # an error of the losses themselves is theirs
+        module.compute_losses(None)
 
 
 @pytest.mark.slow

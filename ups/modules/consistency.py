@@ -74,6 +74,8 @@ class ConsistencyModule(CorrectorModule):
         )
         return level.expand(len(batch)), noise  # one level for the whole batch
 
+    # each level takes its own number of steps, and would be compiled on its own
+    @torch.compiler.disable
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
         level = int(drawn[0][0])
         noise = drawn[1].flatten(0, 1)

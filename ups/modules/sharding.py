@@ -37,6 +37,7 @@ class CPUShards(Strategy):
         if num_shards == 1 or len(batch) % num_shards != 0:
             return super().training_step(batch, batch_idx)
         compute_losses = module.compute_losses
+        replaced = vars(module).get("compute_losses")  # the compiled ones, if there are
         parameters = [p for p in module.parameters() if p.requires_grad]
 
         def compute_in_shards(batch: Batch, *drawn: Tensor) -> Terms:
@@ -53,6 +54,8 @@ class CPUShards(Strategy):
             return super().training_step(batch, batch_idx)
         finally:
             del module.compute_losses
+            if replaced is not None:
+                module.compute_losses = replaced
 
 
 class ShardedSingleDevice(CPUShards, SingleDeviceStrategy):

@@ -83,7 +83,8 @@ class RunSettings:
             ``loss.lambda_inv_dec`` set one each.
         init_from: a finished model, with whose weights the operator's training begins. It is a
             run's folder, a checkpoint, a model folder or the name of a model that comes with UPS.
-        compile: whether to use torch.compile. Training is eager if there is no compiler.
+        compile: whether to compile the losses of operator and diffusion with torch.compile, which
+            takes about a minute when training begins. They are eager if there is no compiler.
         compile_cache_max_bytes: maximum size in bytes of compiled kernels in the run's folder.
         preflight: whether to rehearse the stages first: memory, disk space, time.
         overwrite: whether to retrain stages that the run's folder holds already.

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -12,9 +14,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ups.callbacks import AtomicCheckpointIO, CompileCachePruner, EpochProgressBar, GracefulStop
 from ups.callbacks.graceful_stop import TimeLimit
+from ups.core.batch import Batch
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.settings import PlainDict, to_plain
@@ -71,7 +75,7 @@ def fit(
         check_checkpoint_compatible(last, module)
         log.info("resuming from %s", last)
     if cfg.compile:
-        compile_simulator(module.simulator, folder)
+        compile_losses(module, folder)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
     finally:
@@ -272,24 +276,29 @@ def write_stage_weights(
         AtomicCheckpointIO().save_checkpoint({**common, "state_dict": state}, path)
 
 
-def compile_simulator(simulator: Simulator, folder: Path) -> None:
-    """Compile the model's three maps and keep the kernels in the run's folder.
+def compile_losses(module: BaseModule, folder: Path) -> None:
+    """Compile the module's losses as a whole and keep the kernels in the run's folder.
 
-    If that fails, they remain eager.
+    If that fails, they are eager from then on.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / COMPILE_CACHE)
-    model = simulator.model
-    eager = {name: getattr(model, name) for name in ("encode", "step", "decode")}
-    try:
-        for name, method in eager.items():
-            setattr(model, name, torch.compile(method))
-        u = torch.zeros(2, *simulator.spec.shape)
-        parameters = torch.ones(2, len(simulator.spec.parameters))
-        simulator.decode(simulator.step(simulator.encode(u), parameters)).sum().backward()
-        simulator.zero_grad()
-        # if a later compilation for other sizes fails, that call also runs eagerly
-        torch._dynamo.config.suppress_errors = True
-    except Exception as error:  # training continues without the compiler, whatever its error is
-        log.warning("compile=true: falling back to eager (%s)", str(error).strip().splitlines()[0])
-        for name in eager:
-            model.__dict__.pop(name, None)
+    eager = module.compute_losses
+    is_eager = False
+
+    @cache
+    def compiled() -> Callable[..., dict[str, Tensor]]:
+        # of one size: windows and batches don't change theirs
+        return torch.compile(eager, dynamic=False)
+
+    def compute_losses(batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
+        nonlocal is_eager
+        if not is_eager:
+            try:
+                return compiled()(batch, *drawn)
+            except Exception as error:  # if it is the losses' own, they raise it again
+                words = str(error).strip().splitlines() or [type(error).__name__]
+                log.warning("compile=true: falling back to eager (%s)", words[0])
+                is_eager = True
+        return eager(batch, *drawn)
+
+    module.compute_losses = compute_losses  # type: ignore[method-assign]
