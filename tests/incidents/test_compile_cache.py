@@ -16,7 +16,7 @@ import ups
 from ups.callbacks import CompileCachePruner
 from ups.core.batch import Batch
 from ups.modules import OperatorModule
-from ups.runs.training import compile_losses
+from ups.runs.training import compile_losses, keep_kernels
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
@@ -64,6 +64,19 @@ def test_losses_that_can_not_be_compiled_are_eager(monkeypatch, tmp_path, caplog
     assert caplog.messages == ["compile=true: falling back to eager (no space left on device)"]
     with pytest.raises(AttributeError):  # an error of the losses themselves is theirs
         module.compute_losses(None)
+
+
+def test_kernels_of_the_rehearsal_are_kept_where_they_can_be(tmp_path):
+    rehearsed, folder = tmp_path / "rehearsed", tmp_path / "run"
+    keep_kernels(rehearsed, folder)  # it compiled none
+    (rehearsed / "compile_cache/ab").mkdir(parents=True)
+    (rehearsed / "compile_cache/ab/kernel.so").write_text("machine code")
+    keep_kernels(rehearsed, folder)
+    assert (folder / "compile_cache/ab/kernel.so").read_text() == "machine code"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/compile_cache").write_text("a file where the folder should be")
+    keep_kernels(rehearsed, tmp_path / "full")
+    assert (tmp_path / "full/compile_cache").is_file()
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ from ups.runs.stages import (
     stage_fingerprint,
     weights_path,
 )
+from ups.runs.training import keep_kernels
 
 # the first step is slow, and only from the second on gradients pass layers initialized to zero
 MIN_STEPS = 3
@@ -82,6 +83,7 @@ def preflight(
         log.info("preflight: rehearsing %s in another process", rehearsed)
         with tempfile.TemporaryDirectory(prefix="ups-preflight-") as scratch:
             needs, test_seconds = profile_stages(cfg, todo, folder, Path(scratch), rehearse)
+            keep_kernels(Path(scratch) / cfg.name, folder)
         print_requirements(cfg, needs, test_seconds)
         # a cache is removed when its stage ends
         disk = sum(need["checkpoints"] for need in needs.values())

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -302,3 +304,9 @@ def compile_losses(module: BaseModule, folder: Path) -> None:
         return eager(batch, *drawn)
 
     module.compute_losses = compute_losses  # type: ignore[method-assign]
+
+
+def keep_kernels(rehearsed: Path, folder: Path) -> None:
+    """Copy what was compiled for a run's rehearsal into its own folder, where that is possible."""
+    with suppress(OSError):  # then they are compiled again
+        shutil.copytree(rehearsed / COMPILE_CACHE, folder / COMPILE_CACHE, dirs_exist_ok=True)
