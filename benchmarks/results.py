@@ -325,6 +325,83 @@ def throughput(result: dict[str, Any]) -> str:
     )
 
 
+def scaling(result: dict[str, Any]) -> str:
+    """Two processes beside one, what a step takes, and the plan for GPUs."""
+    found = result["two_processes"]
+    ways = [
+        [
+            way,
+            f"{row['milliseconds']:.1f}",
+            f"{row['of_one_process']:.2f}",
+            f"{row['largest_relative_difference_of_a_loss']:.0e}",
+        ]
+        for way, row in found["ways"].items()
+    ]
+    head = ["`memory_upt` on a CPU", "ms a step", "of one's", "largest difference of a loss"]
+    return f"""{table(head, ways)}
+
+The same global batches of {result["batch_size"]} windows. The difference is relative to the loss \
+of one process in the same step, over {found["losses"]} steps. Each of the two processes sends \
+{found["bytes_sent_a_step"] / 1e6:.2f} MB of gradients a step.
+
+{step_counts(result["counts"])}
+
+The plan, not a measurement: {gpu_plan(result)}"""
+
+
+def step_counts(counts: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{row['parameters']:,}",
+            *(f"{row[key] / 1e9:.3g}" for key in ("window_flop", "optimizer_flop")),
+            f"{row['window_activation_bytes'] / 1e6:.3g}",
+            *(f"{row[key] / 1e6:.3g}" for key in ("state_bytes", "gradient_bytes")),
+        ]
+        for name, row in counts.items()
+    ]
+    head = [
+        "a training step",
+        "parameters",
+        "GFLOP, a window",
+        "GFLOP, optimizer",
+        "MB of activations, a window",
+        "MB of weights, gradients and optimizer",
+        "MB of gradients",
+    ]
+    return table(head, rows)
+
+
+def gpu_plan(result: dict[str, Any]) -> str:
+    """On how many windows a GPU the plan rests, size by size."""
+    gpu = result["gpu"]
+    head = [
+        "DDP on paper",
+        "us, a window",
+        "us, optimizer",
+        "us, all-reduce in a node",
+        "between nodes",
+        "windows a GPU that hide it, in a node",
+        "between nodes",
+        "windows that fit",
+    ]
+    rows = [
+        [
+            name,
+            *(f"{1e6 * value:.3g}" for key, value in row.items() if key.startswith("seconds")),
+            f"{row['windows_that_hide_it_in_a_node']:.0f}",
+            f"{row['windows_that_hide_it_between_nodes']:.0f}",
+            f"{row['windows_that_fit']:,.0f}",
+        ]
+        for name, row in result["plan"].items()
+    ]
+    return f"""a GPU of {gpu["flops"] / 1e12:.0f} TFLOP/s and \
+{gpu["memory_bytes"] / 1e9:.0f} GB that sends {gpu["node_bandwidth"] / 1e9:.0f} GB/s in its node \
+and {gpu["network_bandwidth"] / 1e9:.0f} GB/s to others. [Scaling](scaling.md) says what follows.
+
+{table(head, rows)}"""
+
+
 def generality(result: dict[str, Any]) -> str:
     points = [
         [name, number(v), f"{v['of_the_training_grid']:.2f}"]
@@ -508,6 +585,7 @@ SECTIONS = {
     "kuramoto_sivashinsky": ("Kuramoto-Sivashinsky: time close to the truth", correlation_times),
     "ensembles": ("Ensembles of an uncertain future", ensembles),
     "throughput": ("Speed and memory", throughput),
+    "scaling": ("Training on several processes", scaling),
     "inverse_problem": ("An inverse problem", inverse_problem),
     "readings": ("A flow behind scattered readings", readings),
     "generality": ("Other viscosities, points and times", generality),
