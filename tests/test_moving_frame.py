@@ -94,8 +94,10 @@ def test_each_field_has_a_frame_of_its_own():
     plain = simulator.rollout(u0, 3, nu=0.01)
     for b, n in enumerate(cells.tolist()):
         assert found[b : b + 1] == pytest.approx(moved(plain[b : b + 1], n, n * UNIT), abs=1e-4)
-    frames = list(simulator.stream(u0 + cells[:, None] * UNIT, 3, nu=0.01))
-    assert torch.stack(frames, 1) == pytest.approx(found, abs=1e-6)
+    for fields_per_decode in (1, 6):  # two frames together, then one
+        moving = u0 + cells[:, None] * UNIT
+        frames = simulator.stream(moving, 3, nu=0.01, fields_per_decode=fields_per_decode)
+        assert torch.stack(list(frames), 1) == pytest.approx(found, abs=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"correct": "diffusion"}, {"correct": "none", "ttc": True}])

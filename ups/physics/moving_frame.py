@@ -57,15 +57,15 @@ class MovingFrame:
         """See trajectories (B, T, *space, C), which start ``first_step`` steps after the initial
         fields, from the frame.
         """
-        return self._move(u, first_step, 1) if self.is_moving else u
+        return self._move(u, first_step, 1, 1) if self.is_moving else u
 
-    def leave(self, u: Tensor, first_step: int = 1) -> Tensor:
-        """The inverse of ``enter``."""
-        return self._move(u, first_step, -1) if self.is_moving else u
+    def leave(self, u: Tensor, first_step: int = 1, stride: int = 1) -> Tensor:
+        """The inverse of ``enter``, of trajectories that have a frame every ``stride`` steps."""
+        return self._move(u, first_step, stride, -1) if self.is_moving else u
 
-    def _move(self, u: Tensor, first_step: int, sign: int) -> Tensor:
+    def _move(self, u: Tensor, first_step: int, stride: int, sign: int) -> Tensor:
         frames = u.shape[1]
-        step = torch.arange(first_step, first_step + frames, device=u.device)
+        step = first_step + stride * torch.arange(frames, device=u.device)
         points = sign * (self.cells[:, None] * step[:, None]).flatten(0, 1)
         velocity = sign * self.velocity.repeat_interleave(frames, 0)
         seen = self.boost.fields(u.flatten(0, 1), velocity)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -105,8 +106,12 @@ def _at_one_factor(
         factor * stride,
         read,
     )
-    for k, u in enumerate(frames, 1):
-        left = frame.leave(u[:, None], k * factor * stride)[:, 0]
-        if factor > 1:
-            left, _ = rescale(equation, spec.domain, left, slow_parameters, factors)
-        yield left
+    every = factor * stride
+    first = every
+    # moved together if they come together: for single fields the overhead of calls dominates
+    while group := list(islice(frames, 1 if reencode else frames_per_decode)):
+        for u in frame.leave(torch.stack(group, 1), first, every).unbind(1):
+            if factor > 1:
+                u, _ = rescale(equation, spec.domain, u, slow_parameters, factors)
+            yield u
+        first += every * len(group)
