@@ -251,7 +251,6 @@ class Simulator(nn.Module):
             trained=self.training_parameters,
             reencode=reencode,
             frames_per_decode=max(1, FIELDS_PER_DECODE // len(u0)),
-            can_split=stepper is self,
         )
         return torch.stack(list(frames), 1)
 
@@ -273,9 +272,6 @@ class Simulator(nn.Module):
         stride: int = 1,
     ) -> Tensor:
         """Roll out ``u0`` for ``steps`` steps of ``dt``.
-
-        On a CPU a large batch without gradients and draws is split over ``torch.get_num_threads()``
-        threads, each of which steps its part alone.
 
         Main arguments:
             u0: initial fields (B, *space, C), or (*space, C) for a single sample. The channel axis
@@ -432,7 +428,6 @@ class Simulator(nn.Module):
             checkpoint_every=checkpoint_every,
             stride=stride,
             read=None if queries is None else self.on(queries).decode,
-            can_split=stepper is self,
         )
         for u in frames:
             out = sampling.from_grids(u)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ups.core.fields import FieldSpec
 from ups.core.stepper import Stepper, rollout
-from ups.core.threads import useful_threads, zip_in_threads
 from ups.physics import Equation
 from ups.physics.moving_frame import MovingFrame
 from ups.physics.time_factor import rescale, time_factors
@@ -30,7 +29,6 @@ def symmetric_rollout(
     checkpoint_every: int | None = None,
     stride: int = 1,
     read: Callable[[Tensor], Tensor] | None = None,
-    can_split: bool = False,
 ) -> Iterator[Tensor]:
     """Yield the fields (B, *space, C) of a rollout, without the initial one; see ``rollout``.
 
@@ -45,16 +43,9 @@ def symmetric_rollout(
         equation: the equation, for its symmetries; without one this is ``rollout``.
         trained: parameters (N, P) of the training data; empty: all parameters count as trained.
         group_size: number of consecutive fields that share a frame and a parameter.
-        can_split: whether a large batch may be split over the threads of a CPU: nothing about a
-            field depends on the others of its batch, nor on the order of random draws.
     """
     factors = time_factors(equation, spec.domain, parameters, trained)
-    num_threads = useful_threads(u0) if can_split else 1
-    rows = [
-        part.flatten()
-        for factor in factors.unique()
-        for part in (factors == factor).nonzero().view(-1, group_size).chunk(num_threads)
-    ]
+    rows = [(factors == factor).nonzero()[:, 0] for factor in factors.unique()]
     at_one_factor = partial(
         _at_one_factor,
         stepper,
@@ -70,7 +61,7 @@ def symmetric_rollout(
     )
     rollouts = [at_one_factor(u0[i], parameters[i], factors[i]) for i in rows]
     order = torch.cat(rows).argsort()
-    for frames in zip_in_threads(rollouts, num_threads):
+    for frames in zip(*rollouts, strict=True):
         yield frames[0] if len(rows) == 1 else torch.cat(frames)[order]
 
 
