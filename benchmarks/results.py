@@ -567,6 +567,67 @@ central interval that holds nearly 90 % of calibrated ensembles.
 {table(head, rows)}"""
 
 
+def obstacles(result: dict[str, Any]) -> str:
+    """What finished runs were asked on flows past obstacles."""
+    rows = [
+        [name, number(found), f"{found['of_the_test_sets']:.2f}"]
+        for name, found in result["errors"].items()
+    ]
+    parts = [table(["", "rollout nRMSE", "of the test set's"], rows)]
+    seconds, ratio = result["queries"]["seconds"], result["queries"]["ratio"]
+    parts.append(
+        f"`{result['model']}`, {len(result['runs'])} seeds. The encoder gets half or twice the "
+        "points of a flow, the error is at those of the test set. Other obstacles than in the "
+        "training set: as the name says, the rest alike. Asked at four times as many points, the "
+        f"decoder takes {ratio['decode']:.2f} times as long, and the rollout of one flow "
+        f"{ratio['rollout']:.2f} times ({1e3 * seconds['rollout']:.0f} and "
+        f"{1e3 * seconds['rollout at more points']:.0f} ms)."
+    )
+    if near := result["by_distance"]:
+        rows = [
+            [f"{d:.2f}", f"{e:.3f}"] for d, e in zip(near["distance"], near["rmse"], strict=True)
+        ]
+        head = ["distance from the nearest wall, D", "RMSE / standard deviation"]
+        parts.append(table(head, rows))
+    return "\n\n".join((*parts, obstacle_costs(result)))
+
+
+def obstacle_costs(result: dict[str, Any]) -> str:
+    """The lattice Boltzmann solver beside the model, by their errors."""
+    costs, own = result["costs"], result["errors"]["test set"]["mean"]
+    batches = list(costs["seconds"])
+    model = {"name": f"**{result['model']}**", "error": own, "seconds": costs["seconds"]}
+    rows = [
+        [row["name"], error(row["error"]), *(f"{1e3 * row['seconds'][b]:.0f}" for b in batches)]
+        for row in sorted((*costs["solvers"], model), key=lambda row: row["error"])
+    ]
+    words = {b: "one at a time" if b == "1" else f"{b} at once" for b in batches}
+    head = ["", "rollout nRMSE", *(f"ms of a core, {words[b]}" for b in batches)]
+    spent = costs["spent_seconds"]
+    return f"""{table(head, rows)}
+
+The number of a solver is that of its nodes along D; it starts from its own first fine frame, \
+which has more than the model sees. {" ".join(verdict(costs, own, b, words[b]) for b in batches)}
+The data took {spent["data"]:.0f} and the training {spent["training"]:.0f} seconds of a core."""
+
+
+def verdict(costs: dict[str, Any], own: float, batch: str, words: str) -> str:
+    """Whether the model pays beside the solver at equal error."""
+    faster, even = (
+        costs[key][batch] for key in ("times_faster_than_solver", "break_even_trajectories")
+    )
+    if faster is None:
+        errors = [row["error"] for row in costs["solvers"]]
+        side = "more" if own > max(errors) else "less"
+        return f"{words.capitalize()}: the model has {side} error than the solver on any lattice."
+    if even is None:
+        return f"{words.capitalize()}: it does not pay, the solver is {1 / faster:.1f} x as fast."
+    return (
+        f"{words.capitalize()}: the model is {faster:.1f} x as fast as the solver at equal error, "
+        f"and has paid after {even:,} trajectories."
+    )
+
+
 SECTIONS = {
     "solver": ("The solver's cost, beside a model's", solver),
     "shifts": ("Inputs unlike the training data", shifts),
@@ -578,6 +639,7 @@ SECTIONS = {
         pareto_navier_stokes,
     ),
     "equal_time_obstacles": ("Flow past obstacles: accuracy at equal training time", equal_time),
+    "obstacles": ("Flow past obstacles: other obstacles, points, and the cost", obstacles),
     "ablation": ("What each part is worth", ablation),
     "stages": ("The later stages", stages),
     "ranking": ("The reward of test-time conditioning", ranking),

@@ -147,7 +147,7 @@ def training_seconds(folder: Path) -> float:
     A stage begins with its record, or when its data have been made, and ends with its raw weights.
     The run must not have been interrupted, nor its folder copied without the files' times.
     """
-    made = max(path.stat().st_mtime for _, path in data_of(folder).parts)
+    made = max(file.path.stat().st_mtime for file in data_of(folder).open_files())
     return sum(
         record.with_suffix(".ckpt").stat().st_mtime - max(made, record.stat().st_mtime)
         for record in (folder / "checkpoints").glob("*.json")

@@ -95,7 +95,7 @@ def test_stored_trajectory_is_the_flow_at_its_points(path):
     obstacles = [Ellipse((x, y), (a, b), angle) for x, y, a, b, angle in part["obstacles"].tolist()]
     grid = TINY.grid
     times = [0.5, 1.0, 1.5]
-    u0 = ob._pushed(grid)
+    u0 = ob.pushed(grid)
     flows = list(lb.solve(u0, times, float(part["reynolds"]), grid, obstacles))
     geometry = file.geometry(4)
     cells = (geometry.positions / grid.cell_size[0]).astype(int).clip(0, np.array(grid.shape) - 1)
@@ -284,12 +284,12 @@ def test_reader_refuses_splits_of_another_number(path, tmp_path):
 def test_a_flow_that_is_too_fast_for_the_lattice_is_solved_in_smaller_steps():
     """Half of the channel is blocked: the gaps are too fast for the usual steps."""
     blocking, times = [Ellipse((2.5, 2.0), (0.5, 1.1))], [2.0, 4.0]
-    start = ob._pushed(TINY.grid)
+    start = ob.pushed(TINY.grid)
     with pytest.raises(lb.FlowDiverged, match="before t = 4; a smaller lattice_speed"):
         list(lb.solve(start, times, 400.0, TINY.grid, blocking))
-    found = ob._solve(TINY, times, 400.0, blocking)
+    found = ob.solve_flow(start, times, 400.0, TINY.grid, blocking)
     speed = lb.LATTICE_SPEED / 2
     expected = list(lb.solve(start, times, 400.0, TINY.grid, blocking, lattice_speed=speed))
     assert torch.equal(found[-1].fields, expected[-1].fields)
     with pytest.raises(lb.FlowDiverged):  # in the smallest ones too
-        ob._solve(TINY, times, 1e7, blocking)
+        ob.solve_flow(start, times, 1e7, TINY.grid, blocking)

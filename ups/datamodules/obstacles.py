@@ -14,9 +14,11 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -30,6 +32,7 @@ from ups.core.io import atomic_write, check_disk_space
 from ups.core.locks import file_lock
 from ups.datamodules.generate import map_with_progress, short_hash
 from ups.datamodules.point_sampling import NODE_TYPES, PointSampler, sample_points, signed_distance
+from ups.datamodules.readers.point_clouds import Geometry
 from ups.physics.ellipses import Ellipse
 from ups.physics.lattice_boltzmann import (
     CHANNELS,
@@ -167,6 +170,33 @@ def _solve_part(flows: ObstacleFlows, folder: Path, seed: tuple[int, int]) -> Pa
     return path
 
 
+class Drawn(NamedTuple):
+    """What is drawn of a trajectory.
+
+    Args:
+        reynolds: the Reynolds number.
+        obstacles: the obstacles.
+        points: where the flow is given.
+    """
+
+    reynolds: float
+    obstacles: list[Ellipse]
+    points: Geometry
+
+
+def draw_trajectory(flows: ObstacleFlows, rng: np.random.Generator) -> Drawn:
+    """Draw what ``solve_trajectory`` solves.
+
+    Raises:
+        UpsError: the obstacles do not fit.
+    """
+    reynolds = rng.uniform(*flows.reynolds)
+    obstacles = draw_obstacles(flows, rng)
+    n = int(rng.integers(*flows.num_points, endpoint=True))
+    points = sample_points(n, obstacles, flows.length, flows.height, rng)
+    return Drawn(reynolds, obstacles, points)
+
+
 def solve_trajectory(flows: ObstacleFlows, rng: np.random.Generator) -> Part:
     """Draw and solve a trajectory.
 
@@ -174,15 +204,12 @@ def solve_trajectory(flows: ObstacleFlows, rng: np.random.Generator) -> Part:
         ``positions`` (P, 2), ``signed_distance`` (P,), ``node_type`` (P,), ``fields`` (T, P, 3),
         ``reynolds`` (), ``obstacles`` (E, 5), ``forces`` (T, E, 2).
     """
-    reynolds = rng.uniform(*flows.reynolds)
-    obstacles = draw_obstacles(flows, rng)
-    n = int(rng.integers(*flows.num_points, endpoint=True))
-    points = sample_points(n, obstacles, flows.length, flows.height, rng)
+    reynolds, obstacles, points = draw_trajectory(flows, rng)
     grid = flows.grid
     nodes = grid.positions().double().numpy()
     sample = PointSampler(grid, points, signed_distance(nodes, obstacles, flows.height))
     times = flows.start_time + np.arange(flows.num_frames) * flows.dt
-    flow = _solve(flows, times.tolist(), reynolds, obstacles)
+    flow = solve_flow(pushed(grid), times.tolist(), reynolds, grid, obstacles)
     numbers = [(*o.center, *o.semi_axes, o.angle) for o in obstacles]
     return {
         **points._asdict(),
@@ -193,21 +220,35 @@ def solve_trajectory(flows: ObstacleFlows, rng: np.random.Generator) -> Part:
     }
 
 
-def _solve(
-    flows: ObstacleFlows, times: list[float], reynolds: float, obstacles: list[Ellipse]
+def solve_flow(
+    u0: Tensor,
+    times: Sequence[float],
+    reynolds: float,
+    grid: Grid,
+    obstacles: Sequence[Ellipse],
+    speeds: Sequence[float] = LATTICE_SPEEDS,
 ) -> list[Flow]:
-    """Solve in the largest steps of ``LATTICE_SPEEDS`` in which the flow does not diverge."""
-    start = _pushed(flows.grid)
-    for speed in LATTICE_SPEEDS:
+    """Solve in the first of steps in which the flow does not diverge.
+
+    Args:
+        u0: see ``ups.physics.lattice_boltzmann.solve``, and likewise the next four.
+        speeds: the values of its ``lattice_speed`` to try.
+
+    Raises:
+        FlowDiverged: the flow diverges in all of them.
+    """
+    for speed in speeds:
         try:
-            return list(solve(start, times, reynolds, flows.grid, obstacles, lattice_speed=speed))
+            return list(solve(u0, times, reynolds, grid, obstacles, lattice_speed=speed))
         except FlowDiverged as error:
             diverged = error
     raise diverged
 
 
-def _pushed(grid: Grid) -> Tensor:
-    """The inflow everywhere, pushed to one side and the other along x."""
+def pushed(grid: Grid) -> Tensor:
+    """The fields (X, Y, 3) that flows begin with: the inflow everywhere, pushed to one side and
+    the other along x.
+    """
     u0 = undisturbed(grid).float()
     wave = torch.sin(2 * math.pi * grid.positions()[..., 0] / PUSH_LENGTH)
     u0[..., 1] = PUSH * wave * u0[..., 0]

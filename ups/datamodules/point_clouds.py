@@ -89,12 +89,12 @@ class PointWindows(Dataset[Batch]):
             inputs.append(_draw((seen, positions, features), self.input_points, rng))
             if self.query_points is not None:
                 queries.append(_draw((window, positions, features), self.query_points, rng))
-        initial, initial_points = _padded(inputs, self.input_points)
+        initial, initial_points = padded(inputs, self.input_points)
         parameters = self.parameters[w.trajectory]
         indices = (torch.from_numpy(w.trajectory), torch.from_numpy(w.number))
         if self.query_points is None:
             return Batch(initial, parameters, *indices, initial_points)
-        u, points = _padded(queries, self.query_points)
+        u, points = padded(queries, self.query_points)
         return Batch(u, parameters, *indices, points, initial[:, 0], initial_points)
 
 
@@ -105,7 +105,7 @@ def _draw(sample: Sample, number: int, rng: np.random.Generator) -> Sample:
     return fields[:, chosen], positions[chosen], features[chosen]
 
 
-def _padded(samples: Sequence[Sample], number: int = 0) -> tuple[Tensor, Points]:
+def padded(samples: Sequence[Sample], number: int = 0) -> tuple[Tensor, Points]:
     """Fields (B, T, P, C) and the points of samples, padded to at least ``number`` points.
 
     Args:
@@ -312,7 +312,7 @@ class PointCloudDataModule(pl.LightningDataModule):
         self.points: dict[Split, Points] = {}
         for split in SPLITS[1:]:
             samples = [_sample(file, i) for i in rows[split]]
-            self.values[split], self.points[split] = _padded(samples)
+            self.values[split], self.points[split] = padded(samples)
         self.dataset = self._identify(file.read(rows["test"]))
         self.ready = True
 

@@ -39,6 +39,11 @@ class Geometry(NamedTuple):
     signed_distance: np.ndarray
     node_type: np.ndarray
 
+    def features(self, num_types: int) -> np.ndarray:
+        """What is known of each point (P, 1 + num_types): its distance, and 1 for its type."""
+        types = np.eye(num_types, dtype=np.float32)[self.node_type]
+        return np.concatenate([self.signed_distance[:, None], types], 1)
+
 
 class PointCloudFile:
     """Reads trajectories on point clouds, each with its own points.
@@ -95,8 +100,7 @@ class PointCloudFile:
     def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the positions (P, D) of a trajectory's points and their features (P, F)."""
         geometry = self.geometry(trajectory)
-        types = np.eye(len(self.node_types), dtype=np.float32)[geometry.node_type]
-        return geometry.positions, np.concatenate([geometry.signed_distance[:, None], types], 1)
+        return geometry.positions, geometry.features(len(self.node_types))
 
     def read(
         self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
