@@ -7,7 +7,9 @@
                                                     torch.export.load
 
 RUN is what ups.load takes. Graphs take batches of any size, at the simulator's own dt and without
-correctors and noise: z = encode(u), z = step(z, nu), u = decode(z).
+correctors and noise: z = encode(u), z = step(z, nu), u = decode(z). Of fields on points they are
+encode(u, positions, features, mask) and decode(z, positions, features, mask), with any number of
+points; the mask is False where a sample with fewer of them is padded.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,9 +33,11 @@ from torch.onnx import ONNXProgram
 
 import ups
 from ups.core.errors import UpsError
+from ups.core.fields import FieldSpec, PointCloud
 from ups.core.gradients import to_tensor
 from ups.core.io import write_bytes
 from ups.core.optional_packages import import_optional
+from ups.core.points import Points
 from ups.hub.model_card import render_model_card
 from ups.runs.provenance import git_state, hardware
 from ups.simulation.checkpoint import load
@@ -46,13 +50,15 @@ if TYPE_CHECKING:
 
 # the content of a file, and a function that calls the graph in it
 Graph = tuple[bytes, Callable[..., Tensor]]
+PLACES = ("positions", "features", "mask")  # the arguments of points
 TOLERANCE = 1e-4  # error of a graph, relative to the simulator's largest value
 
 
 class ExportWrapper(nn.Module):
     """One of a simulator's three maps, "encode", "step" or "decode", as a module.
 
-    As in rollouts, fields of one channel have no channel axis. One parameter is ``nu`` (B,).
+    As in rollouts, fields of one channel have no channel axis. One parameter is ``nu`` (B,). After
+    fields and tokens on points come the tensors of ``Points``.
     """
 
     def __init__(self, simulator: Simulator, name: str) -> None:
@@ -63,14 +69,20 @@ class ExportWrapper(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         spec = self.simulator.spec
         if self.name == "encode":
-            (u,) = inputs
-            return self.simulator.encode(u.unsqueeze(-1) if spec.num_channels == 1 else u)
+            u, *places = inputs
+            field = u.unsqueeze(-1) if spec.num_channels == 1 else u
+            return self.simulator.encode(field, None, _points(places))
         if self.name == "step":
             z, nu = inputs
             return self.simulator.step(z, nu[:, None] if len(spec.parameters) == 1 else nu)
-        (z,) = inputs
-        u = self.simulator.decode(z)
+        z, *places = inputs
+        u = self.simulator.decode(z, _points(places))
         return u.squeeze(-1) if spec.num_channels == 1 else u
+
+
+def _points(places: Sequence[Tensor]) -> Points | None:
+    """The points of a map's arguments; None on a grid, where there are none."""
+    return Points(*places) if places else None
 
 
 def to_torch(simulator: Simulator, folder: Path) -> None:
@@ -122,7 +134,7 @@ def _write_graphs(
     suffix: str,
     convert: Callable[[ExportedProgram, tuple[str, ...]], Graph],
 ) -> None:
-    """Trace the three maps for batches of any size, check them and write them.
+    """Trace the three maps for any number of samples and points, check them and write them.
 
     Args:
         simulator: the simulator.
@@ -135,7 +147,7 @@ def _write_graphs(
     files = {}
     for name, inputs in examples(simulator, 2).items():
         path = Path(folder) / f"{name}.{suffix}"
-        sizes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+        sizes = _sizes(simulator.spec, inputs)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -164,19 +176,42 @@ def _write_graphs(
         write_bytes(path, content)
 
 
+def _sizes(spec: FieldSpec, inputs: Mapping[str, Tensor]) -> tuple[dict[int, Any], ...]:
+    """The axes of inputs that have any size: that of samples, and on points that of points."""
+    batch, points = torch.export.Dim("batch"), torch.export.Dim("points")
+    along_points = ("u", *PLACES) if isinstance(spec.domain, PointCloud) else ()
+    return tuple({0: batch, 1: points} if name in along_points else {0: batch} for name in inputs)
+
+
 def examples(simulator: Simulator, batch: int) -> dict[str, dict[str, Tensor]]:
     """Example inputs of the three maps, by name."""
     spec = simulator.spec
     generator = torch.Generator().manual_seed(0)
-    u = simulator.mean + simulator.std * torch.randn(batch, *spec.shape, generator=generator)
+    places = _places(spec, batch, generator)
+    shape = (*places["mask"].shape, spec.num_channels) if places else (batch, *spec.shape)
+    u = simulator.mean + simulator.std * torch.randn(shape, generator=generator)
     row = simulator.training_parameters[0] if simulator.training_parameters else [1e-3]
     parameters = torch.tensor([row] * batch, dtype=simulator.mean.dtype)
-    z = simulator.encode(u)
+    z = simulator.encode(u, None, _points(list(places.values())))
     return {
-        "encode": {"u": u.squeeze(-1) if spec.num_channels == 1 else u},
+        "encode": {"u": u.squeeze(-1) if spec.num_channels == 1 else u, **places},
         "step": {"z": z, "nu": parameters[:, 0] if len(row) == 1 else parameters},
-        "decode": {"z": z},
+        "decode": {"z": z, **places},
     }
+
+
+def _places(spec: FieldSpec, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random points, of which the last sample has fewer; none on a grid."""
+    if not isinstance(spec.domain, PointCloud):
+        return {}
+    shape = (batch, 60 + batch)
+    lower = torch.tensor([first for first, _ in spec.domain.edges])
+    share = torch.rand(*shape, spec.domain.num_dims, generator=generator)
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[-1, -9:] = False
+    features = torch.rand(*shape, len(spec.domain.features), generator=generator)
+    values = (lower + share * torch.tensor(spec.domain.extent), features, mask)
+    return dict(zip(PLACES, values, strict=True))
 
 
 def to_xarray(

@@ -139,7 +139,7 @@ class ToGrid(nn.Module):
         """The values (B, N, C) at the nodes of values (B, P, C) at ``points``."""
         on_grid = self.finest.corners(points)
         shape = self.finest.tokens.shape
-        field = values.new_zeros(len(values), self.finest.num_tokens, values.shape[-1])
+        field = values.new_zeros(values.shape[0], self.finest.num_tokens, values.shape[-1])
         for lattice in self.lattices:
             assert isinstance(lattice, Lattice)
             corners = on_grid if lattice is self.finest else lattice.corners(points)
@@ -162,8 +162,8 @@ def mean_around(values: Tensor, corners: Corners, num_nodes: int) -> Tensor:
 
     Values (B, P, 1, C) are the same for all M corners.
     """
-    size = len(values) * num_nodes
+    size = values.shape[0] * num_nodes
     weight = corners.weight[..., None]
     total = sum_at(corners.token, weight, size)
     sums = sum_at(corners.token, values * weight, size)
-    return (sums / total.clamp_min(TINY)).unflatten(0, (len(values), num_nodes))
+    return (sums / total.clamp_min(TINY)).unflatten(0, (values.shape[0], num_nodes))

@@ -102,7 +102,8 @@ class Lattice(nn.Module):
         weight = (1 - offset.abs()).clamp_min(0).prod(-1)
         weight = weight * points.mask[..., None]
         number = (node % self.shape * self.strides).sum(-1)
-        sample = torch.arange(len(number), device=number.device)[:, None, None]
+        # not len(): that would fix the number of samples of an exported graph
+        sample = torch.arange(number.shape[0], device=number.device)[:, None, None]
         return Corners(number + sample * self.num_tokens, offset, weight)
 
 

@@ -107,7 +107,7 @@ class PointUPT(nn.Module):
         """
         if points is None:
             u = u.flatten(1, -2)
-            points = self._grid_points(len(u))
+            points = self._grid_points(u.shape[0])
         corners = self.lattice.corners(points)
         z = self.pool(torch.cat((u, points.features), -1), corners, self.num_tokens)
         for block in self.encoder:
@@ -127,7 +127,7 @@ class PointUPT(nn.Module):
         """
         for block in self.decoder:
             z = block(z)
-        places = self._grid_points(len(z)) if points is None else points
+        places = self._grid_points(z.shape[0]) if points is None else points
         u = self.read(z, places.features, self.lattice.corners(places))
         return u.unflatten(1, self.space) if points is None else u
 
@@ -174,12 +174,12 @@ class SupernodePooling(nn.Module):
         score = SCORE_LIMIT * torch.tanh(self.score(messages) / SCORE_LIMIT)
         weight = corners.weight[..., None] * score.exp()
         weighted = messages.unflatten(-1, (self.num_heads, -1)) * weight[..., None]
-        sums = sum_at(corners.token, weighted.flatten(-2), len(values) * num_tokens)
-        total = sum_at(corners.token, weight, len(values) * num_tokens)
+        sums = sum_at(corners.token, weighted.flatten(-2), values.shape[0] * num_tokens)
+        total = sum_at(corners.token, weight, values.shape[0] * num_tokens)
         means = sums.unflatten(-1, (self.num_heads, -1)) / total.clamp_min(1e-12)[..., None]
         is_empty = total[:, :1] == 0
         return (self.out(means.flatten(-2)) + self.no_points * is_empty).unflatten(
-            0, (len(values), num_tokens)
+            0, (values.shape[0], num_tokens)
         )
 
 
