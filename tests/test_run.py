@@ -302,22 +302,6 @@ def test_one_model_over_several_viscosities_is_tested_on_another(ups_run, tmp_pa
     assert trained["dataset"]["hash"] != other["dataset"]["hash"]
 
 
-def test_compile_falls_back_to_eager_with_a_warning(tmp_path, monkeypatch, caplog):
-    from conftest import make_simulator
-
-    from ups.runs.training import compile_simulator
-
-    def no_compiler(function):
-        raise RuntimeError("no compiler here\nand a long story")
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    simulator = make_simulator()
-    compile_simulator(simulator, tmp_path)
-    assert "falling back to eager (no compiler here)" in caplog.text
-    assert simulator.rollout(torch.zeros(1, 32), 1, nu=0.1).shape == (1, 1, 32)
-
-
 @pytest.mark.slow
 def test_the_wheel_holds_the_configurations_and_the_shipped_model(tmp_path):
     from pathlib import Path

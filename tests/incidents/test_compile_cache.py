@@ -46,16 +46,14 @@ def test_compile_cache_is_emptied_when_larger_than_its_limit(tmp_path, caplog):
     )
 
 
-def fail_to_compile(function, **options):
-    def compiled(*arguments):
-        raise OSError("no space left on device\nand more")
-
-    return compiled
+def fail(*arguments, **options):
+    raise OSError("no space left on device\nand more")
 
 
-def test_losses_that_can_not_be_compiled_are_eager(monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize("compile", [fail, lambda *arguments, **options: fail])
+def test_losses_that_can_not_be_compiled_are_eager(monkeypatch, tmp_path, caplog, compile):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored after the test
-    monkeypatch.setattr(torch, "compile", fail_to_compile)
+    monkeypatch.setattr(torch, "compile", compile)
     module = OperatorModule(make_simulator())
     batch = Batch(torch.rand(2, 3, 32, 1), torch.ones(2, 1), torch.arange(2), torch.arange(2))
     expected = module.compute_losses(batch)["loss"]
