@@ -318,11 +318,7 @@ def throughput(result: dict[str, Any]) -> str:
         f"which one large product does in {floor['milliseconds_of_a_large_product_as_long']:.1f} "
         f"ms here. By operation: {shares}."
     )
-    return (
-        "\n\n".join(parts)
-        + f"\n\nThe reference solver makes {result['data, trajectories a second']:.0f} "
-        "trajectories a second at 1024 points."
-    )
+    return "\n\n".join(parts)
 
 
 def scaling(result: dict[str, Any]) -> str:

@@ -1,5 +1,4 @@
-"""Speed and memory: training steps, rollouts, and how both grow with points, tokens and batch; data
-generation.
+"""Speed and memory: training steps, rollouts, and how both grow with points, tokens and batch.
 
     python benchmarks/throughput.py         writes benchmarks/results/throughput.json
 
@@ -259,10 +258,6 @@ def main() -> None:
     result["batch, training step"] = compared(
         {str(n): trainer(configuration(f"data.batch_size={n}")) for n in (8, 16, 64, 256)}, 2, "16"
     )
-    u0 = burgers.initial_conditions(32, burgers.cell_centers(1024), 0)
-    start = time.perf_counter()
-    burgers.solve(u0, [0.05 * k for k in range(1, 41)], 1e-3)
-    result["data, trajectories a second"] = len(u0) / (time.perf_counter() - start)
     save("throughput", result)
 
 
