@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from runs import DATA_VERSION, read, spread
 
 READING = """Errors are rollout nRMSE on the test set, mean and standard deviation over seeds, \
-which are of data and weights. Tables marked *of earlier data* were made before the data had \
-PDEBench's published initial conditions, and the default model was another."""
+which are of data and weights."""
+OF_EARLIER_DATA = "*Of earlier data: made before version {version} of the generated data.*"
 FOOTNOTE = "† The rollouts have diverged: the number is only larger than the field by far."
 FOOT = """This page is made by `python benchmarks/results.py` from the JSON files that the other \
 benchmarks write. Change those, not the page."""
@@ -686,9 +686,9 @@ def main() -> None:
     for name, (title, section) in SECTIONS.items():
         if result := read(name):
             earlier = result["about"].get("data") != DATA_VERSION
-            mark = "*Of earlier data.*\n\n" if earlier else ""
-            made = made_by(result, name)
-            parts.append(f"## {title}\n\n{mark}{section(result)}\n\nMade by {made}")
+            mark = [OF_EARLIER_DATA.format(version=DATA_VERSION)] if earlier else []
+            made = f"Made by {made_by(result, name)}"
+            parts += [f"## {title}", *mark, section(result), made]
     if any("†" in part for part in parts):
         parts.append(FOOTNOTE)
     PAGE.write_text("\n\n".join([*parts, FOOT]) + "\n")
