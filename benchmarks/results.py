@@ -21,6 +21,11 @@ PAGE = Path(__file__).parents[1] / "docs/results.md"
 PICTURES = PAGE.parent / "pictures"
 
 
+def rounded(value: float, digits: int = 3) -> str:
+    """``value`` to so many digits that count, without an exponent if it is large."""
+    return f"{float(f'{value:.{digits}g}'):,g}"
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
@@ -329,7 +334,7 @@ def scaling(result: dict[str, Any]) -> str:
             way,
             f"{row['milliseconds']:.1f}",
             f"{row['of_one_process']:.2f}",
-            f"{row['largest_relative_difference_of_a_loss']:.0e}",
+            rounded(row["largest_relative_difference_of_a_loss"], 1),
         ]
         for way, row in found["ways"].items()
     ]
@@ -350,9 +355,9 @@ def step_counts(counts: dict[str, Any]) -> str:
         [
             name,
             f"{row['parameters']:,}",
-            *(f"{row[key] / 1e9:.3g}" for key in ("window_flop", "optimizer_flop")),
-            f"{row['window_activation_bytes'] / 1e6:.3g}",
-            *(f"{row[key] / 1e6:.3g}" for key in ("state_bytes", "gradient_bytes")),
+            *(rounded(row[key] / 1e9) for key in ("window_flop", "optimizer_flop")),
+            rounded(row["window_activation_bytes"] / 1e6),
+            *(rounded(row[key] / 1e6) for key in ("state_bytes", "gradient_bytes")),
         ]
         for name, row in counts.items()
     ]
@@ -384,7 +389,7 @@ def gpu_plan(result: dict[str, Any]) -> str:
     rows = [
         [
             name,
-            *(f"{1e6 * value:.3g}" for key, value in row.items() if key.startswith("seconds")),
+            *(rounded(1e6 * value) for key, value in row.items() if key.startswith("seconds")),
             f"{row['windows_that_hide_it_in_a_node']:.0f}",
             f"{row['windows_that_hide_it_between_nodes']:.0f}",
             f"{row['windows_that_fit']:,.0f}",
