@@ -113,12 +113,18 @@ is fixed, the machine does not matter.
 {table(["model", "steps a second", *heads], rows)}"""
 
 
+COMPILERS = (
+    "The solver is compiled with numba; models are eager PyTorch where their row does not say "
+    "compiled."
+)
+
+
 def pareto(result: dict[str, Any]) -> str:
     (finest,) = (row for row in result["rows"] if row["name"] == "solver-1024")
     about = (
         "The solver's rows get the same 256 points as the models, which is what leaves "
         f"{finest['error']:.4f} of error at 1024: one that knows the first field between them "
-        "has less. The solver is compiled with numba, models are eager PyTorch."
+        f"has less. {COMPILERS}"
     )
     return costs(result, "rollout nRMSE", "pareto", about)
 
@@ -126,8 +132,8 @@ def pareto(result: dict[str, Any]) -> str:
 def pareto_navier_stokes(result: dict[str, Any]) -> str:
     about = (
         "Rollouts start from frame 10 at 64 x 64 points; the error is the relative L2 norm over "
-        "frames 11 to 20 together; the truth was solved on 256 x 256 points. The solver is "
-        "compiled with numba, models are eager PyTorch."
+        "frames 11 to 20 together; the truth was solved on 256 x 256 points. "
+        f"{COMPILERS}"
     )
     return costs(result, "relative L2", "pareto_navier_stokes", about)
 

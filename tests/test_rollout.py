@@ -1,6 +1,8 @@
 """Simulator: shapes, positions, modes, refusals, and the equivariance that the model claims."""
 
+import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -613,3 +615,40 @@ def test_a_simulator_says_in_one_line_what_it_is():
     assert repr(plain) == "Simulator(no equation; MixerUPT; 32 points; dt=0.05; nu=0.2)"
     plain.training_parameters = [[0.2], [0.1], [0.2]]
     assert "nu=0.1, 0.2" in repr(plain)
+
+
+def test_steps_are_compiled_only_when_asked_for_and_without_gradients(simulator, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        "ups.simulation.simulator._compiled_step",
+        lambda model, *arguments: compiled.append(model) or model.step(*arguments),
+    )
+    u0 = torch.rand(2, 32)
+    expected = simulator.rollout(u0, 2, nu=0.01)
+    fast = copy.deepcopy(simulator)
+    fast.compile()
+    fast.rollout(u0, 1, nu=0.01, grad=True)
+    assert not compiled
+    copied = copy.deepcopy(fast)
+    assert torch.equal(copied.rollout(u0, 2, nu=0.01), expected)
+    assert compiled == [copied.model, copied.model]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in torch.compile
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+def test_compiled_steps_give_the_same_fields_and_follow_the_weights(caplog):
+    sim = ups.load("burgers-small")
+    u0 = torch.sin(2 * torch.pi * sim.x)
+    eager = sim.rollout(u0[None], 5, nu=0.001)
+    sim.compile()
+    assert torch.allclose(sim.rollout(u0[None], 5, nu=0.001), eager, atol=1e-4)
+    other = copy.deepcopy(sim)
+    with torch.no_grad():
+        for weights in other.model.parameters():
+            weights.mul_(0.5)
+    changed = other.rollout(u0[None], 5, nu=0.001)
+    other.is_compiled = False
+    assert torch.allclose(changed, other.rollout(u0[None], 5, nu=0.001), atol=1e-4)
+    assert not torch.allclose(changed, eager, atol=0.01)
+    assert "falling back" not in caplog.text

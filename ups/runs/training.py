@@ -4,23 +4,19 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import lightning.pytorch as pl
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from torch import Tensor
 
 from ups.callbacks import AtomicCheckpointIO, CompileCachePruner, EpochProgressBar, GracefulStop
 from ups.callbacks.graceful_stop import TimeLimit
-from ups.core.batch import Batch
+from ups.core.compilation import compiled_or_eager
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec
 from ups.core.settings import PlainDict, to_plain
@@ -279,31 +275,9 @@ def write_stage_weights(
 
 
 def compile_losses(module: BaseModule, folder: Path) -> None:
-    """Compile the module's losses as a whole and keep the kernels in the run's folder.
-
-    If that fails, they are eager from then on.
-    """
+    """Compile the module's losses as a whole and keep the kernels in the run's folder."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / COMPILE_CACHE)
-    eager = module.compute_losses
-    is_eager = False
-
-    @cache
-    def compiled() -> Callable[..., dict[str, Tensor]]:
-        # of one size: windows and batches don't change theirs
-        return torch.compile(eager, dynamic=False)
-
-    def compute_losses(batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
-        nonlocal is_eager
-        if not is_eager:
-            try:
-                return compiled()(batch, *drawn)
-            except Exception as error:  # if it is the losses' own, they raise it again
-                words = str(error).strip().splitlines() or [type(error).__name__]
-                log.warning("compile=true: falling back to eager (%s)", words[0])
-                is_eager = True
-        return eager(batch, *drawn)
-
-    module.compute_losses = compute_losses  # type: ignore[method-assign]
+    module.compute_losses = compiled_or_eager(module.compute_losses)  # type: ignore[method-assign]
 
 
 def keep_kernels(rehearsed: Path, folder: Path) -> None:

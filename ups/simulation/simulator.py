@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ups.core.compilation import compiled_or_eager
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.gradients import needs_gradients
@@ -50,6 +51,12 @@ CORRECTIONS = ("none", "diffusion", "consistency")
 log = logging.getLogger(__name__)
 
 
+@compiled_or_eager
+def _compiled_step(model: Any, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
+    """``model.step``: not a method, because a copy of a compiled method steps the original."""
+    return model.step(z, dt, parameters)
+
+
 def _in_grad_mode(frames: Iterator[Tensor], is_enabled: bool) -> Iterator[Tensor]:
     """Yield ``frames``, each made with gradients or without; the caller's mode stays its own."""
     while True:
@@ -82,6 +89,7 @@ class Simulator(nn.Module):
 
     Attributes:
         correctors: the correctors that later stages trained, by name.
+        is_compiled: whether ``compile`` was called.
         noise: changes the tokens before each step of a draw; None if the operator draws nothing.
         ttc: the settings of test-time conditioning.
     """
@@ -107,6 +115,7 @@ class Simulator(nn.Module):
         self.training_parameters = [[float(value) for value in row] for row in training_parameters]
         self.input_range = dict(input_range or {})
         self.has_warned_of_input = False
+        self.is_compiled = False
         self.correctors: MutableMapping[str, ResidualCorrector] = nn.ModuleDict()  # type: ignore[assignment]
         self.noise: LatentNoise | None = None
         self.ttc = TTC()
@@ -139,8 +148,19 @@ class Simulator(nn.Module):
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
         """Advance tokens (B, N, W) by one ``dt`` at ``parameters`` (B, P)."""
-        tokens: Tensor = self.model.step(state, *self.spec.condition(parameters))
+        arguments = (state, *self.spec.condition(parameters))
+        if self.is_compiled and not torch.is_grad_enabled():
+            return _compiled_step(self.model, *arguments)
+        tokens: Tensor = self.model.step(*arguments)
         return tokens
+
+    def compile(self) -> None:
+        """Compile the steps of rollouts without gradients, for many rollouts of one size.
+
+        torch.compile takes half a minute in the first rollout of each number of fields. Fields then
+        differ by rounding. Where it fails, a warning says so and steps stay as they are.
+        """
+        self.is_compiled = True
 
     def decode(self, state: Tensor, points: Points | None = None) -> Tensor:
         """Decode tokens (B, N, W) into fields (B, *space, C), or (B, P, C) at ``points``."""
