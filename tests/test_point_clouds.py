@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.killing import WITH_KILLER, call_killed
 from hydra import compose, initialize_config_dir
 from test_obstacles import TINY
 
@@ -336,3 +337,38 @@ def test_a_run_on_points_trains_tests_and_loads(path, tmp_path, monkeypatch):
     points = data.points["test"]
     frames = sim.rollout(data.values["test"][:, 0], 2, parameters={"reynolds": 40.0}, x=points)
     assert frames.shape == data.values["test"][:, 1:].shape
+
+
+RUN = [
+    "stage=operator",
+    "data=obstacles",
+    "data.samples_per_trajectory=4",
+    "data.batch_size=2",
+    "data.unroll_steps=1",
+    "data.input_points=64",
+    "data.query_points=64",
+    "model=point_memory_upt",
+    "model.num_points=128",
+    "model.hidden_channels=16",
+    "loss.inverse_loss_frequency=1",
+    "trainer.max_epochs=3",
+    "preflight=false",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_killed_run_on_points_resumes_to_the_same_weights(ups_run, path, tmp_path):
+    settings = [*RUN, f"data.path={path}", "callbacks.last.every_n_train_steps=1"]
+    ups_run(*settings, "name=whole")
+    done = call_killed(tmp_path, "step 6", "ups.run", *settings, "name=killed")
+    assert done.returncode == -9, done.stdout + done.stderr
+    assert "resuming from" in ups_run(*settings, "name=killed", WITH_KILLER).stdout
+    ups_run(*settings, "name=without", "lambda_inv=0")
+    whole, killed, without = (
+        ups.load(tmp_path / f"outputs/{name}/checkpoints/operator.ckpt").state_dict()
+        for name in ("whole", "killed", "without")
+    )
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    # the inverse losses change what is learned
+    assert any(not torch.equal(whole[key], without[key]) for key in whole)
