@@ -1,4 +1,5 @@
-"""What the numerical solver costs, compiled and in torch, and what a model costs beside it.
+"""What the numerical solver costs, compiled and in torch, and what a model costs beside it, with
+eager and with compiled steps.
 
     python benchmarks/solver.py [MODEL]     writes benchmarks/results/solver.json
 
@@ -8,6 +9,7 @@ block, so that the machine's drift meets all alike; times are medians over block
 is one call.
 """
 
+import copy
 import os
 import statistics
 import sys
@@ -55,9 +57,11 @@ def in_torch(u0: Tensor) -> Tensor:
     return burgers.solve(u0.clone().requires_grad_(), TIMES, NU, dtype=torch.float32).detach()
 
 
-def rollouts(sim: Simulator, batch: int) -> dict[str, Rollout]:
+def rollouts(sims: dict[str, Simulator], batch: int) -> dict[str, Rollout]:
     solve = compiled if batch == 1 else over_cores
-    found: dict[str, Rollout] = {"model": lambda u0: sim.rollout(u0, STEPS, nu=NU)}
+    found: dict[str, Rollout] = {
+        name: partial(sim.rollout, steps=STEPS, nu=NU) for name, sim in sims.items()
+    }
     for points in (32, 64, 128, 256):
         found[f"solver-{points}"] = partial(solver, points=points, solve=solve)
         found[f"solver-{points}, torch"] = partial(solver, points=points, solve=in_torch)
@@ -90,16 +94,18 @@ def generation() -> dict[str, float]:
 
 def main(model: str) -> None:
     sim = ups.load(model)
+    sims = {"model": sim, "model, compiled": copy.deepcopy(sim)}
+    sims["model, compiled"].compile()
     points = sim.spec.grid.shape[0]
     fine = burgers.initial_conditions(FIELDS, burgers.cell_centers(FINER * points), 10_001)
     truth = burgers.solve(fine.double(), [0.0, *TIMES], NU)[..., ::FINER].float()
     u0 = truth[:, 0]
     rows: dict[str, dict[str, Any]] = {
         name: {"nrmse": pdebench_metrics(rollout(u0), truth[:, 1:])["nrmse"]}
-        for name, rollout in rollouts(sim, FIELDS).items()
+        for name, rollout in rollouts(sims, FIELDS).items()
     }
     for label, batch in (("one at a time", 1), (f"{FIELDS} at once", FIELDS)):
-        for name, value in milliseconds(u0[:batch], rollouts(sim, batch)).items():
+        for name, value in milliseconds(u0[:batch], rollouts(sims, batch)).items():
             rows[name][f"ms, {label}"] = value
     result = {"model": model, "rows": rows, "generation": generation()}
     save("solver", result)
