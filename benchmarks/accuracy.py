@@ -1,19 +1,19 @@
 """Every model at equal training time: the same data and code.
 
-    python benchmarks/accuracy.py [DATA]   DATA: burgers (default), navier_stokes_1e-5 or obstacles
+    python benchmarks/accuracy.py [DATA]     DATA: burgers (default) or obstacles
 
-Writes benchmarks/results/equal_time.json, equal_time_navier_stokes.json or
-equal_time_obstacles.json. First each model's training speed is measured, alone on the machine; its
-time is then the number of steps that fit, validation not counted. Each gets the same search, one
-seed, judged by validation: on Burgers the squared and the unsquared loss, two minutes each, then,
-with the better one, AdamW and Muon at three learning rates, a minute each; on Navier-Stokes and
-past obstacles two rates, one and two minutes each. Runs have three seeds, on Burgers those of the
-two best models five. The longer runs are of those models that came near the least error in the
-shorter ones: twice it on Burgers, 1.25 times on Navier-Stokes; past obstacles there is one length.
+Writes benchmarks/results/equal_time.json or equal_time_obstacles.json; flows on a periodic plane
+are in benchmarks/navier_stokes.py. First each model's training speed is measured, alone on the
+machine; its time is then the number of steps that fit, validation not counted. Each gets the same
+search, one seed, judged by validation: on Burgers the squared and the unsquared loss, two minutes
+each, then, with the better one, AdamW and Muon at three learning rates, a minute each; past
+obstacles two rates, two minutes each. Runs have three seeds, on Burgers those of the two best
+models five. The longer runs are of those models whose error is at most twice the least in the
+shorter ones; past obstacles there is one length.
 
 As the steps are fixed by then, the runs go side by side, with a core each, on a GPU if there is
-one: that changes what the clock says, not what they learn. The seed is of data and weights, of
-flows on a plane only of weights. What is finished is not repeated: the JSON is written after every
+one: that changes what the clock says, not what they learn. The seed is of data and weights, past
+obstacles only of weights. What is finished is not repeated: the JSON is written after every
 run, and the same command continues, on another machine too.
 """
 
@@ -99,26 +99,6 @@ STUDIES = {
         ("seed", "data.seed"),
         (3, 4),
         2.0,
-    ),
-    "navier_stokes_1e-5": Study(
-        "navier_stokes_1e-5",
-        "equal_time_navier_stokes",
-        # peers as wide as is best in a short training, the FNO as published
-        {
-            "memory_upt": [],
-            "patch_stepper": [],
-            "fno": ["model.modes=24", "model.hidden_channels=20"],
-            "unet": ["model.hidden_channels=8"],
-            "resnet": ["model.hidden_channels=16"],
-            "upt": [],
-        },
-        ("loss.squared=false",),
-        (0.003, 0.009),
-        60,
-        {"5 minutes": 300, "15 minutes": 900},
-        ("seed",),
-        (),
-        1.25,
     ),
     "obstacles": Study(
         "obstacles",

@@ -640,7 +640,6 @@ SECTIONS = {
     "shifts": ("Inputs unlike the training data", shifts),
     "equal_time": ("Accuracy at equal training time", equal_time),
     "pareto": ("Error against cost, beside the numerical method", pareto),
-    "equal_time_navier_stokes": ("Navier-Stokes: accuracy at equal training time", equal_time),
     "pareto_navier_stokes": (
         "Navier-Stokes: error against cost, beside the numerical method",
         pareto_navier_stokes,
