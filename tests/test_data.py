@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SPEC
+from helpers.published import pdebench_file
 
 from ups.core.errors import UpsError
 from ups.datamodules import BurgersDataModule, TrajectoryDataModule, trajectories
@@ -36,24 +37,6 @@ def small(tmp_path, **changes):
     data.prepare_data()
     data.setup()
     return data
-
-
-def pdebench_file(
-    path,
-    trajectories=8,
-    frames=21,
-    points=64,
-    *,
-    names=("tensor", "x-coordinate", "t-coordinate"),
-    t_extra=1,
-    dtype=np.float32,
-):
-    rng = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        file[names[0]] = rng.normal(size=(trajectories, frames, points)).astype(dtype)
-        file[names[1]] = (np.arange(points, dtype=np.float32) + 0.5) / points
-        file[names[2]] = np.arange(frames + t_extra, dtype=np.float32) * np.float32(0.01)
-    return path
 
 
 def test_generated_data_solve_the_equation(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers.commands import call, run_python
 from helpers.pages import blocks, write_files
-from test_data import pdebench_file
+from helpers.published import pdebench_file
 from test_point_readers import write_transient_flows, write_vtk
 
 import ups

@@ -4,9 +4,9 @@ import logging
 
 import h5py
 import pytest
+from helpers.published import pdebench_file
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_data import pdebench_file
 
 from ups.core.errors import UpsError
 from ups.datamodules import BurgersDataModule, TrajectoryDataModule

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from test_point_upt import (
+from helpers.points import (
     CLOUD,
     PARAMETERS,
     SPEC,
@@ -14,6 +13,7 @@ from test_point_upt import (
     draw_points,
     waves,
 )
+from hydra import compose, initialize_config_dir
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid, PointCloud

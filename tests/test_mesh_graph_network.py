@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from test_point_upt import (
+from helpers.points import (
     PARAMETERS,
     SPEC,
     assert_samples_do_not_see_each_other,
@@ -12,6 +11,7 @@ from test_point_upt import (
     simulator_of,
     waves,
 )
+from hydra import compose, initialize_config_dir
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid

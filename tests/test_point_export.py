@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 import torch
+from helpers.points import PARAMETERS, draw_points, padded, simulator_of, waves
 from test_point_memory import MODEL as POINT_MEMORY_UPT
 from test_point_upt import MODEL as POINT_UPT
-from test_point_upt import PARAMETERS, draw_points, padded, simulator_of, waves
 
 import ups.export as export
 

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers.published import pdebench_file
 from hydra import compose, initialize_config_dir
-from test_data import pdebench_file
 
 from ups.core.errors import UpsError
 from ups.run import CONF

@@ -11,6 +11,7 @@ import torch
 from conftest import NUM_BASELINES, TINY
 from helpers import pictures
 from helpers.commands import call, run_python
+from helpers.published import pdebench_file
 
 import ups
 from ups.datamodules.readers.pdebench import TrajectoryFile
@@ -264,8 +265,6 @@ def test_early_stopping_ends_the_stage(ups_run, tmp_path):
 
 @pytest.mark.slow
 def test_a_pdebench_file_trains_from_the_command_line(ups_run, tmp_path):
-    from test_data import pdebench_file
-
     path = pdebench_file(
         tmp_path / "1D_Burgers_Sols_Nu0.01.hdf5", trajectories=16, frames=31, points=128
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_simulator
-from test_data import pdebench_file
+from helpers.published import pdebench_file
 
 import ups
 from ups.callbacks import AtomicCheckpointIO

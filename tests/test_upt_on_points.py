@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_point_upt import (
+from helpers.points import (
     PARAMETERS,
     SPEC,
     assert_order_does_not_matter,

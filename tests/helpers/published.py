@@ -1,4 +1,4 @@
-"""Small files to the public descriptions of published data sets, whose values say their indices."""
+"""Small files to the public descriptions of published data sets; most values say their indices."""
 
 import h5py
 import numpy as np
@@ -14,6 +14,25 @@ def numbered(*shape, first=0):
 
 def centers(points, cell, offset=0.0):
     return (offset + (np.arange(points) + 0.5) * cell).astype(np.float32)
+
+
+def pdebench_file(
+    path,
+    trajectories=8,
+    frames=21,
+    points=64,
+    *,
+    names=("tensor", "x-coordinate", "t-coordinate"),
+    t_extra=1,
+    dtype=np.float32,
+):
+    """A file of PDEBench's in one dimension, of random fields; returns its path."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file[names[0]] = rng.normal(size=(trajectories, frames, points)).astype(dtype)
+        file[names[1]] = (np.arange(points, dtype=np.float32) + 0.5) / points
+        file[names[2]] = np.arange(frames + t_extra, dtype=np.float32) * np.float32(0.01)
+    return path
 
 
 def write_well(path, trajectories, first=0, **changes):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import TINY, damaged, make_simulator
 from helpers.commands import call
-from test_data import pdebench_file
+from helpers.published import pdebench_file
 
 import ups
 from ups.callbacks import AtomicCheckpointIO

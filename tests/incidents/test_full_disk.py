@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TINY, make_simulator
 from helpers.commands import call
+from helpers.published import pdebench_file
 
 from ups.callbacks import AtomicCheckpointIO
 from ups.core import io
@@ -145,8 +146,6 @@ def test_readers_and_workers_never_write(tmp_path):
     """Training from a file, by the main process and by workers, leaves the data's folder as it
     was, also where it can't be written.
     """
-    from test_data import pdebench_file
-
     folder = tmp_path / "data"
     folder.mkdir()
     path = pdebench_file(

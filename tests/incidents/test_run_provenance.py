@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from helpers.commands import call, run_python
-from test_data import pdebench_file
+from helpers.published import pdebench_file
 
 pytestmark = pytest.mark.integration  # starts processes, or whole runs
 
