@@ -22,44 +22,55 @@ from hydra import compose, initialize_config_dir
 from runs import SEEDS, read, save, side_by_side
 
 DATA = "data=navier_stokes_1e-5"
-# peers as wide as is best in a short training, the FNO as published
+# by the names of their runs; the one without inverse losses gets as many steps as with them; peers
+# are as wide as is best in a short training, the FNO as published
 MODELS = {
-    "memory_upt": ["compile=true"],
-    "patch_stepper": ["compile=true"],
-    "fno": ["model.modes=24", "model.hidden_channels=20"],
-    "unet": ["model.hidden_channels=8"],
-    "resnet": ["model.hidden_channels=16"],
-    "upt": [],
+    "memory_upt": ["model=memory_upt", "compile=true"],
+    "without_inverse_losses": [
+        "model=memory_upt",
+        "model.name=memory-upt-without-inverse-losses",
+        "lambda_inv=0",
+        "compile=true",
+    ],
+    "patch_stepper": ["model=patch_stepper", "compile=true"],
+    "fno": ["model=fno", "model.modes=24", "model.hidden_channels=20"],
+    "unet": ["model=unet", "model.hidden_channels=8"],
+    "resnet": ["model=resnet", "model.hidden_channels=16"],
+    "upt": ["model=upt"],
 }
 DEFAULT_EPOCHS = 22
 
 
+def model_of(settings: list[str]) -> str:
+    return settings[0].removeprefix("model=")
+
+
 def speeds() -> dict[str, float]:
-    """Training steps a second of each model."""
+    """Training steps a second of each model, with its usual losses."""
     found: dict[str, float] = read("navier_stokes_speed").get("steps_per_second", {})
-    for model, settings in MODELS.items():
+    for settings in MODELS.values():
+        model = model_of(settings)
         if model not in found:
-            eager = [each for each in settings if not each.startswith("compile")]
-            words = [DATA, f"model={model}", *eager, "data.cache_dir=outputs/data"]
+            sizes = [each for each in settings if each.startswith("model")]
+            words = [DATA, *sizes, "data.cache_dir=outputs/data"]
             with initialize_config_dir(CONF, version_base="1.3"):
                 found[model] = speed(compose("config", words))
             save("navier_stokes_speed", {"steps_per_second": found})
     return found
 
 
-def run_name(model: str, seed: int) -> str:
-    return f"navier_stokes_{model}-{seed}"
+def run_name(name: str, seed: int) -> str:
+    return f"navier_stokes_{name}-{seed}"
 
 
-def command(model: str, seed: int, epochs: int) -> list[str]:
+def command(name: str, seed: int, epochs: int) -> list[str]:
     return [
         "stage=operator",
         DATA,
-        f"model={model}",
-        *MODELS[model],
+        *MODELS[name],
         f"trainer.max_epochs={epochs}",
         f"seed={seed}",
-        f"name={run_name(model, seed)}",
+        f"name={run_name(name, seed)}",
         "preflight=false",
         "stage.evaluate=[]",
         "stage.operator.module.num_cpu_shards=1",
@@ -69,12 +80,13 @@ def command(model: str, seed: int, epochs: int) -> list[str]:
 def main() -> None:
     fast = speeds()
     epochs = {
-        model: max(1, round(DEFAULT_EPOCHS * fast[model] / fast["memory_upt"])) for model in MODELS
+        name: max(1, round(DEFAULT_EPOCHS * fast[model_of(settings)] / fast["memory_upt"]))
+        for name, settings in MODELS.items()
     }
-    commands = [command(model, seed, epochs[model]) for seed in SEEDS for model in MODELS]
+    commands = [command(name, seed, epochs[name]) for seed in SEEDS for name in MODELS]
     for _ in side_by_side(commands):
         pass
-    pareto.main([Path("outputs") / run_name(model, seed) for model in MODELS for seed in SEEDS])
+    pareto.main([Path("outputs") / run_name(name, seed) for name in MODELS for seed in SEEDS])
 
 
 if __name__ == "__main__":
