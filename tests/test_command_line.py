@@ -25,7 +25,13 @@ from ups.runs.reports import log_next_steps
     [
         (
             ["data.equation=burgers"],
-            "`data.equation` is not a key of this configuration. Other choices of `data` have it.",
+            "`data.equation` is not a key of this configuration. Other choices of `data` have it: "
+            "advection, ",
+        ),
+        (
+            ["data=obstacles", "model.place_depth=1"],
+            "`model.place_depth` is not a key of this configuration. Other choices of `model` have "
+            "it: point_memory_upt.",
         ),
         (
             ["data.batchsize=3"],

@@ -127,6 +127,16 @@ def refuse(error: BaseException) -> NoReturn:
     sys.exit(2)
 
 
+def choices_with(key: str) -> list[str]:
+    """The choices of a group, "model" of "model.depth", whose file has a key."""
+    group, _, name = key.partition(".")
+    paths = (Path(CONF) / group).glob("*.yaml")
+    contents = {path.stem: yaml.safe_load(path.read_text()) for path in paths}
+    return sorted(
+        choice for choice, own in contents.items() if name in {**own, **own.get(group, {})}
+    )
+
+
 def unknown_key_or_choice(refusal: str) -> str | None:
     """A sentence for a key that doesn't exist, or for a group without a choice; else None.
 
@@ -140,8 +150,10 @@ def unknown_key_or_choice(refusal: str) -> str | None:
         key = unknown[1]
         near = [name for name in get_close_matches(key, known_keys(), 4) if name != key][:3]
         hint = f"Close to it: {', '.join(near)}" if near else "See python -m ups.run --cfg job"
-        if key in known_keys():
-            hint = f"Other choices of `{key.partition('.')[0]}` have it"
+        if key in known_keys() or choices_with(key):
+            names = ", ".join(choices_with(key))
+            group = key.partition(".")[0]
+            hint = f"Other choices of `{group}` have it{': ' * bool(names)}{names}"
         return f"`{key}` is not a key of this configuration. {hint}."
     missing = re.search(
         r"Could not find '(.+)/(.+?)'\s+Available options in '.+?':\s+(.+?)\s+Config search",
