@@ -263,6 +263,15 @@ def test_early_stopping_ends_the_stage(ups_run, tmp_path):
     assert (tmp_path / "outputs/early/checkpoints/operator.ckpt").exists()
 
 
+def test_a_command_that_evaluates_nothing_trains_alone(ups_run, tmp_path):
+    command = [*TINY, "name=only", "trainer.max_epochs=1", "stage.evaluate=[]"]
+    ups_run(*command)
+    again = ups_run(*command)
+    assert "Epoch" not in again.stdout
+    assert (tmp_path / "outputs/only/checkpoints/operator.ckpt").exists()
+    assert not (tmp_path / "outputs/only/reports").exists()
+
+
 @pytest.mark.slow
 def test_a_pdebench_file_trains_from_the_command_line(ups_run, tmp_path):
     path = pdebench_file(

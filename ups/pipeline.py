@@ -105,7 +105,7 @@ def run_command(cfg: DictConfig, overrides: Iterable[str] = ()) -> float:
         with open_loggers(cfg, folder) as loggers:
             for stage in todo:
                 train(cfg, stage, folder, loggers, parts.get(stage, 1), limit)
-            if shutdown_distributed():
+            if shutdown_distributed() and cfg.stage.evaluate:
                 test(cfg, folder, loggers)
         return validation_score(folder)
 

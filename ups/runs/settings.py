@@ -228,7 +228,7 @@ class StageSettings:
     Args:
         name: the stage, all, evaluate or preflight.
         train: the stages to train, in order.
-        evaluate: the correctors to test.
+        evaluate: the correctors to test; []: the command only trains.
         operator: module, and what differs from ``trainer``, ``data`` and ``callbacks`` in this
             stage.
         diffusion: likewise.
