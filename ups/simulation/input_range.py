@@ -1,11 +1,14 @@
-"""How far an initial field lies outside of those that a simulator was trained on."""
+"""How far an initial field, or a parameter, lies outside of those of the training."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
+
+log = logging.getLogger(__name__)
 
 
 def channel_sizes(u: Tensor, domain: Grid | PointCloud) -> dict[str, Tensor]:
@@ -59,3 +62,45 @@ def outside(u: Tensor, spec: FieldSpec, limits: Mapping[str, float]) -> tuple[st
     values = largest_input(u, spec)
     worst = max(limits, key=lambda name: values[name] / max(limits[name], 1e-30))
     return worst, values[worst], limits[worst]
+
+
+def warn_of_fields(u: Tensor, spec: FieldSpec, limits: Mapping[str, float]) -> bool:
+    """Log a warning if a field is beyond the training data; whether it was. See ``outside``."""
+    name, value, limit = outside(u, spec, limits)
+    if value > limit:
+        log.warning(
+            "The %s of `u0` is %.3g standard deviations, up to %.3g in the training data; "
+            "predictions may be unreliable.",
+            name,
+            value,
+            limit,
+        )
+    return value > limit
+
+
+def warn_of_parameters(
+    names: Sequence[str],
+    parameters: Tensor,
+    is_known: Tensor,
+    trained: Sequence[Sequence[float]],
+) -> None:
+    """Log a warning for each parameter with values that are not known.
+
+    Args:
+        names: of the parameters.
+        parameters: their values (B, P).
+        is_known: whether a value is (B, P).
+        trained: those of each part of the training data (parts, P).
+    """
+    for name, values, known, own in zip(
+        names, parameters.T, is_known.T, zip(*trained, strict=True), strict=False
+    ):
+        beyond = values[~known].unique().tolist()
+        if beyond:
+            low, high = f"{beyond[0]:g}", f"{beyond[-1]:g}"
+            log.warning(
+                "%s = %s is outside the training range (%s); predictions may be unreliable.",
+                name,
+                low if low == high else f"{low} to {high}",
+                ", ".join(f"{value:g}" for value in sorted(set(own))),
+            )

@@ -1,6 +1,5 @@
 """The simulator: a trained model in physical units, and rollouts with it."""
 
-import logging
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +37,7 @@ from ups.simulation.assimilation import (
 from ups.simulation.corrected import Corrected
 from ups.simulation.correctors import ResidualCorrector
 from ups.simulation.guidance import TTC, Guided
-from ups.simulation.input_range import outside
+from ups.simulation.input_range import warn_of_fields, warn_of_parameters
 from ups.simulation.latent import LatentStepper
 from ups.simulation.latent_noise import LatentNoise, Noisy
 from ups.simulation.on_points import OnPoints
@@ -48,7 +47,6 @@ from ups.simulation.resampling import resampling
 from ups.simulation.symmetric_rollout import symmetric_rollout
 
 CORRECTIONS = ("none", "diffusion", "consistency")
-log = logging.getLogger(__name__)
 
 
 @compiled_or_eager
@@ -591,33 +589,16 @@ class Simulator(nn.Module):
         factors = time_factors(
             self.equation, self.spec.domain, parameters, self.training_parameters
         )
-        trained = torch.tensor(self.training_parameters)
-        is_beyond = ~is_trained(parameters, self.training_parameters) & (factors == 1)[:, None]
-        for column, name in enumerate(self.spec.parameters):
-            beyond = parameters[is_beyond[:, column], column].unique().tolist()
-            if beyond:
-                low, high = f"{beyond[0]:g}", f"{beyond[-1]:g}"
-                log.warning(
-                    "%s = %s is outside the training range (%s); predictions may be unreliable.",
-                    name,
-                    low if low == high else f"{low} to {high}",
-                    ", ".join(f"{value:g}" for value in trained[:, column].unique().tolist()),
-                )
+        # a slower solution of a trained parameter is not beyond
+        slowed = (factors != 1)[:, None]
+        is_known = is_trained(parameters, self.training_parameters) | slowed
+        warn_of_parameters(self.spec.parameters, parameters, is_known, self.training_parameters)
         if not self.input_range or self.has_warned_of_input:
             return
         repeated = (each.repeat_interleave(group_size, 0) for each in (parameters, 1 / factors))
         slow, _ = rescale(self.equation, self.spec.domain, u, *repeated)
         seen = self.moving_frame(slow, group_size).enter(slow[:, None])[:, 0]
-        name, value, limit = outside(seen, self.spec, self.input_range)
-        if value > limit:
-            self.has_warned_of_input = True
-            log.warning(
-                "The %s of `u0` is %.3g standard deviations, up to %.3g in the training data; "
-                "predictions may be unreliable.",
-                name,
-                value,
-                limit,
-            )
+        self.has_warned_of_input = warn_of_fields(seen, self.spec, self.input_range)
 
     def config(self) -> dict[str, object]:
         """Return what a checkpoint needs, besides the weights, to rebuild this simulator.
