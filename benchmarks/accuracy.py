@@ -109,6 +109,7 @@ STUDIES = {
             "unet_on_grid": [],
             "fno_on_grid": [],
             "mesh_graph_network": [],
+            "gino": [],
             "upt": [],
         },
         ("loss.squared=false",),

@@ -180,7 +180,7 @@ def test_model_of_grids_refuses_points(architecture):
         (
             {"architecture": "resnett"},
             "one of mixer, upt, point_upt, memory_upt, point_memory_upt, patch_stepper, fno, unet, "
-            "resnet, interpolated_grid, mesh_graph_network, or ",
+            "resnet, interpolated_grid, mesh_graph_network, gino, or ",
         ),
         ({"architecture": "no.such.Model"}, "No module named 'no'"),
         ({"architecture": "os.system"}, "a torch module"),

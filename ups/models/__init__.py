@@ -28,6 +28,7 @@ from ups.core.precision import float32_by_default
 from ups.core.schema import validate_arguments
 from ups.models.base import GridModel
 from ups.models.fno import FNO
+from ups.models.gino import GINO
 from ups.models.interpolated import InterpolatedGridModel
 from ups.models.memory import MemoryUPT
 from ups.models.mesh_graph_network import MeshGraphNetwork
@@ -51,11 +52,13 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "resnet": DilatedResNet,
     "interpolated_grid": InterpolatedGridModel,
     "mesh_graph_network": MeshGraphNetwork,
+    "gino": GINO,
 }
 
 __all__ = [
     "ARCHITECTURES",
     "FNO",
+    "GINO",
     "UPT",
     "DilatedResNet",
     "GridModel",
