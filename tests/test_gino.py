@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from test_obstacles import TINY
-from test_point_upt import (
+from helpers.points import (
     CLOUD,
     PARAMETERS,
     SPEC,
@@ -21,6 +19,8 @@ from test_point_upt import (
     simulator_of,
     waves,
 )
+from hydra import compose, initialize_config_dir
+from test_obstacles import TINY
 from torch import nn
 
 from ups import pipeline
