@@ -325,15 +325,19 @@ def throughput(result: dict[str, Any]) -> str:
         [name, f"{v['before']}", f"{v['peak']}"] for name, v in result["training_memory"].items()
     ]
     parts.append(table(["peak memory of training, MB", "before the first step", "peak"], memory))
-    floor = result["floor"]
-    shares = ", ".join(f"`{name}` {share:.0%}" for name, share in floor["share"].items())
-    parts.append(
-        "A training step of `memory_upt` on one thread: "
-        f"{floor['milliseconds']:.1f} ms for {floor['gigaflops']:.2f} GFLOP of matrix products, "
-        f"which one large product does in {floor['milliseconds_of_a_large_product_as_long']:.1f} "
+    parts.append("A training step of `memory_upt` on one thread: " + floor(result["floor"]))
+    if rollouts := result.get("floor of rollouts"):
+        parts.append("64 rollouts of it on all threads: " + floor(rollouts))
+    return "\n\n".join(parts)
+
+
+def floor(found: dict[str, Any]) -> str:
+    shares = ", ".join(f"`{name}` {share:.0%}" for name, share in found["share"].items())
+    return (
+        f"{found['milliseconds']:.1f} ms for {found['gigaflops']:.2f} GFLOP of matrix products, "
+        f"which one large product does in {found['milliseconds_of_a_large_product_as_long']:.1f} "
         f"ms here. By operation: {shares}."
     )
-    return "\n\n".join(parts)
 
 
 def scaling(result: dict[str, Any]) -> str:

@@ -126,32 +126,37 @@ def compared(calls: Mapping[str, Callable[[], Any]], repeats: int, to: str) -> d
     return found
 
 
-def floor(cfg: Any) -> dict[str, Any]:
-    """Where a training step's time goes, on one thread: its matrix products' operations, how long
-    they would take at the speed of a large product on this machine, and the share of each PyTorch
-    operation.
+def floor(call: Callable[[], Any], repeats: int = 10) -> dict[str, Any]:
+    """Where the time of ``call`` goes: its matrix products' operations, how long they would take at
+    the speed of a large product on as many threads, and the share of each PyTorch operation.
     """
-    step = trainer(OmegaConf.merge(cfg, {"stage": {"operator": {"module": {"num_cpu_shards": 1}}}}))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     square = torch.randn(1024, 1024)
-    times = in_turn({"step": step, "product": lambda: square @ square}, 10)
+    times = in_turn({"call": call, "product": lambda: square @ square}, repeats)
     seconds = {name: min(each) for name, each in times.items()}
     with FlopCounterMode(display=False) as counter:
-        step()
+        call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for _ in range(10):
-            step()
-    torch.set_num_threads(threads)
+        for _ in range(repeats):
+            call()
     own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
     largest = sorted(own, key=lambda name: -own[name])[:8]
     flops = counter.get_total_flops()
     return {
-        "milliseconds": 1e3 * seconds["step"],
+        "milliseconds": 1e3 * seconds["call"],
         "gigaflops": flops / 1e9,
         "milliseconds_of_a_large_product_as_long": 1e3 * seconds["product"] * flops / (2 * 1024**3),
         "share": {name: own[name] / sum(own.values()) for name in largest},
     }
+
+
+def floor_of_a_step(cfg: Any) -> dict[str, Any]:
+    """``floor`` of a training step on one thread."""
+    step = trainer(OmegaConf.merge(cfg, {"stage": {"operator": {"module": {"num_cpu_shards": 1}}}}))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = floor(step)
+    torch.set_num_threads(threads)
+    return found
 
 
 def peak(settings: list[str], answer: Any) -> None:
@@ -220,7 +225,7 @@ def main() -> None:
     for setting in ("lambda_inv=0", "compile=true"):
         steps[f"{DEFAULT}, {setting}"] = trainer(configuration(f"model={DEFAULT}", setting))
     result["training_step"] = compared(steps, 5, DEFAULT)
-    result["floor"] = floor(own)
+    result["floor"] = floor_of_a_step(own)
     print(result["floor"], flush=True)
     print("peak memory of training, MB")
     result["training_memory"] = {name: peak_megabytes(f"model={name}", *alike) for name in MODELS}
@@ -233,7 +238,12 @@ def main() -> None:
         sims = {name: simulator(cfg) for name, cfg in models.items()}
         calls = {name: rollout(sim, batch) for name, sim in sims.items()}
         calls[f"{DEFAULT}, physical"] = rollout(sims[DEFAULT], batch, mode="physical")
+        fast = simulator(own)
+        fast.compile()
+        calls[f"{DEFAULT}, compiled"] = rollout(fast, batch)
         result[f"rollout, batch {batch}"] = compared(calls, 1, DEFAULT)
+    result["floor of rollouts"] = floor(rollout(sims[DEFAULT], batch), 1)
+    print(result["floor of rollouts"], flush=True)
     print(
         "with points: training step, latent rollout that decodes the last frame alone, "
         "and all frames; batch 16"
