@@ -8,9 +8,8 @@ differ in the number at the end of their names, their seed, the mean error count
 benchmarks/results/pareto.json for Burgers, where the error is the rollout nRMSE over the test set.
 For Navier-Stokes it writes pareto_navier_stokes.json: rollouts start from frame 10, the error is
 the relative L2 norm over frames 11 to 20 together, as in the literature, and the truth is solved
-anew on 256 x 256 points.
-
-Each model has a row with its steps compiled by torch.compile.
+anew on 256 x 256 points. Models that were trained with compile=true have a second row, with the
+steps of their rollouts compiled.
 
 The cost is seconds a trajectory of all its frames on this machine, for trajectories one at a time
 (what somebody waits who needs one) and many at once (throughput): the median over blocks, in each
@@ -39,6 +38,7 @@ from throughput import in_turn
 from torch import Tensor
 
 import ups
+from ups.core.renamed_keys import load_config
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.metrics import pdebench_metrics
 from ups.evaluation.results import Row
@@ -152,11 +152,11 @@ def add_seconds(
 ) -> None:
     """Seconds a trajectory to every row, in turn.
 
-    Of trajectories that come one at a time the mean over 32.
+    Of trajectories that come one at a time the mean over 16.
     """
     every_thread = torch.get_num_threads()
     for batch in batches:
-        parts = u0[: max(32, batch)].split(batch)
+        parts = u0[: max(16, batch)].split(batch)
 
         def all_parts(rollout: Rollout, threads: int, parts: tuple[Tensor, ...] = parts) -> None:
             torch.set_num_threads(threads)
@@ -223,11 +223,12 @@ def model_rows(
             }
         )
         print(rows[-1], flush=True)
-    compiled = ups.load(seeds[0], data)
-    compiled.compile()
-    # its fields differ from the first row's by rounding
-    rows.append({**rows[0], "name": f"{rows[0]['name']}, compiled"})
-    rollouts.append(partial(compiled.rollout, steps=frames, nu=data.training_parameters[0][0]))
+    if load_config(seeds[0] / "config.yaml").compile:
+        compiled = ups.load(seeds[0], data)
+        compiled.compile()
+        # its fields differ from the first row's by rounding
+        rows.append({**rows[0], "name": f"{rows[0]['name']}, compiled"})
+        rollouts.append(partial(compiled.rollout, steps=frames, nu=data.training_parameters[0][0]))
     return rows, rollouts
 
 
