@@ -26,7 +26,6 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -34,7 +33,7 @@ from typing import Any, NamedTuple
 
 import accuracy
 import torch
-from runs import data_of, save, spread, training_seconds
+from runs import data_of, over_threads, save, spread, training_seconds
 from throughput import in_turn
 from torch import Tensor
 
@@ -111,17 +110,6 @@ def navier_stokes_solver(
         return navier_stokes.resample(w, u0.shape[-1])
 
     return rollout
-
-
-def over_threads(rollout: Rollout) -> Rollout:
-    """``rollout``, a share of the batch for each thread: the compiled solvers have one each."""
-
-    def shared(u0: Tensor) -> Tensor:
-        parts = u0.chunk(torch.get_num_threads())
-        with ThreadPoolExecutor(len(parts)) as pool:
-            return torch.cat(list(pool.map(rollout, parts)))
-
-    return shared
 
 
 def joint_relative_l2(pred: Tensor, u: Tensor) -> float:

@@ -21,6 +21,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from ups.callbacks.graceful_stop import TimeLimit
 from ups.core.io import write_text
@@ -86,6 +87,17 @@ def _validated(cfg: Any) -> float:
         if not is_finished(folder, stage):
             train(cfg, stage, folder, CSVLogger(folder), 1, TimeLimit())
     return validation_score(folder)
+
+
+def over_threads(rollout: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``rollout``, a share of the batch for each thread: the compiled solvers have one each."""
+
+    def shared(u0: Tensor) -> Tensor:
+        parts = u0.chunk(torch.get_num_threads())
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return torch.cat(list(pool.map(rollout, parts)))
+
+    return shared
 
 
 def on_one_core(measure: Callable[[], float]) -> float:

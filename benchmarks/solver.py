@@ -10,17 +10,15 @@ is one call.
 """
 
 import copy
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import torch
-from runs import save
+from runs import over_threads, save
 from torch import Tensor
 
 import ups
@@ -45,20 +43,13 @@ def compiled(u0: Tensor) -> Tensor:
     return burgers.solve(u0, TIMES, NU, dtype=torch.float32)
 
 
-def over_cores(u0: Tensor) -> Tensor:
-    """``compiled``, a share of the batch for each core."""
-    parts = u0.chunk(os.cpu_count() or 1)
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return torch.cat(list(pool.map(compiled, parts)))
-
-
 def in_torch(u0: Tensor) -> Tensor:
     """The path of GPUs and gradients, with gradients."""
     return burgers.solve(u0.clone().requires_grad_(), TIMES, NU, dtype=torch.float32).detach()
 
 
 def rollouts(sims: dict[str, Simulator], batch: int) -> dict[str, Rollout]:
-    solve = compiled if batch == 1 else over_cores
+    solve = compiled if batch == 1 else over_threads(compiled)
     found: dict[str, Rollout] = {
         name: partial(sim.rollout, steps=STEPS, nu=NU) for name, sim in sims.items()
     }

@@ -14,6 +14,7 @@ from helpers.points import (
     assert_padding_does_not_matter,
     assert_rollout_is_of_its_maps,
     assert_samples_do_not_see_each_other,
+    assert_survives_its_folder,
     draw_points,
     padded,
     simulator_of,
@@ -243,11 +244,7 @@ def test_decoded_field_depends_on_the_place_and_on_what_is_known_there(simulator
 
 
 def test_simulator_survives_its_folder(simulator, tmp_path):
-    simulator.save(tmp_path / "model")
-    points = draw_points(40)
-    options = {"parameters": {"re": 100.0}, "x": points}
-    again = load(tmp_path / "model").rollout(waves(points), 2, **options)
-    assert torch.equal(again, simulator.rollout(waves(points), 2, **options))
+    assert_survives_its_folder(simulator, tmp_path / "model")
 
 
 @pytest.mark.parametrize(

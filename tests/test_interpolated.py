@@ -10,6 +10,7 @@ from helpers.points import (
     assert_padding_does_not_matter,
     assert_rollout_is_of_its_maps,
     assert_samples_do_not_see_each_other,
+    assert_survives_its_folder,
     draw_points,
     waves,
 )
@@ -22,7 +23,6 @@ from ups.models import build
 from ups.models.interpolated import ToGrid, read
 from ups.modules.losses import operator_errors
 from ups.run import CONF
-from ups.simulation.checkpoint import load
 from ups.simulation.simulator import Simulator
 
 SETTINGS = {
@@ -163,12 +163,7 @@ def test_rollout_gives_frames_at_any_points(network, mode):
 
 
 def test_simulator_survives_its_folder(tmp_path):
-    simulator = make_simulator("fno")
-    simulator.save(tmp_path / "model")
-    points = draw_points(40)
-    options = {"parameters": {"re": 100.0}, "x": points}
-    again = load(tmp_path / "model").rollout(waves(points), 2, **options)
-    assert torch.equal(again, simulator.rollout(waves(points), 2, **options))
+    assert_survives_its_folder(make_simulator("fno"), tmp_path / "model")
 
 
 @pytest.mark.parametrize(

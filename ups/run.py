@@ -150,10 +150,10 @@ def unknown_key_or_choice(refusal: str) -> str | None:
         key = unknown[1]
         near = [name for name in get_close_matches(key, known_keys(), 4) if name != key][:3]
         hint = f"Close to it: {', '.join(near)}" if near else "See python -m ups.run --cfg job"
-        if key in known_keys() or choices_with(key):
-            names = ", ".join(choices_with(key))
-            group = key.partition(".")[0]
-            hint = f"Other choices of `{group}` have it{': ' * bool(names)}{names}"
+        owners = choices_with(key)
+        if owners or key in known_keys():
+            hint = f"Other choices of `{key.partition('.')[0]}` have it"
+            hint += f": {', '.join(owners)}" if owners else ""
         return f"`{key}` is not a key of this configuration. {hint}."
     missing = re.search(
         r"Could not find '(.+)/(.+?)'\s+Available options in '.+?':\s+(.+?)\s+Config search",

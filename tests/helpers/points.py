@@ -5,6 +5,7 @@ import torch
 from ups.core.fields import FieldSpec, PointCloud
 from ups.core.points import Points
 from ups.models import build
+from ups.simulation.checkpoint import load
 from ups.simulation.simulator import Simulator
 
 CLOUD = PointCloud(((0.0, 2.0), (-0.5, 0.5)), ("distance",))
@@ -101,3 +102,11 @@ def assert_samples_do_not_see_each_other(simulator):
     assert torch.allclose(alone[0], z[1], atol=1e-5)
     decoded = simulator.decode(z, points)[1]
     assert torch.allclose(simulator.decode(alone, second)[0], decoded, atol=1e-5)
+
+
+def assert_survives_its_folder(simulator, folder):
+    simulator.save(folder)
+    points = draw_points(40)
+    options = {"parameters": {"re": 100.0}, "x": points}
+    again = load(folder).rollout(waves(points), 2, **options)
+    assert torch.equal(again, simulator.rollout(waves(points), 2, **options))
