@@ -4,21 +4,23 @@ they have.
     python benchmarks/pareto.py RUN [RUN ...]
 
 RUN: folders of runs on the same data, those of benchmarks/accuracy.py among them; of runs that
-differ in the number at the end of their names, their seed, the mean error counts. Writes
-benchmarks/results/pareto.json for Burgers, where the error is the rollout nRMSE over the test set.
-For Navier-Stokes it writes pareto_navier_stokes.json: rollouts start from frame 10, the error is
-the relative L2 norm over frames 11 to 20 together, as in the literature, and the truth is solved
-anew on 256 x 256 points. Models that were trained with compile=true have a second row, with the
-steps of their rollouts compiled.
+differ in the number at the end of their names, their seed, the mean error counts, and of those
+whose folder is gone the error that the JSON already has. Writes benchmarks/results/pareto.json for
+Burgers, where the error is the rollout nRMSE over the test set. For Navier-Stokes it writes
+pareto_navier_stokes.json: rollouts start from frame 10, the error is the relative L2 norm over
+frames 11 to 20 together, as in the literature, and the truth is solved anew on 256 x 256 points;
+beside it stands the rollout nRMSE from frame 0 of the run that is timed. Models that were trained
+with compile=true have a second row, with the steps of their rollouts compiled.
 
 The cost is seconds a trajectory of all its frames on this machine, for trajectories one at a time
 (what somebody waits who needs one) and many at once (throughput): the median over blocks, in each
 of which every row is timed in turn, so that the machine's drift meets all alike; with one thread or
 all of them, whichever is faster for the row. The solver is compiled, shares a batch among the
 threads, and gets its best step size: the longest of those tried whose error is within 2 % of the
-smallest. Break-even is the number of trajectories after which training has paid, against the solver
-at equal error; training takes what the times of a run's files say, and of benchmarks/accuracy.py's
-runs, which have one core, the time on two that gave them their number of steps.
+smallest. What one thread takes is there as well. Break-even is the number of trajectories after
+which training has paid, against the solver at equal error; training takes what the log of a run
+says, and of benchmarks/accuracy.py's runs, which have one core, the time on two that gave them
+their number of steps.
 """
 
 import math
@@ -33,7 +35,7 @@ from typing import Any, NamedTuple
 
 import accuracy
 import torch
-from runs import data_of, over_threads, save, spread, training_seconds
+from runs import data_of, over_threads, read, save, spread, training_seconds
 from throughput import in_turn
 from torch import Tensor
 
@@ -141,16 +143,26 @@ CASES = {
 }
 
 
-def error(case: Case, rollout: Rollout, u: Tensor) -> float:
+def forecasts(case: Case, rollout: Rollout, u: Tensor) -> Tensor:
     torch.manual_seed(0)
-    pred = torch.cat([rollout(part[:, 0]) for part in u.split(case.at_once)])
-    return case.error(pred, u[:, 1:])
+    return torch.cat([rollout(part[:, 0]) for part in u.split(case.at_once)])
+
+
+def error(case: Case, rollout: Rollout, u: Tensor) -> float:
+    return case.error(forecasts(case, rollout, u), u[:, 1:])
+
+
+def from_first_frame(case: Case, rollout: Rollout, u: Tensor) -> dict[str, float]:
+    """The rollout nRMSE from frame 0, where that is not the error itself."""
+    if case.first == 0:
+        return {}
+    return {"rollout_nrmse": pdebench_metrics(forecasts(case, rollout, u), u[:, 1:])["nrmse"]}
 
 
 def add_seconds(
     rows: list[dict[str, Any]], rollouts: list[Rollout], u0: Tensor, batches: Sequence[int]
 ) -> None:
-    """Seconds a trajectory to every row, in turn.
+    """Seconds a trajectory to every row, in turn: the fastest way, and with one thread.
 
     Of trajectories that come one at a time the mean over 16.
     """
@@ -173,16 +185,17 @@ def add_seconds(
             for name, each in in_turn(calls, 1).items()
         }
         for k, row in enumerate(rows):
-            row.setdefault("seconds", {})[str(batch)] = min(
-                seconds[f"{k} {n}"] for n in {1, every_thread}
-            )
+            of_one = seconds[f"{k} 1"]
+            row.setdefault("seconds_on_one_core", {})[str(batch)] = of_one
+            row.setdefault("seconds", {})[str(batch)] = min(of_one, seconds[f"{k} {every_thread}"])
     torch.set_num_threads(every_thread)
 
 
 def solver_rows(
-    case: Case, data: TrajectoryDataModule, u: Tensor
+    case: Case, data: TrajectoryDataModule, whole: Tensor
 ) -> tuple[list[dict[str, Any]], list[Rollout]]:
     rows, rollouts = [], []
+    u = whole[:, case.first :]
     for points in case.points:
         each = {
             cfl: over_threads(case.solver(points, cfl, data, u.shape[1] - 1)) for cfl in case.cfls
@@ -190,86 +203,131 @@ def solver_rows(
         errors = {cfl: error(case, rollout, u) for cfl, rollout in each.items()}
         cfl = max(c for c in case.cfls if errors[c] <= 1.02 * min(errors.values()))
         rollouts.append(each[cfl])
-        rows.append({"name": f"solver-{points}", "cfl": cfl, "error": errors[cfl]})
-        print(rows[-1], flush=True)
-    return rows, rollouts
-
-
-def model_rows(
-    case: Case, seeds: list[Path], data: TrajectoryDataModule, u: Tensor
-) -> tuple[list[dict[str, Any]], list[Rollout]]:
-    """Of runs of one model: the errors of all, the cost of the first, and of its compiled steps."""
-    sims, frames = [ups.load(run, data) for run in seeds], u.shape[1] - 1
-    correctors = sims[0].correctors
-    ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *correctors)]
-    ways += [{"correct": name, "ttc": True} for name in ("none", *correctors) if correctors]
-    rows: list[dict[str, Any]] = []
-    rollouts: list[Rollout] = []
-    for way in ways:
-        label = Row(
-            sims[0].model_config["name"], "latent", way["correct"], way.get("ttc", False), {}
-        ).label
-        each = [
-            partial(sim.rollout, steps=frames, nu=data.training_parameters[0][0], **way)
-            for sim in sims
-        ]
-        errors = spread([error(case, rollout, u) for rollout in each])
-        rollouts.append(each[0])
+        from_start = over_threads(case.solver(points, cfl, data, whole.shape[1] - 1))
         rows.append(
             {
-                "name": label,
-                "run": str(seeds[0]),
-                **way,
-                "error": errors["mean"],
-                "errors": errors,
+                "name": f"solver-{points}",
+                "cfl": cfl,
+                "error": errors[cfl],
+                **from_first_frame(case, from_start, whole),
             }
         )
         print(rows[-1], flush=True)
-    if load_config(seeds[0] / "config.yaml").compile:
-        compiled = ups.load(seeds[0], data)
-        compiled.compile()
-        # its fields differ from the first row's by rounding
-        rows.append({**rows[0], "name": f"{rows[0]['name']}, compiled"})
-        rollouts.append(partial(compiled.rollout, steps=frames, nu=data.training_parameters[0][0]))
     return rows, rollouts
 
 
-def at_equal_error(value: float, solvers: list[dict[str, Any]], batch: str) -> float | None:
-    """What the solver costs, in seconds, at an error of ``value``: between two of its grids on
-    straight lines in logarithms.
+def recorded_errors(case: Case, data: TrajectoryDataModule) -> dict[tuple[str, str], float]:
+    """The errors in the JSON on the same test set, by the names of row and run."""
+    earlier = read(case.result)
+    if earlier.get("dataset") != data.dataset:
+        return {}
+    return {
+        (row["name"], run): value
+        for row in earlier["rows"]
+        if "runs" in row
+        for run, value in zip(row["runs"], row["errors"]["seeds"], strict=True)
+    }
+
+
+def model_rows(
+    case: Case, runs: list[Path], data: TrajectoryDataModule, whole: Tensor
+) -> tuple[list[dict[str, Any]], list[Rollout]]:
+    """Of runs of one model: the errors of all, the cost of the first at hand, and of its compiled
+    steps.
+    """
+    recorded = recorded_errors(case, data)
+    sims = {run: ups.load(run, data) for run in runs if run.exists()}
+    if not sims:
+        sys.exit(
+            f"none of {', '.join(map(str, runs))} is there, so that its cost can't be measured"
+        )
+    timed, sim = next(iter(sims.items()))
+    u, nu = whole[:, case.first :], data.training_parameters[0][0]
+    judged = {"steps": u.shape[1] - 1, "nu": nu}
+    ways: list[dict[str, Any]] = [{"correct": name} for name in ("none", *sim.correctors)]
+    ways += [{**way, "ttc": True} for way in ways if sim.correctors]
+    rows: list[dict[str, Any]] = []
+    rollouts: list[Rollout] = []
+    for way in ways:
+        name = Row(
+            sim.model_config["name"], "latent", way["correct"], way.get("ttc", False), {}
+        ).label
+        each = {run: partial(sims[run].rollout, **judged, **way) for run in sims}
+        errors = spread(
+            [error(case, each[run], u) if run in sims else recorded[name, str(run)] for run in runs]
+        )
+        rollouts.append(each[timed])
+        from_start = partial(sim.rollout, steps=whole.shape[1] - 1, nu=nu, **way)
+        rows.append(
+            {
+                "name": name,
+                "run": str(timed),
+                **way,
+                "error": errors["mean"],
+                "errors": errors,
+                "runs": [str(run) for run in runs],
+                **from_first_frame(case, from_start, whole),
+            }
+        )
+        print(rows[-1], flush=True)
+    if load_config(timed / "config.yaml").compile:
+        compiled = ups.load(timed, data)
+        compiled.compile()
+        # its fields differ from the first row's by rounding
+        rows.append({**rows[0], "name": f"{rows[0]['name']}, compiled"})
+        rollouts.append(partial(compiled.rollout, **judged))
+    return rows, rollouts
+
+
+def at_equal_error(
+    value: float, solvers: list[dict[str, Any]], seconds: str, batch: str
+) -> float | None:
+    """What the solver costs, in ``seconds`` of its rows, at an error of ``value``: between two of
+    its grids on straight lines in logarithms.
     """
     ordered = sorted(solvers, key=lambda row: row["error"])
     for better, worse in pairwise(ordered):
         if better["error"] <= value <= worse["error"]:
             share = math.log(value / better["error"]) / math.log(worse["error"] / better["error"])
-            return better["seconds"][batch] ** (1 - share) * worse["seconds"][batch] ** share
+            return better[seconds][batch] ** (1 - share) * worse[seconds][batch] ** share
     return None
+
+
+def compare_with_solver(row: dict[str, Any], solvers: list[dict[str, Any]]) -> None:
+    """Add to a model's row what the solver costs at its error, and when training has paid."""
+    for seconds in ("seconds", "seconds_on_one_core"):
+        equal = {b: at_equal_error(row["error"], solvers, seconds, b) for b in row[seconds]}
+        row[f"solver_{seconds}_at_equal_error"] = equal
+        row[seconds.replace("seconds", "times_faster_than_solver")] = {
+            b: None if s is None else s / row[seconds][b] for b, s in equal.items()
+        }
+    equal = row["solver_seconds_at_equal_error"]
+    gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
+    row["training_seconds"] = spent(Path(row["run"]))
+    row["break_even_trajectories"] = {
+        b: math.ceil(row["training_seconds"] / g) if g is not None and g > 0 else None
+        for b, g in gain.items()
+    }
 
 
 def main(runs: list[Path]) -> None:
     torch._dynamo.config.recompile_limit = 64  # models, sizes of batches and numbers of threads
-    data = data_of(runs[0])
+    at_hand = next((run for run in runs if run.exists()), None)
+    if at_hand is None:
+        sys.exit("none of these runs is there")
+    data = data_of(at_hand)
     case = CASES[data.hparams["equation"]]
-    u = data_of(runs[0], **case.truth).values["test"][:, case.first :, ..., 0]
+    whole = data_of(at_hand, **case.truth).values["test"][..., 0]
     with torch.no_grad():
-        solvers, rollouts = solver_rows(case, data, u)
+        solvers, rollouts = solver_rows(case, data, whole)
         models = []
         for _, seeds in groupby(runs, lambda run: re.sub(r"-\d+$", "", str(run))):
-            rows, ways = model_rows(case, list(seeds), data, u)
+            rows, ways = model_rows(case, list(seeds), data, whole)
             models += rows
             rollouts += ways
-        add_seconds(solvers + models, rollouts, u[:, 0], (1, case.at_once))
+        add_seconds(solvers + models, rollouts, whole[:, case.first], (1, case.at_once))
     for row in models:
-        equal = {batch: at_equal_error(row["error"], solvers, batch) for batch in row["seconds"]}
-        row["solver_seconds_at_equal_error"] = equal
-        row["times_faster_than_solver"] = {
-            b: None if s is None else s / row["seconds"][b] for b, s in equal.items()
-        }
-        gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
-        seconds = row["training_seconds"] = spent(Path(row["run"]))
-        row["break_even_trajectories"] = {
-            b: math.ceil(seconds / g) if g is not None and g > 0 else None for b, g in gain.items()
-        }
+        compare_with_solver(row, solvers)
     for row in solvers + models:
         print(
             f"{row['name']}: error {row['error']:.4f}; "

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -154,16 +155,17 @@ def own_rows(folder: Path, *reports: str) -> list[Row]:
 
 
 def training_seconds(folder: Path) -> float:
-    """The time that a run's stages took, by the times of their files.
-
-    A stage begins with its record, or when its data have been made, and ends with its raw weights.
-    The run must not have been interrupted, nor its folder copied without the files' times.
+    """The time that a run's stages took, by its log: from each start, which comes when data are
+    made, to the last epoch before the next.
     """
-    made = max(file.path.stat().st_mtime for file in data_of(folder).open_files())
-    return sum(
-        record.with_suffix(".ckpt").stat().st_mtime - max(made, record.stat().st_mtime)
-        for record in (folder / "checkpoints").glob("*.json")
-    )
+    seconds, last = 0.0, None
+    for line in (folder / "run.log").read_text().splitlines():
+        if match := re.match(r"(\S+ \S+) \w+(: \d+ parameters to train|  Epoch )", line):
+            moment = datetime.fromisoformat(match[1])
+            if last and "Epoch" in match[2]:
+                seconds += (moment - last).total_seconds()
+            last = moment
+    return seconds
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
