@@ -323,7 +323,7 @@ def costs(
             solvers.append(row)
             print(row, flush=True)
     seconds = model_seconds(sim, data)
-    equal = {batch: at_equal_error(value, solvers, batch) for batch in seconds}
+    equal = {batch: at_equal_error(value, solvers, "seconds", batch) for batch in seconds}
     gain = {batch: None if s is None else s - seconds[batch] for batch, s in equal.items()}
     finest = solvers[-1]["seconds"][str(BATCHES[0])]
     trajectory = statistics.mean(test.seconds for test in tests) + finest
