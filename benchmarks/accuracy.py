@@ -256,12 +256,13 @@ def measure_speeds(study: Study, table: dict[str, Any]) -> None:
 
 
 def train_all(study: Study, table: dict[str, Any], name: str, models: list[str]) -> None:
-    """The runs of one length."""
+    """The runs of one length, a seed of all models first."""
     runs = [
         (model, str(seed))
+        for seed in (*SEEDS, *study.more_seeds)
         for model in models
-        for seed in (*SEEDS, *(study.more_seeds if model in two_best(table) else ()))
-        if str(seed) not in table[model]["runs"][name]
+        if (seed in SEEDS or model in two_best(table))
+        and str(seed) not in table[model]["runs"][name]
     ]
     commands = [
         command(

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 def compiled_or_eager(eager: Callable[P, T]) -> Callable[P, T]:
     """``eager``, compiled with torch.compile at its first call and for each new size of arguments.
 
-    The first failure is logged; it is eager from then on.
+    The first failure is logged; it is eager from then on. What ``eager`` itself raises is none.
     """
     is_eager = False
 
@@ -27,13 +27,15 @@ def compiled_or_eager(eager: Callable[P, T]) -> Callable[P, T]:
     @wraps(eager)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         nonlocal is_eager
-        if not is_eager:
-            try:
-                return compiled()(*args, **kwargs)
-            except Exception as error:  # if it is the function's own, it raises it again
-                words = str(error).strip().splitlines() or [type(error).__name__]
-                log.warning("torch.compile failed: falling back to eager (%s)", words[0])
-                is_eager = True
-        return eager(*args, **kwargs)
+        if is_eager:
+            return eager(*args, **kwargs)
+        try:
+            return compiled()(*args, **kwargs)
+        except Exception as error:
+            result = eager(*args, **kwargs)
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            log.warning("torch.compile failed: falling back to eager (%s)", words[0])
+            is_eager = True
+            return result
 
     return call
