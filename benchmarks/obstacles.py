@@ -20,7 +20,6 @@ of the training set and the training have paid, against the solver at equal erro
 training counts on every core of the machine.
 """
 
-import math
 import os
 import statistics
 import sys
@@ -34,7 +33,7 @@ from typing import Any, NamedTuple
 import accuracy
 import numpy as np
 import torch
-from pareto import at_equal_error, spent
+from pareto import beside_solver, break_even, spent
 from runs import data_of, read, save, spread
 from throughput import in_turn
 from torch import Tensor
@@ -322,25 +321,17 @@ def costs(
         if row := solver_row(data, sim, tests, round(share * data.flows.resolution)):
             solvers.append(row)
             print(row, flush=True)
-    seconds = model_seconds(sim, data)
-    equal = {batch: at_equal_error(value, solvers, "seconds", batch) for batch in seconds}
-    gain = {batch: None if s is None else s - seconds[batch] for batch, s in equal.items()}
+    row = {"error": value, "seconds": model_seconds(sim, data)}
+    row |= beside_solver(row, solvers)
     finest = solvers[-1]["seconds"][str(BATCHES[0])]
     trajectory = statistics.mean(test.seconds for test in tests) + finest
     trained = data.flows.num_train + data.flows.num_validation
     spent_seconds = {"data": trained * trajectory, "training": (os.cpu_count() or 1) * spent(run)}
-    whole = sum(spent_seconds.values())
     return {
+        **row,
         "solvers": solvers,
-        "seconds": seconds,
-        "solver_seconds_at_equal_error": equal,
-        "times_faster_than_solver": {
-            b: None if s is None else s / seconds[b] for b, s in equal.items()
-        },
         "spent_seconds": spent_seconds,
-        "break_even_trajectories": {
-            b: math.ceil(whole / g) if g is not None and g > 0 else None for b, g in gain.items()
-        },
+        "break_even_trajectories": break_even(row, sum(spent_seconds.values())),
     }
 
 

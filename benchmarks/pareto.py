@@ -293,21 +293,23 @@ def at_equal_error(
     return None
 
 
-def compare_with_solver(row: dict[str, Any], solvers: list[dict[str, Any]]) -> None:
-    """Add to a model's row what the solver costs at its error, and when training has paid."""
-    for seconds in ("seconds", "seconds_on_one_core"):
-        equal = {b: at_equal_error(row["error"], solvers, seconds, b) for b in row[seconds]}
-        row[f"solver_{seconds}_at_equal_error"] = equal
-        row[seconds.replace("seconds", "times_faster_than_solver")] = {
-            b: None if s is None else s / row[seconds][b] for b, s in equal.items()
-        }
+def beside_solver(
+    row: dict[str, Any], solvers: list[dict[str, Any]], seconds: str = "seconds"
+) -> dict[str, Any]:
+    """What the solver costs at the error of a model's row, and how many times the model's cost."""
+    equal = {b: at_equal_error(row["error"], solvers, seconds, b) for b in row[seconds]}
+    faster = {b: None if s is None else s / row[seconds][b] for b, s in equal.items()}
+    return {
+        f"solver_{seconds}_at_equal_error": equal,
+        seconds.replace("seconds", "times_faster_than_solver"): faster,
+    }
+
+
+def break_even(row: dict[str, Any], spent_seconds: float) -> dict[str, int | None]:
+    """The number of trajectories after which so many seconds have paid."""
     equal = row["solver_seconds_at_equal_error"]
     gain = {b: None if s is None else s - row["seconds"][b] for b, s in equal.items()}
-    row["training_seconds"] = spent(Path(row["run"]))
-    row["break_even_trajectories"] = {
-        b: math.ceil(row["training_seconds"] / g) if g is not None and g > 0 else None
-        for b, g in gain.items()
-    }
+    return {b: math.ceil(spent_seconds / g) if g and g > 0 else None for b, g in gain.items()}
 
 
 def main(runs: list[Path]) -> None:
@@ -327,7 +329,9 @@ def main(runs: list[Path]) -> None:
             rollouts += ways
         add_seconds(solvers + models, rollouts, whole[:, case.first], (1, case.at_once))
     for row in models:
-        compare_with_solver(row, solvers)
+        row |= beside_solver(row, solvers) | beside_solver(row, solvers, "seconds_on_one_core")
+        row["training_seconds"] = spent(Path(row["run"]))
+        row["break_even_trajectories"] = break_even(row, row["training_seconds"])
     for row in solvers + models:
         print(
             f"{row['name']}: error {row['error']:.4f}; "
