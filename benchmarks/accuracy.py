@@ -182,11 +182,12 @@ def speed(
 
 
 def length(cfg: Any, steps: float, stage: str = "operator") -> list[str]:
-    """Settings of a run of about so many steps of ``stage``, in about ten epochs."""
+    """Settings of a run of about so many steps of ``stage``, in about ten epochs or fewer."""
     data = stage_config(cfg, stage).data
     windows = steps * data.batch_size / data.num_train  # a trajectory, in all
+    fewest = min(EPOCHS - 3, max(1, int(windows)))
     epochs, each = min(
-        ((e, max(1, round(windows / e))) for e in range(EPOCHS - 3, EPOCHS + 4)),
+        ((e, max(1, round(windows / e))) for e in range(fewest, EPOCHS + 4)),
         key=lambda p: abs(p[0] * p[1] - windows),
     )
     own = "" if stage == "operator" else f"stage.{stage}."
@@ -296,7 +297,8 @@ def may_win(study: Study, table: dict[str, Any], name: str) -> list[str]:
     ]
 
 
-def main(study: Study) -> None:
+def find_settings(study: Study) -> dict[str, Any]:
+    """The table of a study with each model's speed and what the same search chose for it."""
     table = read(study.result).setdefault("models", {})
     measure_speeds(study, table)
     losses = [[loss] for loss in study.losses]
@@ -317,6 +319,12 @@ def main(study: Study) -> None:
     search(study, table, rates, study.rate_seconds)
     for model in study.models:
         table[model]["settings"] = best(table[model], rates[model])
+    save(study.result, {"models": table})
+    return table
+
+
+def main(study: Study) -> None:
+    table = find_settings(study)
     shortest, *longer = study.train_seconds
     train_all(study, table, shortest, list(study.models))
     for name in longer:

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ups.callbacks.graceful_stop import TimeLimit
+from ups.core import resolvers
 from ups.core.io import write_text
 from ups.core.renamed_keys import load_config
 from ups.datamodules import TrajectoryDataModule
@@ -82,6 +83,7 @@ def train_side_by_side(configs: Sequence[Any]) -> Iterator[float]:
 
 
 def _validated(cfg: Any) -> float:
+    resolvers.register()  # this process may not have imported ups.run
     folder = Path(cfg.output_dir) / cfg.name
     folder.mkdir(parents=True, exist_ok=True)
     for stage in cfg.stage.train:

@@ -226,6 +226,12 @@ def test_module_adds_weighted_inverse_losses_to_the_score():
     expected = errors["L_crps"].mean() + 0.5 * roots["L_inv_enc"] + 2 * roots["L_inv_dec"]
     assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert terms["L_crps"].item() == pytest.approx(errors["L_crps"].mean().item(), rel=1e-5)
+    module.hparams["adaptive_inv_dec"] = True  # each of a sample's draws has the sample's weight
+    weight = (1 - errors["L_inv_enc"].sqrt()).clamp(min=0).square()
+    of_draws = (errors["L_inv_dec"] + 1e-8).sqrt().unflatten(0, (4, 2)).mean(1)
+    expected = expected - 2 * roots["L_inv_dec"] + 2 * (weight * of_draws).mean()
+    terms = module.compute_losses(batch, *drawn)
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     module.compute_inverse_losses = False
     alone = module.compute_losses(batch, *drawn)
     assert set(alone) == {"loss", "L_crps"}

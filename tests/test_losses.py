@@ -18,7 +18,7 @@ from ups.core.stepper import predict
 from ups.models.memory import MemoryUPT
 from ups.modules import OperatorModule
 from ups.modules.base import BaseModule
-from ups.modules.losses import operator_errors, root_mean
+from ups.modules.losses import inverse_decoding_weight, operator_errors, root
 from ups.modules.sharding import ShardedSingleDevice, sharded_loss
 from ups.runs.distributed import is_first_process
 from ups.simulation.simulator import Simulator
@@ -343,8 +343,7 @@ def unsquared(p, u, nu, lambda_inv_enc, lambda_inv_dec):
         for true in window[1:]:
             z = stepped(p, z, own)
             forward.append(rooted(decoded(p, z), true))
-        again = encoded(p, decoded(p, z))
-        inv_dec = np.sqrt(((again - z) ** 2).mean() / z.var(ddof=1) + 1e-8)
+        inv_dec = unsquared_inverse_decoding(p, window, own)
         total.append(np.mean(forward) + lambda_inv_enc * inv_enc + lambda_inv_dec * inv_dec)
     return np.mean(total)
 
@@ -370,11 +369,50 @@ def test_unsquared_loss_equals_the_written_out_one_and_logs_squared_terms(thread
     assert seen.terms[0] == pytest.approx({name: logged[name] for name in names}, rel=1e-12)
 
 
+def unsquared_inverse_decoding(p, window, own):
+    """The root of L_inv_dec of one window."""
+    z = encoded(p, window[0])
+    for _ in window[1:]:
+        z = stepped(p, z, own)
+    again = encoded(p, decoded(p, z))
+    return np.sqrt(((again - z) ** 2).mean() / z.var(ddof=1) + 1e-8)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_adaptive_inverse_decoding_counts_as_far_as_each_sample_is_reconstructed(threads):
+    u, nu = windows(n=8)
+    module = OperatorModule(
+        make_written_out_simulator(), num_cpu_shards=threads, adaptive_inv_dec=True
+    )
+    p = numbers(module.simulator.model)
+    e = [np.sqrt(relative(decoded(p, encoded(p, window[0])), window[0])) for window in u]
+    fixed = [max(0, 1 - each) ** 2 for each in e]  # weights have no gradient
+    assert max(fixed) > 1.5 * min(fixed)
+
+    def expected(q):
+        inv_dec = [
+            weight * unsquared_inverse_decoding(q, window, own)
+            for weight, window, own in zip(fixed, u, nu, strict=True)
+        ]
+        return unsquared(q, u, nu, 1.0, 0.0) + np.mean(inv_dec)
+
+    seen = fit(module, [make_batch(u, nu)])
+    assert seen.terms[0]["loss"] == pytest.approx(expected(p), rel=1e-6)
+    assert seen.gradients[0] == pytest.approx(slopes(expected, p), rel=1e-5, abs=1e-8)
+    *_, inv_dec = written_out_losses(p, u, nu)
+    assert seen.terms[0]["L_inv_dec"] == pytest.approx(inv_dec, rel=1e-6)
+
+
+def test_sample_that_is_reconstructed_worse_than_by_zero_has_no_inverse_decoding_loss():
+    weight = inverse_decoding_weight(torch.tensor([0.0, 0.25, 1.0, 4.0]))
+    assert weight.tolist() == [1.0, 0.25, 0.0, 0.0]
+
+
 def test_gradient_of_an_unsquared_error_of_zero_is_finite():
     error = torch.zeros(3, 2, requires_grad=True)
-    (slope,) = torch.autograd.grad(root_mean(error.square()), error)
+    (slope,) = torch.autograd.grad(root(error.square()).mean(), error)
     assert slope.tolist() == [[0.0] * 2] * 3
-    assert root_mean(error).item() == pytest.approx(1e-4)
+    assert root(error).mean().item() == pytest.approx(1e-4)
     # of a field at rest that the model reproduces exactly, all gradients are finite too
     simulator = make_written_out_simulator().double()
     with torch.no_grad():

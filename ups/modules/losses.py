@@ -16,9 +16,19 @@ from ups.simulation.simulator import Simulator
 ROOT_FLOOR = 1e-8
 
 
-def root_mean(error: Tensor) -> Tensor:
-    """The mean of the roots of squared errors, of which the nRMSE is one."""
-    return (error + ROOT_FLOOR).sqrt().mean()
+def root(error: Tensor) -> Tensor:
+    """The roots of squared errors, of which the nRMSE is one."""
+    return (error + ROOT_FLOOR).sqrt()
+
+
+def inverse_decoding_weight(inverse_encoding: Tensor) -> Tensor:
+    """The adaptive weight (B,) of samples in L_inv_dec: (1 - e)^2, where e <= 1 is the root of the
+    sample's L_inv_enc (B,).
+
+    An encoder that ignores the field has E(D(z)) = z at no cost, and L_inv_dec alone would teach
+    it to. So it counts as far as the tokens carry the field.
+    """
+    return (1 - inverse_encoding.detach().sqrt()).clamp(min=0).square()
 
 
 def operator_errors(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ups.core.batch import Batch
 from ups.core.schema import NonNegativeFloat
 from ups.modules.base import BaseModule
-from ups.modules.losses import operator_errors, root_mean
+from ups.modules.losses import inverse_decoding_weight, operator_errors, root
 from ups.simulation.simulator import Simulator
 
 
@@ -31,6 +31,8 @@ class OperatorModule(BaseModule):
         lambda_inv_enc: weight of L_inv_enc.
         lambda_inv_dec: weight of L_inv_dec.
         squared: whether the loss is the mean of the squared relative errors, or of their roots.
+        adaptive_inv_dec: whether each sample's L_inv_dec counts as far as the sample is
+            reconstructed; see ``ups.modules.losses.inverse_decoding_weight``.
 
     The other arguments are those of ``BaseModule``.
     """
@@ -44,6 +46,7 @@ class OperatorModule(BaseModule):
         lambda_inv_enc: NonNegativeFloat = 1.0,
         lambda_inv_dec: NonNegativeFloat = 1.0,
         squared: bool = False,
+        adaptive_inv_dec: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -73,9 +76,12 @@ class OperatorModule(BaseModule):
             "L_inv_enc": h.lambda_inv_enc,
             "L_inv_dec": h.lambda_inv_dec,
         }
-        logged = {name: error.mean() for name, error in errors.items()}
         # all terms alike: with only one of them squared, latent rollouts drift
-        terms = logged if h.squared else {name: root_mean(e) for name, e in errors.items()}
+        terms = dict(errors) if h.squared else {name: root(e) for name, e in errors.items()}
+        if h.adaptive_inv_dec and "L_inv_dec" in terms:
+            weight = inverse_decoding_weight(errors["L_inv_enc"])
+            num_draws = len(terms["L_inv_dec"]) // len(weight)
+            terms["L_inv_dec"] = terms["L_inv_dec"] * weight.repeat_interleave(num_draws)
         zero = self.simulator.mean.new_zeros(())
-        loss = sum((weights[name] * term for name, term in terms.items()), zero)
-        return {"loss": loss, **logged}
+        loss = sum((weights[name] * term.mean() for name, term in terms.items()), zero)
+        return {"loss": loss, **{name: error.mean() for name, error in errors.items()}}

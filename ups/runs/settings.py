@@ -123,12 +123,15 @@ class LossSettings:
         lambda_inv_dec: weight of |E(D(z)) - z|^2 / var(z).
         inverse_loss_frequency: the inverse losses are computed in every n-th batch.
         squared: whether all terms are means of squared relative errors, or of their roots.
+        adaptive_inv_dec: whether each sample's L_inv_dec counts as far as the sample is
+            reconstructed.
     """
 
     lambda_inv_enc: NonNegativeFloat = 1.0
     lambda_inv_dec: NonNegativeFloat = 1.0
     inverse_loss_frequency: PositiveInt = 1
     squared: bool = False
+    adaptive_inv_dec: bool = False
 
 
 @dataclass(frozen=True)
