@@ -110,7 +110,7 @@ NUM_MATRICES = {
     "fno": 2 * 3,  # a skip connection and two layers of points a block
     "unet": 1 + 2 * (1 + 2 + 1 + 2),  # a level halves, convolves twice, widens, convolves twice
     "resnet": 2 * 7,
-    "upt": 8 * 4,
+    "upt": 8 * 4 + 2 * 5,  # a perceiver has queries, keys and values, an output and two layers
     "patch_stepper": 2 * 2,
     "memory_upt": 2 * 2,
 }

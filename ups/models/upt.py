@@ -140,8 +140,9 @@ class UPT(nn.Module):
         return u.unflatten(1, self.space) if points is None else u
 
     def muon_parameters(self) -> list[Tensor]:
-        """The weight matrices of the blocks, which an optimizer may treat as matrices."""
-        return transformer_matrices(self.encoder, self.approximator, self.decoder)
+        """The weights of blocks and perceivers that an optimizer may treat as matrices."""
+        perceivers = (self.pool, self.pool_mlp, self.read, self.read_mlp)
+        return transformer_matrices(self.encoder, self.approximator, self.decoder, *perceivers)
 
 
 class Supernodes(nn.Module):
