@@ -56,6 +56,7 @@ class Study(NamedTuple):
         losses: the losses to try, two minutes each if there are several.
         rates: the learning rates to try with each optimizer.
         rate_seconds: the time to try an optimizer and a rate.
+        finals_seconds: the time to try each model's two best again; None to take the best.
         train_seconds: the times of the runs, the shortest first.
         seeds_of: the settings that a seed sets.
         more_seeds: those of the two models that the search found best.
@@ -69,6 +70,7 @@ class Study(NamedTuple):
     losses: tuple[str, ...]
     rates: tuple[float, ...]
     rate_seconds: float
+    finals_seconds: float | None
     train_seconds: dict[str, float]
     seeds_of: tuple[str, ...]
     more_seeds: tuple[int, ...]
@@ -95,6 +97,7 @@ STUDIES = {
         ("loss.squared=true", "loss.squared=false"),
         (0.001, 0.003, 0.009),
         60,
+        None,
         {"5 minutes": 300, "10 minutes": 600},
         ("seed", "data.seed"),
         (3, 4),
@@ -115,6 +118,7 @@ STUDIES = {
         ("loss.squared=false",),
         (0.003, 0.009),
         120,
+        None,
         {"20 minutes": 1200},
         ("seed",),
         (),
@@ -122,6 +126,8 @@ STUDIES = {
     ),
 }
 
+# the rounds of a search, by the names of their scores
+SEARCH, FINALS = "validation_nrmse", "finals_nrmse"
 KEYS = ("nrmse", "vrmse", "one_step_nrmse")
 # the settings to try for each model
 Candidates = dict[str, list[list[str]]]
@@ -198,25 +204,31 @@ def length(cfg: Any, steps: float, stage: str = "operator") -> list[str]:
     ]
 
 
-def trial(model: str, settings: list[str]) -> str:
+def trial(model: str, settings: list[str], scores: str) -> str:
     """The name of a trial's run."""
     values = "-".join(setting.rpartition("=")[2] for setting in settings)
-    return f"{model}-search-{values}"
+    return f"{model}-{'search' if scores == SEARCH else 'finals'}-{values}"
 
 
-def search(study: Study, table: dict[str, Any], candidates: Candidates, seconds: float) -> None:
-    """Try settings for each model, and note the validation error of each."""
+def search(
+    study: Study,
+    table: dict[str, Any],
+    candidates: Candidates,
+    seconds: float,
+    scores: str = SEARCH,
+) -> None:
+    """Try settings for each model, and note the validation error of each among its ``scores``."""
     left = [
         (model, settings)
         for model, each in candidates.items()
         for settings in each
-        if " ".join(settings) not in table[model]["validation_nrmse"]
+        if " ".join(settings) not in table[model].setdefault(scores, {})
     ]
     configs = [
         config(
             study,
             model,
-            trial(model, settings),
+            trial(model, settings, scores),
             *settings,
             *length(config(study, model), table[model]["steps_per_second"] * seconds),
         )
@@ -224,14 +236,17 @@ def search(study: Study, table: dict[str, Any], candidates: Candidates, seconds:
     ]
     for (model, settings), score in zip(left, train_side_by_side(configs), strict=True):
         print(model, *settings, score)
-        table[model]["validation_nrmse"][" ".join(settings)] = score
+        table[model][scores][" ".join(settings)] = score
         save(study.result, {"models": table})
 
 
-def best(found: dict[str, Any], candidates: list[list[str]]) -> list[str]:
+def by_score(
+    found: dict[str, Any], candidates: list[list[str]], scores: str = SEARCH
+) -> list[list[str]]:
+    """Settings, the best first."""
     if len(candidates) == 1:
-        return candidates[0]
-    return min(candidates, key=lambda settings: found["validation_nrmse"][" ".join(settings)])
+        return candidates
+    return sorted(candidates, key=lambda settings: found[scores][" ".join(settings)])
 
 
 def two_best(table: dict[str, Any]) -> list[str]:
@@ -307,7 +322,7 @@ def find_settings(study: Study) -> dict[str, Any]:
     rates = {
         model: [
             [
-                *best(table[model], losses),
+                *by_score(table[model], losses)[0],
                 f"stage.operator.module.optimizer={optimizer}",
                 f"stage.operator.module.lr={lr}",
             ]
@@ -317,8 +332,13 @@ def find_settings(study: Study) -> dict[str, Any]:
         for model in study.models
     }
     search(study, table, rates, study.rate_seconds)
-    for model in study.models:
-        table[model]["settings"] = best(table[model], rates[model])
+    ranked = {model: by_score(table[model], rates[model]) for model in study.models}
+    if study.finals_seconds is not None:
+        finals = {model: settings[:2] for model, settings in ranked.items()}
+        search(study, table, finals, study.finals_seconds, FINALS)
+        ranked = {model: by_score(table[model], finals[model], FINALS) for model in finals}
+    for model, (settings, *_) in ranked.items():
+        table[model]["settings"] = settings
     save(study.result, {"models": table})
     return table
 

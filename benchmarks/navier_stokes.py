@@ -3,7 +3,8 @@
     python benchmarks/navier_stokes.py
 
 First the same search for every model of SIZES, one seed, judged by validation: AdamW and Muon at
-four learning rates, a minute each. Then the runs of RUNS, with three seeds of weights, for as long
+four learning rates, a minute each, then the two best of them again, two minutes each, as large
+rates are ahead in a short training. Then the runs of RUNS, with three seeds of weights, for as long
 as ``python -m ups.run stage=operator data=navier_stokes_1e-5`` takes: the number of epochs is by
 steps a second of eager training, measured alone on the machine. Runs go side by side with a core
 each, compiled where that is faster, which changes what the clock says and not what they learn. Then
@@ -36,6 +37,7 @@ STUDY = Study(
     losses=("loss.squared=false",),
     rates=(0.0003, 0.001, 0.003, 0.009),
     rate_seconds=60,
+    finals_seconds=120,
     train_seconds={},
     seeds_of=("seed",),
     more_seeds=(),
