@@ -46,10 +46,6 @@ STUDY = Study(
 # each with its model and settings; the one without inverse losses gets as many steps as with them
 RUNS: dict[str, tuple[str, list[str]]] = {
     "memory_upt": ("memory_upt", ["compile=true"]),
-    "three_times_as_long": (
-        "memory_upt",
-        ["model.name=memory-upt-three-times-as-long", "compile=true"],
-    ),
     "without_inverse_losses": (
         "memory_upt",
         ["model.name=memory-upt-without-inverse-losses", "lambda_inv=0", "compile=true"],
@@ -59,6 +55,10 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "unet": ("unet", []),
     "resnet": ("resnet", []),
     "upt": ("upt", []),
+    "three_times_as_long": (
+        "memory_upt",
+        ["model.name=memory-upt-three-times-as-long", "compile=true"],
+    ),
 }
 DEFAULT_EPOCHS = 22
 TIMES_AS_LONG = {"three_times_as_long": 3}

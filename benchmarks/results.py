@@ -88,14 +88,22 @@ def short(setting: str) -> str:
 
 def equal_time_search(result: dict[str, Any]) -> str:
     """The trials of the search."""
+    return f"""The search, as far as it has come: validation nRMSE after the steps of one or two \
+minutes (losses first, then optimizer and
+rate with the better loss), one seed. Trials ran on CPU cores or on a GPU: as the number of steps \
+is fixed, the machine does not matter.
+
+{trials(result, "validation_nrmse")}"""
+
+
+def trials(result: dict[str, Any], scores: str) -> str:
+    """A table of what one round of a search found."""
     # the loss of the later trials is the better one of the first two
     tried = {
-        name: {trial.partition(" ")[2] or trial: error for trial, error in found.items()}
-        for name, found in (
-            (name, model["validation_nrmse"]) for name, model in result["models"].items()
-        )
+        name: {trial.partition(" ")[2] or trial: error for trial, error in model[scores].items()}
+        for name, model in result["models"].items()
     }
-    columns = list(dict.fromkeys(key for each in tried.values() for key in each))
+    columns = sorted({key for each in tried.values() for key in each}, key=order_of_trials)
     rows = [
         [
             model,
@@ -105,12 +113,29 @@ def equal_time_search(result: dict[str, Any]) -> str:
         for model, each in tried.items()
     ]
     heads = [key.replace("stage.operator.module.", "").replace("optimizer=", "") for key in columns]
-    return f"""The search, as far as it has come: validation nRMSE after the steps of one or two \
-minutes (losses first, then optimizer and
-rate with the better loss), one seed. Trials ran on CPU cores or on a GPU: as the number of steps \
-is fixed, the machine does not matter.
+    return table(["model", "steps a second", *heads], rows)
 
-{table(["model", "steps a second", *heads], rows)}"""
+
+def order_of_trials(settings: str) -> tuple[bool, list[str]]:
+    """Losses before rates, then by name."""
+    return "loss." not in settings, settings.split()
+
+
+def navier_stokes_search(result: dict[str, Any]) -> str:
+    chosen = [
+        [model, " ".join(short(s) for s in found["settings"])]
+        for model, found in result["models"].items()
+    ]
+    return f"""At nu = 1e-5, for the comparison of the next section: validation nRMSE of rollouts \
+from t = 0 after the steps of one minute, one seed.
+
+{trials(result, "validation_nrmse")}
+
+The two best of each again, after the steps of two minutes:
+
+{trials(result, "finals_nrmse")}
+
+{table(["model", "chosen"], chosen)}"""
 
 
 COMPILERS = (
@@ -658,6 +683,7 @@ SECTIONS = {
     "shifts": ("Inputs unlike the training data", shifts),
     "equal_time": ("Accuracy at equal training time", equal_time),
     "pareto": ("Error against cost, beside the numerical method", pareto),
+    "navier_stokes_search": ("Navier-Stokes: the search", navier_stokes_search),
     "pareto_navier_stokes": (
         "Navier-Stokes: error against cost, beside the numerical method",
         pareto_navier_stokes,
