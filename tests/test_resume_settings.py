@@ -14,6 +14,7 @@ from helpers.published import pdebench_file
 from hydra import compose, initialize_config_dir
 
 from ups.core.errors import UpsError
+from ups.core.renamed_keys import ADDED
 from ups.run import CONF
 from ups.runs import provenance, stages
 from ups.runs.launchers import auto_precision
@@ -124,6 +125,17 @@ def test_run_of_the_previous_release_resumes_from_its_recorded_path(files):
     stages.check_settings_unchanged(of_file(files / "moved_nu0.1.hdf5"), run)
     with pytest.raises(UpsError, match=r"data\.path: content"):
         stages.check_settings_unchanged(of_file("other_nu0.1.hdf5"), run)
+
+
+def test_run_from_before_a_setting_was_added_resumes_unless_it_changes_the_run(tmp_path):
+    path = started(configured(), tmp_path)
+    record = json.loads(path.read_text())
+    for key in ADDED:
+        assert record["settings"].pop(key) == ADDED[key]
+    path.write_text(json.dumps(record))
+    stages.check_settings_unchanged(configured(), tmp_path)
+    with pytest.raises(UpsError, match=r"adaptive_inv_dec: False -> True"):
+        stages.check_settings_unchanged(configured("loss.adaptive_inv_dec=true"), tmp_path)
 
 
 def device(monkeypatch, *, cuda):

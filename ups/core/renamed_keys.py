@@ -1,8 +1,8 @@
 """Configuration keys of the previous release, which are still read for one release.
 
-``RENAMED`` and ``RENAMED_CHOICES`` are the only tables. They are applied to the command line before
-Hydra composes it, to a user's own yaml after Hydra has composed it, and to the settings and the
-config.yaml in the run directories of the previous release.
+``RENAMED`` and ``RENAMED_CHOICES`` are applied to the command line before Hydra composes it, to a
+user's own yaml after Hydra has composed it, and to the settings and the config.yaml in the run
+directories of the previous release. Recorded settings also lack keys that have been ``ADDED``.
 """
 
 import re
@@ -108,6 +108,12 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
         "upt-paper": "mixer-paper",
         "upt-absolute": "upt",
     },
+}
+
+# key: the value that means what a release without it did, in recorded settings
+ADDED: PlainDict = {
+    "loss.adaptive_inv_dec": False,
+    "stage.operator.module.adaptive_inv_dec": False,
 }
 
 _PREFIX = re.compile(r"stage\.\w+\.")

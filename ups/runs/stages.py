@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
 from ups.core.io import read_json, sha256, write_text
-from ups.core.renamed_keys import rename_flat
+from ups.core.renamed_keys import ADDED, rename_flat
 from ups.core.settings import PlainDict, diff_configs
 from ups.runs.initial_weights import content_hash
 from ups.runs.meaning import CONTENT, by_meaning, deciding_settings
@@ -203,7 +203,8 @@ def _recorded_settings(
     settings = _record(folder, stage).get("settings")
     if settings is None:
         return None
-    meant = by_meaning(settings)
+    added = {key: value for key, value in ADDED.items() if key in now}
+    meant = {**added, **by_meaning(settings)}
     # version 0.1 recorded paths, and no parameter that it read from a file
     has_path = settings.get("data.path") is not None and CONTENT not in str(settings["data.path"])
     if has_path and settings.get("data.nu") is None:
