@@ -9,8 +9,8 @@ whose folder is gone the error that the JSON already has. Writes benchmarks/resu
 Burgers, where the error is the rollout nRMSE over the test set. For Navier-Stokes it writes
 pareto_navier_stokes.json: rollouts start from frame 10, the error is the relative L2 norm over
 frames 11 to 20 together, as in the literature, and the truth is solved anew on 256 x 256 points;
-beside it stands the rollout nRMSE from frame 0 of the run that is timed. Models that were trained
-with compile=true have a second row, with the steps of their rollouts compiled.
+beside it stands the rollout nRMSE from frame 0 of the run that is timed. Each model has a second
+row, with the steps of its rollouts compiled.
 
 The cost is seconds a trajectory of all its frames on this machine, for trajectories one at a time
 (what somebody waits who needs one) and many at once (throughput): the median over blocks, in each
@@ -40,7 +40,6 @@ from throughput import in_turn
 from torch import Tensor
 
 import ups
-from ups.core.renamed_keys import load_config
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.metrics import pdebench_metrics
 from ups.evaluation.results import Row
@@ -270,12 +269,11 @@ def model_rows(
             }
         )
         print(rows[-1], flush=True)
-    if load_config(timed / "config.yaml").compile:
-        compiled = ups.load(timed, data)
-        compiled.compile()
-        # its fields differ from the first row's by rounding
-        rows.append({**rows[0], "name": f"{rows[0]['name']}, compiled"})
-        rollouts.append(partial(compiled.rollout, **judged))
+    compiled = ups.load(timed, data)
+    compiled.compile()
+    # its fields differ from the first row's by rounding
+    rows.append({**rows[0], "name": f"{rows[0]['name']}, compiled"})
+    rollouts.append(partial(compiled.rollout, **judged))
     return rows, rollouts
 
 
