@@ -164,9 +164,9 @@ def pareto_navier_stokes(result: dict[str, Any]) -> str:
         "All models were trained for as long as the default, "
         "`python -m ups.run stage=operator data=navier_stokes_1e-5`, with what the search chose "
         "for each (`benchmarks/navier_stokes.py`); the one without inverse losses for as many "
-        "steps, and one for three times as many. Break-even counts the training on one core. Rollouts "
-        "start from frame 10 at 64 x 64 points; the error is the relative L2 norm over frames 11 "
-        "to 20 together; the truth was solved on 256 x 256 points. "
+        "steps, and one for three times as many. Break-even counts the training on one core. "
+        "Rollouts start from frame 10 at 64 x 64 points; the error is the relative L2 norm over "
+        "frames 11 to 20 together; the truth was solved on 256 x 256 points. "
         f"{COMPILERS} On one core, for the models too, the solver takes these times as long at "
         f"equal error, one at a time and in batches: {on_one_core}."
     )
