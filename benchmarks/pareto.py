@@ -40,6 +40,7 @@ from throughput import in_turn
 from torch import Tensor
 
 import ups
+from ups.core.renamed_keys import load_config
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.metrics import pdebench_metrics
 from ups.evaluation.results import Row
@@ -265,6 +266,7 @@ def model_rows(
                 "error": errors["mean"],
                 "errors": errors,
                 "runs": [str(run) for run in runs],
+                "trained_by": optimizer(timed),
                 **from_first_frame(case, from_start, whole),
             }
         )
@@ -275,6 +277,12 @@ def model_rows(
     rows.append({**rows[0], "name": f"{rows[0]['name']}, compiled"})
     rollouts.append(partial(compiled.rollout, **judged))
     return rows, rollouts
+
+
+def optimizer(run: Path) -> str:
+    """The optimizer and the rate of a run's operator."""
+    module = load_config(run / "config.yaml").stage.operator.module
+    return f"{module.optimizer} {module.lr:g}"
 
 
 def at_equal_error(

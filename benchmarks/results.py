@@ -162,8 +162,8 @@ def pareto_navier_stokes(result: dict[str, Any]) -> str:
     )
     about = (
         "All models were trained for as long as the default, "
-        "`python -m ups.run stage=operator data=navier_stokes_1e-5`, with what the search chose "
-        "for each (`benchmarks/navier_stokes.py`); the one without inverse losses for as many "
+        "`python -m ups.run stage=operator data=navier_stokes_1e-5` "
+        "(`benchmarks/navier_stokes.py`); the one without inverse losses for as many "
         "steps, and one for three times as many. Break-even counts the training on one core. "
         "Rollouts start from frame 10 at 64 x 64 points; the error is the relative L2 norm over "
         "frames 11 to 20 together; the truth was solved on 256 x 256 points. "
@@ -177,11 +177,13 @@ def costs(result: dict[str, Any], metric: str, name: str, about: str) -> str:
     """A table and a picture of error against cost, one trajectory and many at a time."""
     batches = list(result["rows"][0]["seconds"])
     from_start = "rollout_nrmse" in result["rows"][0]
+    has_optimizer = any("trained_by" in row for row in result["rows"])
     words = {batch: "one at a time" if batch == "1" else f"{batch} at once" for batch in batches}
     head = [
         "",
         metric,
         *(["rollout nRMSE"] if from_start else []),
+        *(["trained by"] if has_optimizer else []),
         *(f"ms, {words[batch]}" for batch in batches),
         *(f"solver's cost at equal error, {words[batch]}" for batch in batches),
         *(f"break-even, {words[batch]}" for batch in batches),
@@ -195,6 +197,7 @@ def costs(result: dict[str, Any], metric: str, name: str, about: str) -> str:
                 row["name"],
                 number(row["errors"]) if "errors" in row else error(row["error"]),
                 *([error(row["rollout_nrmse"])] if from_start else []),
+                *([row.get("trained_by", "")] if has_optimizer else []),
                 *(f"{1e3 * row['seconds'][b]:.2f}" for b in batches),
                 *(f"{x:.1f} x" if (x := faster.get(b)) else "" for b in batches),
                 *(f"{n:,}" if (n := even.get(b)) else "" for b in batches),
