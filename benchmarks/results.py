@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from runs import DATA_VERSION, read, spread
 
@@ -226,7 +227,7 @@ def costs(result: dict[str, Any], metric: str, name: str, about: str) -> str:
                 row["seconds"][batch],
                 row["error"],
                 "*" if row["name"].startswith("memory-upt") else "s",
-                color=f"C{i}",
+                color=colormaps["tab20"](i),  # in pairs: dark and light
                 ms=9,
                 label=row["name"],
             )
