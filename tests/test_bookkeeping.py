@@ -1780,10 +1780,20 @@ def test_sweep_knows_its_jobs_and_their_outcomes_from_their_records(swept, caplo
         sweep({})
 
 
-def test_single_runs_leave_no_records_of_a_sweep(tmp_path):
+@pytest.mark.parametrize("value", [0.1, math.nan, OSError()], ids=["good", "refused", "failed"])
+def test_single_runs_leave_no_records_of_a_sweep_and_the_folder_of_the_call(tmp_path, value):
     table = hydra_callbacks.SweepTable()
     table.on_job_start(config=job_config(tmp_path, 0))
-    table.on_job_end(config=job_config(tmp_path, 0), job_return=job_return(0.1))
+    table.on_job_end(config=job_config(tmp_path, 0), job_return=job_return(value))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("override", ["data.num_points=${nowhere}", "data.num_points=7"])
+def test_a_command_that_is_refused_leaves_the_empty_folder_of_its_call(ups_run, tmp_path, override):
+    done = ups_run(*TINY, override, check=False)
+    assert done.returncode == 2, done
+    assert tmp_path.is_dir()
     assert not list(tmp_path.iterdir())
 
 

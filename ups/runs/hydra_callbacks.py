@@ -110,9 +110,13 @@ class SweepTable(Callback):
         atexit.register(shutil.rmtree, self.records, ignore_errors=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
+        if self.records is None:
+            return
         self._record(config, is_finished=False)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        if self.records is None:  # a single run, whose folder for Hydra is the working directory
+            return
         is_completed = job_return.status is JobStatus.COMPLETED
         score = job_return.return_value if is_completed else math.nan
         # a refused job returns nan, see ups.run
@@ -122,8 +126,6 @@ class SweepTable(Callback):
                 Path(config.hydra.runtime.output_dir).rmdir()
 
     def _record(self, config: DictConfig, is_finished: bool) -> None:
-        if self.records is None:  # a single run
-            return
         self.records.mkdir(parents=True, exist_ok=True)
         job = {
             "folder": config.hydra.runtime.output_dir,
