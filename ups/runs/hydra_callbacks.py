@@ -110,9 +110,8 @@ class SweepTable(Callback):
         atexit.register(shutil.rmtree, self.records, ignore_errors=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: object) -> None:
-        if self.records is None:
-            return
-        self._record(config, is_finished=False)
+        if self.records is not None:
+            write_record(self.records, config, is_finished=False)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
         if self.records is None:  # a single run, whose folder for Hydra is the working directory
@@ -120,19 +119,10 @@ class SweepTable(Callback):
         is_completed = job_return.status is JobStatus.COMPLETED
         score = job_return.return_value if is_completed else math.nan
         # a refused job returns nan, see ups.run
-        self._record(config, is_finished=not math.isnan(score))
+        write_record(self.records, config, is_finished=not math.isnan(score))
         if math.isnan(score):
             with suppress(OSError):  # Hydra makes the folder before the job's settings are checked
                 Path(config.hydra.runtime.output_dir).rmdir()
-
-    def _record(self, config: DictConfig, is_finished: bool) -> None:
-        self.records.mkdir(parents=True, exist_ok=True)
-        job = {
-            "folder": config.hydra.runtime.output_dir,
-            "overrides": list(config.hydra.overrides.task),
-            "is_finished": is_finished,
-        }
-        write_text(self.records / f"{config.hydra.job.num}.json", json.dumps(job))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         jobs = read_jobs(self.records) if self.records else []
@@ -147,6 +137,17 @@ class SweepTable(Callback):
             )
         if left or not jobs:
             sys.exit(2)
+
+
+def write_record(records: Path, config: DictConfig, is_finished: bool) -> None:
+    """Write the record of a job of a sweep into the folder ``records``."""
+    records.mkdir(parents=True, exist_ok=True)
+    job = {
+        "folder": config.hydra.runtime.output_dir,
+        "overrides": list(config.hydra.overrides.task),
+        "is_finished": is_finished,
+    }
+    write_text(records / f"{config.hydra.job.num}.json", json.dumps(job))
 
 
 def read_jobs(records: Path) -> list[SweepJob]:
