@@ -8,12 +8,17 @@ import pytest
 import torch
 from conftest import make_simulator
 from helpers.commands import call
+from test_obstacles import TINY
 from torch import nn
 
 import ups
 from ups.core.errors import UpsError
-from ups.datamodules import BurgersDataModule, OwnDataModule
+from ups.core.points import Points
+from ups.datamodules import BurgersDataModule, OwnDataModule, PointCloudDataModule
+from ups.datamodules.obstacles import generate_obstacles
+from ups.models import build
 from ups.physics import burgers
+from ups.simulation.simulator import Simulator
 
 POINTS, FRAMES, NUM_TEST = 32, 6, 5
 SIZES = {
@@ -124,6 +129,63 @@ def test_several_channels_have_a_channel_axis(compare, tmp_path):
     assert found.dataset == data.dataset
 
 
+@pytest.fixture(scope="module")
+def flows(tmp_path_factory):
+    """Two test trajectories at other numbers of points."""
+    path = generate_obstacles(TINY, tmp_path_factory.mktemp("flows"))
+    module = PointCloudDataModule(path=str(path), input_points=60, unroll_steps=1)
+    module.setup()
+    assert not module.points["test"].mask.all()
+    return module
+
+
+def test_functions_on_points_get_their_places_and_have_the_rows_of_the_simulator(compare, flows):
+    sizes = {"num_tokens": 18, "hidden_dim": 16, "num_heads": 2, "approximator_depth": 1}
+    model = build({"architecture": "point_upt", **sizes}, flows.spec)
+    simulator = Simulator(model, flows.spec).eval()
+    seen = []
+
+    def its_step(u, reynolds, positions, features, mask):
+        seen.append((u.shape, positions.shape, features.shape))
+        out = simulator(u, x=Points(positions, features, mask), parameters={"reynolds": reynolds})
+        return torch.where(mask[..., None], out, torch.nan)  # counts nowhere
+
+    def its_rollout(u0, steps, *, positions, features, mask, parameters):
+        points = Points(positions, features, mask)
+        return simulator.rollout(
+            u0, steps, x=points, parameters={"reynolds": parameters[:, 0]}
+        ).masked_fill(~mask[:, None, :, None], torch.inf)
+
+    found = compare(
+        {
+            "ours": simulator,
+            "its step": its_step,
+            "its rollout": ups.Predictor(its_rollout, returns="rollout"),
+            "numpy": ups.Predictor(lambda u, mask: np.where(mask[..., None], u, 7), arrays="numpy"),
+        },
+        flows,
+    ).rows
+    shape = flows.points["test"].mask.shape
+    assert seen[0] == ((*shape, 3), (*shape, 2), (*shape, len(flows.spec.point_cloud.features)))
+    assert measured(found["its step, physical"]) == measured(found["ours, physical"])
+    assert measured(found["its rollout, rollout"]) == measured(found["ours, latent"])
+    assert measured(found["ours, latent"]) != measured(found["ours, physical"])
+    assert measured(found["numpy, physical"]) == measured(found["persistence"])
+
+
+@pytest.mark.usefixtures("drawn")
+def test_report_of_a_comparison_on_points_is_drawn(compare, flows, tmp_path):
+    compare({"mine": lambda u: 0.9 * u}, flows)
+    page = (tmp_path / "comparison/reports/report.html").read_text()
+    assert "mine, physical" in page
+    assert "error over the distance from the nearest wall" in page
+
+
+def test_what_is_not_finite_at_a_point_is_refused(compare, flows):
+    with pytest.raises(UpsError, match="must return finite fields, got NaN or inf in frame 1"):
+        compare({"bad": lambda u, mask: u.masked_fill(mask[..., None], torch.nan)}, flows)
+
+
 def test_functions_that_reuse_their_memory_change_neither_data_nor_earlier_frames(compare, data):
     out = torch.empty(0)
 
@@ -209,7 +271,7 @@ def test_a_model_that_does_not_fit_is_answered_in_one_sentence(compare, data, mo
         ({"solver-64": stays}, {}, "other names than the baselines, got 'solver-64'"),
         ({"": stays}, {}, "must have names as keys, got ''"),
         ({"mine": stays}, {"name": "a/b"}, "`name` must be a folder's name"),
-        ({"mine": stays}, {"data": 3}, "`data` must be a TrajectoryDataModule, .* got int"),
+        ({"mine": stays}, {"data": 3}, "`data` must be a data module .* got int"),
         (
             {"mine": stays},
             {"data": "nothing"},

@@ -15,7 +15,7 @@ from ups.core.errors import UpsError
 from ups.core.precision import float32_by_default
 from ups.core.renamed_keys import load_config
 from ups.core.schema import arguments, validate
-from ups.datamodules import TrajectoryDataModule
+from ups.datamodules import PointCloudDataModule, TrajectoryDataModule
 from ups.evaluation.foreign import ForeignModel, Predictor, in_eval_mode
 from ups.evaluation.report.html import RunResults
 from ups.evaluation.report.table import print_table
@@ -37,7 +37,8 @@ from ups.simulation.checkpoint import check_data
 from ups.simulation.simulator import Simulator
 
 Model = Predictor | Callable[..., Any]
-Data = TrajectoryDataModule | str | Path | Sequence[str]
+DataModule = TrajectoryDataModule | PointCloudDataModule
+Data = DataModule | str | Path | Sequence[str]
 
 
 @restored_session()
@@ -110,9 +111,7 @@ def _check_names(models: object) -> None:
             raise UpsError(f"`models` must have other names than the baselines, got {name!r}.")
 
 
-def _settings(
-    folder: Path, predictors: Mapping[str, Predictor], data: TrajectoryDataModule
-) -> DictConfig:
+def _settings(folder: Path, predictors: Mapping[str, Predictor], data: DataModule) -> DictConfig:
     """What the folder and the report of a comparison need of a run's configuration."""
     kind: type = type(data)
     known = arguments(kind).named
@@ -134,7 +133,7 @@ def _predictor(model: Model) -> Predictor:
     return model if isinstance(model, Predictor) else Predictor(model)
 
 
-def _measurements(name: str, model: Model, data: TrajectoryDataModule) -> list[Measurement]:
+def _measurements(name: str, model: Model, data: DataModule) -> list[Measurement]:
     """The measurements of one model: two of a simulator, one of any other."""
     if isinstance(model, Simulator):
         check_data(model, data, f"`{name}`")
@@ -149,7 +148,7 @@ def _measurements(name: str, model: Model, data: TrajectoryDataModule) -> list[M
     ]
 
 
-def _data_module(data: Data) -> TrajectoryDataModule:
+def _data_module(data: Data) -> DataModule:
     """The data module that ``data`` is or names."""
     module: object = data
     if isinstance(data, str | Path) and (Path(data) / "config.yaml").exists():
@@ -158,10 +157,10 @@ def _data_module(data: Data) -> TrajectoryDataModule:
         module = _compose_data([f"data={data}"])
     elif isinstance(data, Sequence):
         module = _compose_data(data)
-    if not isinstance(module, TrajectoryDataModule):
+    if not isinstance(module, DataModule):
         raise UpsError(
-            "`data` must be a TrajectoryDataModule, the folder of a run, a name of conf/data or a "
-            f"list of settings, got {type(module).__name__}."
+            "`data` must be a data module of ups.datamodules, the folder of a run, a name of "
+            f"conf/data or a list of settings, got {type(module).__name__}."
         )
     return module
 

@@ -185,7 +185,7 @@ class PointCloudDataModule(pl.LightningDataModule):
     """
 
     equation = None
-    equation_name = None
+    equation_name: str | None = None
     observation = None
 
     def __init__(

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec
+from ups.core.fields import FieldSpec, PointCloud
 from ups.core.gradients import to_tensor
+from ups.core.points import Points
 from ups.core.schema import validate
 from ups.core.stepper import predict
 from ups.evaluation.baselines import Persistence
 
+PLACES = ("positions", "features", "mask")  # of ``Points``
 KEYWORD_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -27,6 +29,10 @@ class Predictor:
     Fields have the shape (B, *space, C); with one channel, they have no channel axis. The function
     also gets those of these keyword arguments that it has: each parameter of the data by its name,
     (B,), and ``parameters``, all of them, (B, P). Everything is float32.
+
+    On points, fields have the shape (B, P, C), and the keyword arguments are also ``positions``,
+    ``features`` and ``mask`` of ``ups.Points``. What the function returns where the mask is False
+    counts nowhere.
 
     A module is called in eval mode, with fields on the device of its weights.
 
@@ -69,16 +75,18 @@ class ForeignModel:
         self.device = _device_of(predictor.function)
 
     @torch.no_grad()
-    def predict(self, u0: Tensor, steps: int, parameters: Tensor) -> Tensor:
-        """All frames (B, steps, *space, C) after ``u0`` (B, *space, C).
+    def predict(
+        self, u0: Tensor, steps: int, parameters: Tensor, points: Points | None = None
+    ) -> Tensor:
+        """All frames (B, steps, *space, C) after ``u0`` (B, *space, C), which may lie on points.
 
         Raises:
             UpsError: the function returns something else than finite fields of this shape.
         """
         if self.predictor.returns == "rollout":
-            frames = self._call(u0, parameters, steps)
+            frames = self.call(u0, parameters, points, steps)
         else:
-            frames = predict(_ForeignStepper(self), u0, steps, parameters)
+            frames = predict(_ForeignStepper(self, points), u0, steps, parameters)
         is_finite = frames.isfinite().transpose(0, 1).flatten(1).all(1)
         if not bool(is_finite.all()):
             frame = int(is_finite.long().argmin()) + 1
@@ -88,21 +96,23 @@ class ForeignModel:
             )
         return frames
 
-    def step(self, u: Tensor, parameters: Tensor) -> Tensor:
-        """The fields (B, *space, C) one time step after ``u``."""
-        return self._call(u, parameters)
-
-    def _call(self, u: Tensor, parameters: Tensor, *steps: int) -> Tensor:
-        """The fields (B, *steps, *space, C) that the function returns."""
+    def call(self, u: Tensor, parameters: Tensor, points: Points | None, *steps: int) -> Tensor:
+        """The fields (B, *steps, *space, C) that the function returns for ``u`` (B, *space, C)."""
         has_channels = self.spec.num_channels > 1
         given = {"parameters": parameters}
         given |= dict(zip(self.spec.parameters, parameters.unbind(1), strict=True))
+        if points is not None:
+            given |= {name: getattr(points, name) for name in PLACES}
         keywords = {key: self._copied(given[key]) for key in self.keywords}
         fields = self._copied(u if has_channels else u.squeeze(-1))
         result = self.predictor.function(fields, *steps, **keywords)
         shape = (len(u), *steps, *fields.shape[1:])
         out = self._checked(result, shape).to(u, copy=True)
-        return out if has_channels else out.unsqueeze(-1)
+        out = out if has_channels else out.unsqueeze(-1)
+        if points is None:
+            return out
+        padding = ~points.mask[(slice(None), *(None for _ in steps), ..., None)]
+        return out.masked_fill(padding, 0)
 
     def _copied(self, value: Tensor) -> Tensor | np.ndarray:
         # a function that changes its argument must not change the data, nor its earlier frames
@@ -141,7 +151,8 @@ class ForeignModel:
             return []
         kinds = {key: each.kind for key, each in signature.parameters.items()}
         takes_any = inspect.Parameter.VAR_KEYWORD in kinds.values()
-        names = list(dict.fromkeys((*self.spec.parameters, "parameters")))
+        places = PLACES if isinstance(self.spec.domain, PointCloud) else ()
+        names = list(dict.fromkeys((*self.spec.parameters, "parameters", *places)))
         keywords = [
             key
             for key in names
@@ -167,11 +178,12 @@ def _device_of(function: object) -> torch.device:
 class _ForeignStepper(Persistence):
     """Moves the field itself forward by a foreign function."""
 
-    def __init__(self, model: ForeignModel) -> None:
+    def __init__(self, model: ForeignModel, points: Points | None) -> None:
         self.model = model
+        self.points = points
 
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
-        return self.model.step(state, parameters)
+        return self.model.call(state, parameters, self.points)
 
 
 @contextmanager
