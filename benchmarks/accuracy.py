@@ -19,44 +19,19 @@ run, and the same command continues, on another machine too.
 
 import sys
 from pathlib import Path
-from shutil import copytree
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
-from lightning.pytorch.loggers import CSVLogger
-from omegaconf import OmegaConf
-from runs import (
-    SEEDS,
-    Measured,
-    own_rows,
-    read,
-    save,
-    side_by_side,
-    spread,
-    train_side_by_side,
-)
+from runs import SEEDS, own_rows, save, side_by_side, spread
+from search import FIRST, Search, command, config, find_settings, length
 
-from ups.callbacks.graceful_stop import TimeLimit
-from ups.pipeline import train
-from ups.run import CONF
-from ups.runs.stages import stage_config
-
-EPOCHS = 10
-OPTIMIZERS = ("adamw", "muon")
+KEYS = ("nrmse", "vrmse", "one_step_nrmse")
 
 
 class Study(NamedTuple):
     """What is compared on one data set.
 
     Args:
-        data: the setting ``data`` of all runs.
-        result: the name of the JSON.
-        models: the models, and their sizes where they are not the default ones.
-        losses: the losses to try, two minutes each if there are several.
-        rates: the learning rates to try with each optimizer.
-        rate_seconds: the time to try an optimizer and a rate.
-        finals_seconds: the time to try each model's two best again; None to take the best.
+        search: how the settings of its models are found.
         train_seconds: the times of the runs, the shortest first.
         seeds_of: the settings that a seed sets.
         more_seeds: those of the two models that the search found best.
@@ -64,85 +39,59 @@ class Study(NamedTuple):
             model gets longer ones.
     """
 
-    data: str
-    result: str
-    models: dict[str, list[str]]
-    losses: tuple[str, ...]
-    rates: tuple[float, ...]
-    rate_seconds: float
-    finals_seconds: float | None
+    search: Search
     train_seconds: dict[str, float]
     seeds_of: tuple[str, ...]
     more_seeds: tuple[int, ...]
     may_win: float
 
-    @property
-    def folder(self) -> Path:
-        return Path("outputs") / self.result
-
 
 STUDIES = {
     "burgers": Study(
-        "burgers",
-        "equal_time",
-        {
-            "memory_upt": [],
-            "mixer_small": [],
-            "patch_stepper": [],
-            "resnet": [],
-            "unet": [],
-            "fno": [],
-            "upt": [],
-        },
-        ("loss.squared=true", "loss.squared=false"),
-        (0.001, 0.003, 0.009),
-        60,
-        None,
-        {"5 minutes": 300, "10 minutes": 600},
-        ("seed", "data.seed"),
-        (3, 4),
-        2.0,
+        Search(
+            data="burgers",
+            result="equal_time",
+            models={
+                "memory_upt": [],
+                "mixer_small": [],
+                "patch_stepper": [],
+                "resnet": [],
+                "unet": [],
+                "fno": [],
+                "upt": [],
+            },
+            losses=("loss.squared=true", "loss.squared=false"),
+            rates=(0.001, 0.003, 0.009),
+            rate_seconds=60,
+        ),
+        train_seconds={"5 minutes": 300, "10 minutes": 600},
+        seeds_of=("seed", "data.seed"),
+        more_seeds=(3, 4),
+        may_win=2.0,
     ),
     "obstacles": Study(
-        "obstacles",
-        "equal_time_obstacles",
-        {
-            "point_memory_upt": [],
-            "point_upt": [],
-            "unet_on_grid": [],
-            "fno_on_grid": [],
-            "mesh_graph_network": [],
-            "gino": [],
-            "upt": [],
-        },
-        ("loss.squared=false",),
-        (0.003, 0.009),
-        120,
-        None,
-        {"20 minutes": 1200},
-        ("seed",),
-        (),
-        1.25,
+        Search(
+            data="obstacles",
+            result="equal_time_obstacles",
+            models={
+                "point_memory_upt": [],
+                "point_upt": [],
+                "unet_on_grid": [],
+                "fno_on_grid": [],
+                "mesh_graph_network": [],
+                "gino": [],
+                "upt": [],
+            },
+            losses=("loss.squared=false",),
+            rates=(0.003, 0.009),
+            rate_seconds=120,
+        ),
+        train_seconds={"20 minutes": 1200},
+        seeds_of=("seed",),
+        more_seeds=(),
+        may_win=1.25,
     ),
 }
-
-# the rounds of a search, by the names of their scores
-SEARCH, FINALS = "validation_nrmse", "finals_nrmse"
-KEYS = ("nrmse", "vrmse", "one_step_nrmse")
-# the settings to try for each model
-Candidates = dict[str, list[list[str]]]
-
-
-def command(study: Study, model: str, name: str, *settings: str) -> list[str]:
-    return [
-        f"output_dir={study.folder}",
-        f"data={study.data}",
-        f"model={model}",
-        *study.models[model],
-        f"name={name}",
-        "preflight=false",
-        *settings,
-    ]
 
 
 def run_name(model: str, length: str, seed: str) -> str:
@@ -151,124 +100,14 @@ def run_name(model: str, length: str, seed: str) -> str:
 
 def train_seconds(run: Path) -> float:
     """The time on two cores that gave a run its number of steps."""
-    (study,) = (study for study in STUDIES.values() if study.folder.name == run.parent.name)
+    (study,) = (each for each in STUDIES.values() if each.search.folder.name == run.parent.name)
     minutes = run.name.split("-")[-2]
     return study.train_seconds[f"{minutes} minutes"]
 
 
-def speed(
-    cfg: Any,
-    stage: str = "operator",
-    before: Path | None = None,
-    warm_up: float = 15,
-    seconds: float = 30,
-) -> float:
-    """Training steps a second, sustained: counted for ``seconds``, after ``warm_up`` of them in
-    which a cool processor is faster.
-
-    ``before`` is the run whose weights a later ``stage`` begins with.
-    """
-    with TemporaryDirectory() as folder:
-        if before is not None:
-            copytree(before / "checkpoints", Path(folder) / "checkpoints")
-        cfg = OmegaConf.merge(cfg, {"output_dir": folder})
-        key = f"stage.{stage}.data.samples_per_trajectory"
-        OmegaConf.update(cfg, key, 1000, force_add=True)
-        OmegaConf.update(
-            cfg,
-            "callbacks.speed",
-            {"_target_": "runs.Speed", "warm_up": warm_up, "seconds": seconds},
-            force_add=True,
-        )
-        try:
-            train(cfg, stage, Path(folder), CSVLogger(folder), 1, TimeLimit())
-        except Measured as measured:
-            return measured.steps_per_second
-    raise RuntimeError("the training was over before its speed was measured")
-
-
-def length(cfg: Any, steps: float, stage: str = "operator") -> list[str]:
-    """Settings of a run of about so many steps of ``stage``, in about ten epochs or fewer."""
-    data = stage_config(cfg, stage).data
-    windows = steps * data.batch_size / data.num_train  # a trajectory, in all
-    fewest = min(EPOCHS - 3, max(1, int(windows)))
-    epochs, each = min(
-        ((e, max(1, round(windows / e))) for e in range(fewest, EPOCHS + 4)),
-        key=lambda p: abs(p[0] * p[1] - windows),
-    )
-    own = "" if stage == "operator" else f"stage.{stage}."
-    return [
-        f"{own}trainer.max_epochs={epochs}",
-        f"{own}data.samples_per_trajectory={each}",
-        f"stage.{stage}.module.num_cpu_shards=1",
-    ]
-
-
-def trial(model: str, settings: list[str], scores: str) -> str:
-    """The name of a trial's run."""
-    values = "-".join(setting.rpartition("=")[2] for setting in settings)
-    return f"{model}-{'search' if scores == SEARCH else 'finals'}-{values}"
-
-
-def search(
-    study: Study,
-    table: dict[str, Any],
-    candidates: Candidates,
-    seconds: float,
-    scores: str = SEARCH,
-) -> None:
-    """Try settings for each model, and note the validation error of each among its ``scores``."""
-    left = [
-        (model, settings)
-        for model, each in candidates.items()
-        for settings in each
-        if " ".join(settings) not in table[model].setdefault(scores, {})
-    ]
-    configs = [
-        config(
-            study,
-            model,
-            trial(model, settings, scores),
-            *settings,
-            *length(config(study, model), table[model]["steps_per_second"] * seconds),
-        )
-        for model, settings in left
-    ]
-    for (model, settings), score in zip(left, train_side_by_side(configs), strict=True):
-        print(model, *settings, score)
-        table[model][scores][" ".join(settings)] = score
-        save(study.result, {"models": table})
-
-
-def by_score(
-    found: dict[str, Any], candidates: list[list[str]], scores: str = SEARCH
-) -> list[list[str]]:
-    """Settings, the best first."""
-    if len(candidates) == 1:
-        return candidates
-    return sorted(candidates, key=lambda settings: found[scores][" ".join(settings)])
-
-
 def two_best(table: dict[str, Any]) -> list[str]:
     """By the lowest validation error in the search."""
-    return sorted(table, key=lambda model: min(table[model]["validation_nrmse"].values()))[:2]
-
-
-def config(study: Study, model: str, name: str = "run", *settings: str) -> Any:
-    settings = ("data.cache_dir=outputs/data", *settings)
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", command(study, model, name, *settings))
-
-
-def measure_speeds(study: Study, table: dict[str, Any]) -> None:
-    for model in study.models:
-        if model not in table:
-            table[model] = {
-                "steps_per_second": speed(config(study, model)),
-                "validation_nrmse": {},
-                "runs": {name: {} for name in study.train_seconds},
-            }
-            save(study.result, {"models": table})
+    return sorted(table, key=lambda model: min(table[model][FIRST.scores].values()))[:2]
 
 
 def train_all(study: Study, table: dict[str, Any], name: str, models: list[str]) -> None:
@@ -280,26 +119,27 @@ def train_all(study: Study, table: dict[str, Any], name: str, models: list[str])
         if (seed in SEEDS or model in two_best(table))
         and str(seed) not in table[model]["runs"][name]
     ]
+    search = study.search
     commands = [
         command(
-            study,
+            search,
             model,
             run_name(model, name, seed),
             *(f"{key}={seed}" for key in study.seeds_of),
             *table[model]["settings"],
             *length(
-                config(study, model),
+                config(search, model),
                 table[model]["steps_per_second"] * study.train_seconds[name],
             ),
         )
         for model, seed in runs
     ]
     for (model, seed), _ in zip(runs, side_by_side(commands), strict=True):
-        folder = study.folder / run_name(model, name, seed)
+        folder = search.folder / run_name(model, name, seed)
         rows = {row.mode: row.to_dict() for row in own_rows(folder, "eval_operator")}
         table[model]["runs"][name][seed] = {"rows": rows}
         summarize(table)
-        save(study.result, {"models": table})
+        save(search.result, {"models": table})
 
 
 def may_win(study: Study, table: dict[str, Any], name: str) -> list[str]:
@@ -312,41 +152,13 @@ def may_win(study: Study, table: dict[str, Any], name: str) -> list[str]:
     ]
 
 
-def find_settings(study: Study) -> dict[str, Any]:
-    """The table of a study with each model's speed and what the same search chose for it."""
-    table = read(study.result).setdefault("models", {})
-    measure_speeds(study, table)
-    losses = [[loss] for loss in study.losses]
-    if len(losses) > 1:
-        search(study, table, dict.fromkeys(study.models, losses), seconds=120)
-    rates = {
-        model: [
-            [
-                *by_score(table[model], losses)[0],
-                f"stage.operator.module.optimizer={optimizer}",
-                f"stage.operator.module.lr={lr}",
-            ]
-            for optimizer in OPTIMIZERS
-            for lr in study.rates
-        ]
-        for model in study.models
-    }
-    search(study, table, rates, study.rate_seconds)
-    ranked = {model: by_score(table[model], rates[model]) for model in study.models}
-    if study.finals_seconds is not None:
-        finals = {model: settings[:2] for model, settings in ranked.items()}
-        search(study, table, finals, study.finals_seconds, FINALS)
-        ranked = {model: by_score(table[model], finals[model], FINALS) for model in finals}
-    for model, (settings, *_) in ranked.items():
-        table[model]["settings"] = settings
-    save(study.result, {"models": table})
-    return table
-
-
 def main(study: Study) -> None:
-    table = find_settings(study)
+    table = find_settings(study.search)
+    for found in table.values():
+        for name in study.train_seconds:
+            found.setdefault("runs", {}).setdefault(name, {})
     shortest, *longer = study.train_seconds
-    train_all(study, table, shortest, list(study.models))
+    train_all(study, table, shortest, list(study.search.models))
     for name in longer:
         train_all(study, table, name, may_win(study, table, shortest))
 

@@ -22,10 +22,10 @@ from shutil import copytree
 from typing import Any, NamedTuple
 
 import torch
-from accuracy import length, speed
 from hydra import compose, initialize_config_dir
 from navier_stokes_uncertain import MEMBERS, measure_ensemble, measure_single, solvers_ensemble
 from runs import SEEDS, on_one_core, read, save, spread, train_side_by_side
+from search import length, speed
 from torch import Tensor
 
 import ups

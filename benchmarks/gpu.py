@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import pdebench_file
 import torch
-from accuracy import speed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from runs import own_rows, read, save, ups_run
+from search import speed
 from throughput import configuration, fields, simulator
 from torch.utils.benchmark import Timer
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy import length, speed
 from hydra import compose, initialize_config_dir
 from runs import SEEDS, on_one_core, read, save, spread, train_side_by_side
+from search import length, speed
 from torch import Tensor
 
 import ups

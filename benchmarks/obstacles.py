@@ -337,11 +337,14 @@ def costs(
 
 def best_runs() -> list[Path]:
     """The runs of the study's best model."""
-    models = read(STUDY.result)["models"]
+    models = read(STUDY.search.result)["models"]
     (length,) = STUDY.train_seconds
     tested = {m: each["summary"][length]["latent"]["nrmse"]["mean"] for m, each in models.items()}
     best = min(tested, key=lambda model: tested[model])
-    return [STUDY.folder / accuracy.run_name(best, length, s) for s in models[best]["runs"][length]]
+    return [
+        STUDY.search.folder / accuracy.run_name(best, length, s)
+        for s in models[best]["runs"][length]
+    ]
 
 
 def main(runs: list[Path]) -> None:

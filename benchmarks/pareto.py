@@ -348,7 +348,7 @@ def main(runs: list[Path]) -> None:
 
 def spent(run: Path) -> float:
     """The time that training a run took on the whole machine."""
-    at_equal_time = run.parent in [study.folder for study in accuracy.STUDIES.values()]
+    at_equal_time = run.parent in [study.search.folder for study in accuracy.STUDIES.values()]
     return accuracy.train_seconds(run) if at_equal_time else training_seconds(run)
 
 
