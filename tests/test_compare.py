@@ -1,6 +1,8 @@
 """``ups.compare``: foreign models measured by the code that measures our own."""
 
+import copy
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -181,6 +183,42 @@ def test_report_of_a_comparison_on_points_is_drawn(compare, flows, tmp_path):
     assert "error over the distance from the nearest wall" in page
 
 
+def test_points_may_be_named_by_settings_and_by_a_run(compare, flows):
+    path = f"data.path={flows.path}"
+    found = compare({"stays": stays}, ["data=obstacles", path, "data.unroll_steps=1"])
+    assert found.dataset == flows.dataset
+    assert measured(found.rows["stays, physical"]) == measured(found.rows["persistence"])
+
+
+def test_parameters_with_names_of_other_arguments_are_in_parameters_only(compare, flows):
+    named = copy.copy(flows)
+    named.spec = dataclasses.replace(flows.spec, parameters=("mask",))
+
+    def step(u, mask, parameters):
+        assert mask.dtype == torch.bool
+        assert parameters.shape == (len(u), 1)
+        return u
+
+    compare({"mine": step}, named)
+    named.spec = dataclasses.replace(flows.spec, parameters=("u",))
+    compare({"mine": stays, "any": lambda u, **rest: (rest and 1 / 0) or u}, named)
+
+
+def test_a_simulator_may_be_measured_on_other_points_of_its_box(compare, flows):
+    sizes = {"num_tokens": 18, "hidden_dim": 16, "num_heads": 2, "approximator_depth": 1}
+
+    def simulator_of(factor):
+        edges = tuple((first, factor * last) for first, last in flows.spec.domain.edges)
+        spec = flows.spec.with_domain(dataclasses.replace(flows.spec.domain, edges=edges))
+        return Simulator(build({"architecture": "point_upt", **sizes}, spec), spec).eval()
+
+    compare({"ours": simulator_of(1.01)}, flows)
+    with pytest.raises(UpsError, match=r"`box` must be 0 to 9\.6 x 0 to 4\.8, got 0 to 8 x 0 to 4"):
+        compare({"ours": simulator_of(1.2)}, flows)
+    with pytest.raises(UpsError, match="`ours` was trained for other data"):
+        compare({"ours": make_simulator(64, equation=None)}, flows)
+
+
 def test_what_is_not_finite_at_a_point_is_refused(compare, flows):
     with pytest.raises(UpsError, match="must return finite fields, got NaN or inf in frame 1"):
         compare({"bad": lambda u, mask: u.masked_fill(mask[..., None], torch.nan)}, flows)
@@ -275,7 +313,7 @@ def test_a_model_that_does_not_fit_is_answered_in_one_sentence(compare, data, mo
         (
             {"mine": stays},
             {"data": "nothing"},
-            "`data` can't be read: .* Could not find 'data/nothing'",
+            "`data` must be the folder of a run, .* `data` must be one of .*, got nothing",
         ),
         ({"mine": stays}, {"data": "pdebench"}, "data"),
     ],

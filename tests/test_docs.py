@@ -3,6 +3,7 @@
 The site builds without a warning.
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -89,11 +90,11 @@ def small(words):
         words = [re.sub(r"^([\w.]+=[^,\[]+,[^,]+),.*", r"\1", word) for word in words]
     if words[2] != "ups.run" or {"--help", "--cfg"} & set(words):
         return words
-    if "data=obstacles" in words:
-        return [*words, *SIZES, *FLOWS, *POINT_MODEL]
-    if "data=meshes" in words or "data=transient_flow" in words:
+    if {"data=meshes", "data=transient_flow", "data.path=flows.h5"} & set(words):
         lengths = [word for word in SIZES if not word.startswith("data.num_")]
         return [*words, *lengths, *POINT_MODEL]
+    if "data=obstacles" in words:
+        return [*words, *SIZES, *FLOWS, *POINT_MODEL]
     if "init_from=burgers-small" in words:  # which has 256 points
         return [*words, *SIZES, "data.num_frames=7"]
     sizes = [
@@ -140,10 +141,31 @@ def prepare(folder, words, trained):
     write_waves(folder)
     if "data.path=flows" in words:
         write_transient_flows(folder / "flows")
+    if "data.path=flows.h5" in words:
+        write_point_cloud(folder)
     if "data.path=meshes" in words:
         write_vtk(folder / "meshes")
     if "stage=evaluate" in words:
         run(folder, ["stage=operator" if word == "stage=evaluate" else word for word in words])
+
+
+def write_point_cloud(folder):
+    """By the page's own piece of Python."""
+    (piece,) = (
+        block
+        for block in blocks((ROOT / "docs/own_data.md").read_text())
+        if 'h5py.File("flows.h5"' in block
+    )
+    rng = np.random.default_rng(0)
+    positions = [rng.random((points, 2)) for points in rng.integers(20, 40, 100)]
+    arrays = {
+        "positions": positions,
+        "distances": [np.ones(len(each)) for each in positions],
+        "fields": [rng.normal(size=(6, len(each), 3)) for each in positions],
+        "reynolds": np.full(100, 50.0),
+    }
+    with contextlib.chdir(folder):
+        exec(piece, arrays)
 
 
 def write_waves(folder):

@@ -7,12 +7,15 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import SPEC, TINY, damaged, line_spec, make_simulator
+from helpers.points import PARAMETERS, draw_points, padded, simulator_of, waves
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from test_point_upt import MODEL as POINT_UPT
 
 import ups
 from ups.core.errors import UpsError
@@ -366,6 +369,34 @@ def test_export_command_fails_in_one_sentence(tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 2
     assert "neither a run directory" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@needs("xarray", "h5netcdf")
+def test_xarray_rollouts_on_points(tmp_path):
+    import xarray
+
+    simulator = simulator_of(POINT_UPT)
+    points, u0 = padded(draw_points(40), waves(draw_points(40)))
+    queries = draw_points(9, seed=2)
+    options = {"parameters": {"re": PARAMETERS[:, 0]}, "x": points}
+    export.to_xarray(simulator, u0, 2, **options).to_netcdf(tmp_path / "rollouts.nc")
+    frames = simulator.rollout(u0, 2, **options)
+    with xarray.open_dataset(tmp_path / "rollouts.nc") as read:
+        assert read.u.dims == ("trajectory", "time", "point")
+        assert read.p.shape == (3, 3, 47)
+        assert read.x.dims == read.y.dims == ("trajectory", "point")
+        assert np.array_equal(read.u.values[:, 1:, :40], frames[:, :, :40, 0].numpy())
+        assert np.array_equal(read.p.values[:, 0, :40], u0[:, :40, 1].numpy())
+        assert np.array_equal(read.y.values[:, :40], points.positions[:, :40, 1].numpy())
+        assert all(np.isnan(read[name].values[..., 40:]).all() for name in ("u", "p", "x", "y"))
+        assert read.re.values == pytest.approx(PARAMETERS[:, 0].numpy())
+    some = export.to_xarray(simulator, u0, 2, **options, x_out=queries)
+    frames = simulator.rollout(u0, 2, **options, x_out=queries)
+    assert np.array_equal(some.u.values[:, 1:], frames[..., 0].numpy())
+    assert np.array_equal(some.x.values, queries.positions[..., 0].numpy())
+    with torch.no_grad():
+        rebuilt = simulator.decode(simulator.encode(u0, None, points), queries)
+    assert np.allclose(some.p.values[:, 0], rebuilt[..., 1].numpy(), atol=1e-6)
 
 
 @needs("xarray", "h5netcdf")

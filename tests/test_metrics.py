@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import line_spec
+from helpers.points import draw_points, padded, waves
 
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
@@ -43,6 +44,26 @@ def test_pdebench_metrics_equal_definitions_on_a_line():
     values = pdebench_metrics(p, q)
     for name, value in expected.items():
         assert values[name] == pytest.approx(value.item()), name
+
+
+def test_pdebench_metrics_on_points_leave_out_what_pads():
+    points = draw_points(40)
+    p, q = (waves(points, phase)[:, None].repeat(1, 3, 1, 1).double() for phase in (0.3, 0.0))
+    longer, wide_p = padded(points, p[:, 0])
+    wide_q = padded(points, q[:, 0])[1] + torch.rand(3, 47, 2) * ~longer.mask[..., None]
+    wide_p, wide_q = (u[:, None].repeat(1, 3, 1, 1).double() for u in (wide_p, wide_q))
+    square = (p - q).square().mean(2)
+    expected = {
+        "rmse": square.sqrt().mean().item(),
+        "nrmse": (square / q.square().mean(2)).sqrt().mean().item(),
+        "max_error": (p - q).abs().amax((0, 2)).mean().item(),
+    }
+    assert pdebench_metrics(p, q, points=points) == pytest.approx(expected)
+    assert pdebench_metrics(wide_p, wide_q, points=longer) == pytest.approx(expected)
+    one = pdebench_metrics(p[..., 0], q[..., 0], points=points)
+    assert one == pdebench_metrics(p[..., :1], q[..., :1], points=points)
+    with pytest.raises(UpsError, match=r"one shape at `points`, \(B, T, P\)"):
+        pdebench_metrics(p[0], q[0], points=points)
 
 
 def test_rollout_metrics_add_up_over_batches():

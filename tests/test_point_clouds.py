@@ -1,9 +1,11 @@
 """Data on points of their own: windows at random points, statistics, and a whole run."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from ups.datamodules import PointCloudDataModule
 from ups.datamodules import obstacles as ob
 from ups.datamodules.point_clouds import SIZES
 from ups.datamodules.readers.point_clouds import PointCloudFile
+from ups.hub.model_card import render_model_card
 from ups.models import build
 from ups.modules import DiffusionModule, OperatorModule
 from ups.modules.evaluation import MeasurementModule, measure_baselines, measure_simulator
@@ -193,6 +196,83 @@ def test_invalid_settings_are_refused(changes, message):
         PointCloudDataModule(**changes)
 
 
+@pytest.fixture
+def edited(path, tmp_path):
+    """The file of flows with another array or attribute."""
+
+    def edit(name, change):
+        copied = Path(shutil.copy(path, tmp_path / "edited.hdf5"))
+        with h5py.File(copied, "a") as file:
+            if name in file.attrs:
+                file.attrs[name] = change(file.attrs[name])
+            else:
+                values, attributes = file[name][...], dict(file[name].attrs)
+                del file[name]
+                file[name] = change(values)
+                file[name].attrs.update(attributes)
+        return PointCloudDataModule(path=str(copied), unroll_steps=1)
+
+    return edit
+
+
+@pytest.mark.parametrize("kind", ["f2", "f8", ">f4", "i4"])
+def test_numbers_of_every_kind_are_float32_inside(edited, path, kind):
+    module = edited("fields", lambda u: np.round(100 * u).astype(kind))
+    module.setup()
+    (batch, *_) = module.test_dataloader()
+    assert {batch.u.dtype, batch.points.positions.dtype} == {torch.float32}
+    assert all(fields.dtype == torch.float32 for fields, _, _ in module.train)
+    assert batches(module, 1)[0].u.dtype == torch.float32
+    (exact,) = PointCloudFile(path).read([3])
+    expected = torch.from_numpy(np.round(100 * exact).astype(kind).astype(np.float32))
+    assert torch.equal(batch.u[0][:, batch.points.mask[0]], expected)
+
+
+def with_value(value, *place):
+    """A change of one number of an array."""
+
+    def change(values):
+        values = values.copy()
+        values[place] = value
+        return values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("fields", with_value(np.nan, 1, -1, 2), "the fields of trajectory 4 must be finite"),
+        ("fields", with_value(np.inf, 0, 0, 0), "the fields of trajectory 0 must be finite"),
+        ("fields", with_value(0.1, ..., 1), "the standard deviation of the training data must be"),
+        ("positions", with_value(np.nan, 0, 1), "the positions of trajectory 0 must be finite"),
+        ("signed_distance", with_value(np.nan, -1), "the features of trajectory 4 must be"),
+        ("parameters/reynolds", with_value(0.0, 4), "'reynolds' must be positive .* trajectory 4"),
+        ("parameters/reynolds", with_value(np.nan, 1), "'reynolds' must be .* got nan for"),
+        ("parameters/reynolds", lambda v: v[:3], r"must have the shape \(5,\), got \(3,\)"),
+        ("node_type", with_value(9, 3), "'node_type' must be whole numbers, each an index of the"),
+        ("node_type", lambda v: v.astype("i4") - 1, "'node_type' must be whole numbers"),
+        ("node_type", lambda v: v.astype("f4"), "'node_type' must be whole numbers"),
+        ("splits", lambda v: np.array([5, 0, 0]), "'splits' must be three whole numbers > 0"),
+        ("splits", lambda v: np.array([3.0, 1.0, 1.0]), "'splits' must be three whole numbers"),
+        ("splits", lambda v: np.array([7, -1, -1]), "'splits' must be three whole numbers"),
+        ("splits", lambda v: "two, one, two", "'splits' must be three whole numbers"),
+    ],
+)
+def test_a_fault_of_a_file_is_named(edited, name, change, words):
+    with pytest.raises(UpsError, match=words) as refusal:
+        edited(name, change).setup()
+    assert "edited.hdf5" in str(refusal.value)
+
+
+def test_a_file_without_splits_is_refused(path, tmp_path):
+    copied = Path(shutil.copy(path, tmp_path / "flows.hdf5"))
+    with h5py.File(copied, "a") as file:
+        del file.attrs["splits"]
+    with pytest.raises(UpsError, match="there is no attribute 'splits'"):
+        PointCloudDataModule(path=str(copied))
+
+
 def test_windows_longer_than_a_trajectory_are_refused(path):
     with pytest.raises(UpsError, match=r"`data.unroll_steps` must be at most 2"):
         PointCloudDataModule(path=str(path), unroll_steps=3).setup()
@@ -337,6 +417,13 @@ def test_a_run_on_points_trains_tests_and_loads(path, tmp_path, monkeypatch):
     points = data.points["test"]
     frames = sim.rollout(data.values["test"][:, 0], 2, parameters={"reynolds": 40.0}, x=points)
     assert frames.shape == data.values["test"][:, 1:].shape
+    sim.save("model", render_model_card(Path("outputs/points"), "points"))
+    card = Path("model/README.md").read_text()
+    assert 'steps=2, parameters={"reynolds": ...}, x=x)    # u0 (B, P, 3) at x, ups.Points' in card
+    assert "points in [0, 8] x [0, 4], on initial conditions" in card
+    assert torch.equal(
+        ups.load("model").rollout(data.values["test"][:, 0], 2, nu=40.0, x=points), frames
+    )
 
 
 RUN = [

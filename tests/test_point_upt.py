@@ -271,6 +271,10 @@ def test_rollout_gives_frames_at_any_points(simulator, mode):
             {"x": Points(torch.full((3, 40, 2), math.nan), torch.zeros(3, 40, 1))},
             "`x` must be finite",
         ),
+        (
+            {"x": Points(torch.zeros(3, 40, 2), torch.zeros(3, 40, 1), torch.eye(3, 40) > 1)},
+            "each sample of `x` must have a point",
+        ),
         ({"x_out": draw_points(9, num_samples=2)}, "`x_out` must have as many samples as `x`, 3"),
         ({"x": draw_points(40, num_samples=2)}, "`u0` must be as many fields as `x` has samples"),
         ({"x": draw_points(39)}, r"`u0` must have shape \(B, 39, 2\)"),
@@ -294,6 +298,16 @@ def test_points_must_agree_in_their_shapes():
         Points(torch.zeros(3, 40, 2), torch.zeros(3, 39, 1))
     with pytest.raises(UpsError, match="points must be positions"):
         Points(torch.zeros(40, 2), torch.zeros(40, 1))
+    with pytest.raises(UpsError, match=r"the mask of points must be of bool, got torch\.float32"):
+        Points(torch.zeros(3, 40, 2), torch.zeros(3, 40, 1), torch.ones(3, 40))
+
+
+def test_points_may_be_arrays(simulator):
+    points = draw_points(40)
+    arrays = Points(*(each.numpy() for each in (points.positions, points.features, points.mask)))
+    options = {"steps": 2, "parameters": {"re": 100.0}}
+    found = simulator.rollout(waves(points).numpy(), x=arrays, **options)
+    assert torch.equal(found, simulator.rollout(waves(points), x=points, **options))
 
 
 def test_simulator_on_points_survives_its_folder(simulator, tmp_path):

@@ -282,4 +282,23 @@ def test_rollout_on_points_is_drawn_in_one_call(tested):
         Simulator(build(MODEL | {"num_tokens": 4}, grid), grid).plot(truth, x=points)
 
 
+@pytest.mark.parametrize(
+    "positions", [[[1, 1]], [[1, 1], [2, 1]], [[0, 0], [1, 0.5], [3, 1.5]], [[1, 1]] * 4]
+)
+def test_points_without_triangles_are_drawn_as_dots(tested, positions):
+    simulator, number = tested.module.simulator, len(positions)
+    points = Points(torch.tensor([positions], dtype=torch.float32), torch.ones(1, number, 1))
+    figure = simulator.plot(torch.rand(1, 2, number, 2), x=points)
+    (dots, *_) = figure.axes[0].collections
+    assert len(dots.get_offsets()) == number
+    figure.draw_without_rendering()
+
+
+def test_a_sample_that_is_not_there_is_refused(tested):
+    truth, points = tested.truth[:, 1:], tested.points
+    number = len(truth)
+    with pytest.raises(UpsError, match=rf"`sample` must be less than the {number} samples of `u`"):
+        tested.module.simulator.plot(truth, sample=number, x=points)
+
+
 LINE = FieldSpec(PointCloud(((0.0, 1.0),)), ("u",), conserves_mean=False)

@@ -26,6 +26,7 @@ _NAMES = {
     "Points": "ups.core.points",
     "Predictor": "ups.evaluation.foreign",
     "Simulator": "ups.simulation.simulator",
+    "UpsError": "ups.core.errors",
     "compare": "ups.comparison",
     "fit": "ups.fitting",
     "load": "ups.simulation.checkpoint",

@@ -26,8 +26,9 @@ from ups.modules.evaluation import (
     measure_baselines,
     measure_simulator,
 )
-from ups.run import CONF
+from ups.run import CONF, unknown_key_or_choice
 from ups.runs.config import validate_config
+from ups.runs.data_defaults import with_default_model, without_generated_sizes
 from ups.runs.reports import ReportWriter
 from ups.runs.run_dir import run_directory
 from ups.runs.session import restored_session
@@ -170,7 +171,12 @@ def _compose_data(overrides: Sequence[str]) -> object:
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose("config", list(overrides))
     except HydraException as error:
-        reason = " ".join(str(error).partition("Config search path")[0].split())
-        raise UpsError(f"`data` can't be read: {reason}.") from None
+        reason = unknown_key_or_choice(str(error))
+        if reason is None:
+            reason = " ".join(str(error).partition("Config search path")[0].split()) + "."
+        raise UpsError(
+            f"`data` must be the folder of a run, a name of conf/data or settings: {reason}"
+        ) from None
+    cfg = with_default_model(without_generated_sizes(cfg, overrides), overrides)
     validate_config(cfg)
     return instantiate(cfg.data, _convert_="all")

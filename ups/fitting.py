@@ -91,9 +91,15 @@ def _saved(array: ArrayLike, parameters: Mapping[str, ArrayLike], folder: Path, 
     """Write fields and parameters to a file that is named by their content.
 
     Raises:
-        UpsError: a parameter has another shape, or a name with another meaning.
+        UpsError: there are no numbers, or a parameter has another shape, or a name with another
+            meaning.
     """
     u = np.asarray(array)
+    if u.dtype.kind not in "fiu":
+        raise UpsError(
+            f"`array` must be an array of numbers, got {type(array).__name__}; for a file there is "
+            "python -m ups.run data=own data.path=..."
+        )
     columns = {key: np.asarray(values) for key, values in parameters.items()}
     for key, values in columns.items():
         if key in TAKEN or values.shape != u.shape[:1]:

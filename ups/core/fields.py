@@ -11,6 +11,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from ups.core.agreement import Box
 from ups.core.errors import UpsError
 from ups.core.settings import PlainDict
 
@@ -287,7 +288,7 @@ class FieldSpec:
         return parameters.new_full(parameters.shape[:1], dt), scaled
 
     def essentials(self) -> dict[str, object]:
-        """What data and a model for them must agree in, as plain values.
+        """What data and a model for them must agree in, see ``agreement``.
 
         Where an axis begins does not matter, nor do the statistics.
         """
@@ -334,9 +335,9 @@ class FieldSpec:
 
 
 def domain_essentials(domain: Grid | PointCloud) -> dict[str, object]:
-    """What two domains must agree in so that fields on them can be compared, as plain values."""
+    """What two domains must agree in so that fields on them can be compared, see ``agreement``."""
     if isinstance(domain, PointCloud):
-        return {"edges": domain.edges, "features": domain.features}
+        return {"box": Box(domain.edges), "features": domain.features}
     sides = tuple((str(lower), str(upper)) for lower, upper in domain.boundary)
     return {"points": domain.shape, "length": domain.extent, "boundary": sides}
 

@@ -23,8 +23,10 @@ class Points:
         features: what is known of each point besides (B, P, F), see ``PointCloud.features``.
         mask: where there is a point (B, P); default: everywhere.
 
+    Arrays of other libraries become tensors.
+
     Raises:
-        UpsError: the shapes don't agree.
+        UpsError: the shapes don't agree, or the mask is not boolean.
     """
 
     positions: Tensor
@@ -32,7 +34,11 @@ class Points:
     mask: Tensor = None  # type: ignore[assignment]  # a tensor from here on
 
     def __post_init__(self) -> None:
-        if self.mask is None:
+        self.positions = torch.as_tensor(self.positions)
+        self.features = torch.as_tensor(self.features)
+        if self.mask is not None:
+            self.mask = torch.as_tensor(self.mask)
+        else:
             shape = self.positions.shape[:2]
             self.mask = torch.ones(shape, dtype=torch.bool, device=self.positions.device)
         shapes = [tuple(value.shape) for value in (self.positions, self.features, self.mask)]
@@ -42,6 +48,8 @@ class Points:
                 "points must be positions (B, P, D), features (B, P, F) and a mask (B, P), "
                 f"got {shapes}."
             )
+        if self.mask.dtype != torch.bool:
+            raise UpsError(f"the mask of points must be of bool, got {self.mask.dtype}.")
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -36,6 +36,7 @@ from ups.datamodules.obstacles import ObstacleFlows, file_of, generate_obstacles
 from ups.datamodules.own import draw_splits, split_sizes
 from ups.datamodules.readers import POINT_READERS, PointReader, open_reader
 from ups.datamodules.readers.pdebench import digest
+from ups.datamodules.trajectories import check_std
 from ups.datamodules.windows import WindowIndices, training_sampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics.lattice_boltzmann import CHANNELS
@@ -332,6 +333,7 @@ class PointCloudDataModule(pl.LightningDataModule):
     def _describe(self, file: PointReader) -> FieldSpec:
         """Describe the field, with the statistics of the training data."""
         mean, std = _statistics([fields for fields, _, _ in self.train])
+        check_std(file.path, std.numpy())
         positions = torch.cat([each for _, each, _ in self.train])
         lower, upper = positions.amin(0).tolist(), positions.amax(0).tolist()
         edges = tuple(zip(map(_rounded, lower), map(_rounded, upper), strict=True))
@@ -377,18 +379,39 @@ class PointCloudDataModule(pl.LightningDataModule):
 
 
 def _sample(file: PointReader, trajectory: int) -> Sample:
-    """The fields (T, P, C), positions (P, D) and features (P, F) of a trajectory."""
+    """The fields (T, P, C), positions (P, D) and features (P, F) of a trajectory, float32.
+
+    Raises:
+        UpsError: some are not finite.
+    """
     (fields,) = file.read([trajectory])
     positions, features = file.points(trajectory)
-    return _tensor(fields), _tensor(positions), _tensor(features)
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    arrays = {"fields": fields, "positions": positions, "features": features}
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        for name, array in arrays.items()
+    }
+    for name, values in tensors.items():
+        if not bool(values.isfinite().all()):
+            raise UpsError(
+                f"{file.path}: the {name} of trajectory {trajectory} must be finite in float32."
+            )
+    return tensors["fields"], tensors["positions"], tensors["features"]
 
 
 def _parameters(file: PointReader, rows: Sequence[int]) -> Tensor:
-    """The parameters (N, P) of trajectories, float32."""
+    """The parameters (N, P) of trajectories, float32.
+
+    Raises:
+        UpsError: some are not positive and finite.
+    """
+    for name, values in file.parameters.items():
+        bad = np.flatnonzero(~((values > 0) & np.isfinite(values)))
+        if len(bad):
+            raise UpsError(
+                f"{file.path}: the parameter '{name}' must be positive and finite, got "
+                f"{values[bad[0]]:g} for trajectory {bad[0]}."
+            )
     columns = [torch.from_numpy(values[rows]).float() for values in file.parameters.values()]
     return torch.stack(columns, 1) if columns else torch.empty(len(rows), 0)
 

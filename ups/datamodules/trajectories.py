@@ -385,12 +385,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         """
         axes = tuple(range(values.ndim - 1))
         std = np.std(values, axes, dtype=np.float64)
-        low, high = STD_LIMITS
-        if not ((low < std) & (std < high)).all():
-            raise UpsError(
-                f"{file.path}: the standard deviation of the training data must be from {low:g} "
-                f"to {high:g}, got {', '.join(f'{value:g}' for value in std)}."
-            )
+        check_std(file.path, std)
         if self.equation is not None:
             found = f"{file.grid.num_dims}D with {values.shape[-1]} channels"
             wanted = f"{self.equation.num_dims}D with {len(self.equation.channels)} channels"
@@ -560,3 +555,17 @@ def _essentials(file: Reader) -> dict[str, object]:
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     # concatenate copies a single part
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def check_std(path: Path, std: np.ndarray) -> None:
+    """Check the standard deviations (C,) of training data.
+
+    Raises:
+        UpsError: one is too small or too large.
+    """
+    low, high = STD_LIMITS
+    if not ((low < std) & (std < high)).all():
+        raise UpsError(
+            f"{path}: the standard deviation of the training data must be from {low:g} "
+            f"to {high:g}, got {', '.join(f'{value:g}' for value in std)}."
+        )

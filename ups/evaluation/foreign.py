@@ -19,6 +19,8 @@ from ups.core.stepper import predict
 from ups.evaluation.baselines import Persistence
 
 PLACES = ("positions", "features", "mask")  # of ``Points``
+# what a function may get besides the parameters; one of such a name is in ``parameters`` only
+RESERVED = ("u", "u0", "steps", "parameters", *PLACES)
 KEYWORD_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -28,11 +30,12 @@ class Predictor:
 
     Fields have the shape (B, *space, C); with one channel, they have no channel axis. The function
     also gets those of these keyword arguments that it has: each parameter of the data by its name,
-    (B,), and ``parameters``, all of them, (B, P). Everything is float32.
+    (B,), and ``parameters``, all of them, (B, P). A parameter with the name of another argument is
+    in ``parameters`` only. Everything is float32.
 
-    On points, fields have the shape (B, P, C), and the keyword arguments are also ``positions``,
-    ``features`` and ``mask`` of ``ups.Points``. What the function returns where the mask is False
-    counts nowhere.
+    On points, fields have the shape (B, P, C), or (B, P) with one channel. The keyword arguments
+    are also ``positions``, ``features`` and ``mask`` of ``ups.Points``. What the function returns
+    where the mask is False counts nowhere.
 
     A module is called in eval mode, with fields on the device of its weights.
 
@@ -99,8 +102,8 @@ class ForeignModel:
     def call(self, u: Tensor, parameters: Tensor, points: Points | None, *steps: int) -> Tensor:
         """The fields (B, *steps, *space, C) that the function returns for ``u`` (B, *space, C)."""
         has_channels = self.spec.num_channels > 1
-        given = {"parameters": parameters}
-        given |= dict(zip(self.spec.parameters, parameters.unbind(1), strict=True))
+        given = dict(zip(self.spec.parameters, parameters.unbind(1), strict=True))
+        given |= {"parameters": parameters}
         if points is not None:
             given |= {name: getattr(points, name) for name in PLACES}
         keywords = {key: self._copied(given[key]) for key in self.keywords}
@@ -152,11 +155,10 @@ class ForeignModel:
         kinds = {key: each.kind for key, each in signature.parameters.items()}
         takes_any = inspect.Parameter.VAR_KEYWORD in kinds.values()
         places = PLACES if isinstance(self.spec.domain, PointCloud) else ()
-        names = list(dict.fromkeys((*self.spec.parameters, "parameters", *places)))
+        own = [name for name in self.spec.parameters if name not in RESERVED]
+        names = [*own, "parameters", *places]
         keywords = [
-            key
-            for key in names
-            if kinds.get(key) in KEYWORD_KINDS or (takes_any and key in self.spec.parameters)
+            key for key in names if kinds.get(key) in KEYWORD_KINDS or (takes_any and key in own)
         ]
         positional = ("u",) if self.predictor.returns == "frame" else ("u0", "steps")
         try:

@@ -14,9 +14,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ups.core.errors import UpsError
-from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid
+from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
 from ups.core.gradients import to_tensor
 from ups.core.norms import RELATIVE_ERROR_FLOOR, mean_over
+from ups.core.points import Points
 from ups.physics import Equation, Functional, Law
 
 VRMSE_FLOOR = 1e-7  # added to a variance
@@ -142,23 +143,31 @@ class RolloutMetrics(Metric):
 
 
 def pdebench_metrics(
-    pred: Tensor, target: Tensor, length: float | Sequence[float] = 1.0
+    pred: Tensor,
+    target: Tensor,
+    length: float | Sequence[float] = 1.0,
+    points: Points | None = None,
 ) -> dict[str, float]:
     """Compute PDEBench's metrics of one prediction.
 
     Args:
-        pred: fields (B, T, X), (B, T, X, Y) or (B, T, X, Y, C) without the initial frame.
+        pred: fields (B, T, X), (B, T, X, Y) or (B, T, X, Y, C) without the initial frame; at
+            ``points`` (B, T, P) or (B, T, P, C).
         target: fields of the same shape.
         length: the length of the domain, one number or one for each axis.
+        points: where the fields lie if that is not a grid; padded ones don't count.
 
     Returns:
-        The metrics by name, with the keys ``NAMES``, means over channels.
+        The metrics by name, with the keys ``NAMES``, means over channels. On points there are
+        ``rmse``, ``nrmse`` and ``max_error``.
 
     Raises:
         UpsError: the shapes are others, or they differ.
     """
     pred = to_tensor(pred, None, None)
     target = to_tensor(target, None, None)
+    if points is not None:
+        return _metrics_on_points(pred, target, points)
     if pred.shape != target.shape or pred.ndim not in (3, 4, 5):
         raise UpsError(
             "`pred` and `target` must have one shape, (B, T, X), (B, T, X, Y) or (B, T, X, Y, C), "
@@ -174,6 +183,23 @@ def pdebench_metrics(
     metrics.to(pred.device).update(pred, target)
     values = metrics.compute()
     return {name: values[name] for name in NAMES}  # type: ignore[misc]
+
+
+def _metrics_on_points(pred: Tensor, target: Tensor, points: Points) -> dict[str, float]:
+    places = (pred.shape[0], *pred.shape[2:3])
+    if pred.shape != target.shape or pred.ndim not in (3, 4) or places != points.mask.shape:
+        raise UpsError(
+            "`pred` and `target` must have one shape at `points`, (B, T, P) or (B, T, P, C), "
+            f"got {tuple(pred.shape)} and {tuple(target.shape)}."
+        )
+    if pred.ndim == 3:
+        pred, target = pred.unsqueeze(-1), target.unsqueeze(-1)
+    anywhere = PointCloud(((0.0, 1.0),) * points.positions.shape[-1])
+    channels = tuple(f"channel_{c}" for c in range(pred.shape[-1]))
+    metrics = RolloutMetrics(pred.shape[1], FieldSpec(anywhere, channels)).to(pred.device)
+    metrics.update(pred, target, points.mask.to(pred.device))
+    values = metrics.compute()
+    return {name: values[name] for name in ("rmse", "nrmse", "max_error")}  # type: ignore[misc]
 
 
 def _boundary_mean_square(error: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 # the content of a file, and a function that calls the graph in it
 Graph = tuple[bytes, Callable[..., Tensor]]
 PLACES = ("positions", "features", "mask")  # the arguments of points
+AXES = "xyz"
 TOLERANCE = 1e-4  # error of a graph, relative to the simulator's largest value
 
 
@@ -220,8 +221,8 @@ def to_xarray(
     steps: int,
     *,
     nu: float | Tensor | None = None,
-    x: Tensor | None = None,
-    x_out: Tensor | None = None,
+    x: Tensor | Points | None = None,
+    x_out: Tensor | Points | None = None,
     **options: Any,
 ) -> "Dataset":
     """Roll out ``u0`` and return the trajectories, t = 0 included, as an xarray data set.
@@ -239,8 +240,10 @@ def to_xarray(
 
     Returns:
         A data set with a variable (trajectory, time, *space) for each channel and a coordinate
-        (trajectory,) for each parameter. With ``x_out`` in several dimensions the variables are
-        (trajectory, time, point).
+        (trajectory,) for each parameter. With ``x_out`` in several dimensions, and on points, the
+        variables are (trajectory, time, point). On points the positions are (trajectory, point),
+        and all is NaN behind the last point of a trajectory; the first frame at ``x_out`` is what
+        the model reconstructs.
 
     Raises:
         UpsError: xarray is not installed.
@@ -248,23 +251,17 @@ def to_xarray(
     xarray = import_optional("xarray", "a data set", "xarray")
     spec = simulator.spec
     fields, _ = spec.add_channel_axis(to_tensor(u0, None, None).detach().to(simulator.mean))
-    arguments = {**options, "grad": False}
-    u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **arguments)
-    names = "xyz"[: spec.domain.num_dims]
-    places = [
-        None if p is None else to_tensor(p, None, None).detach().reshape(-1, len(names))
-        for p in (x, x_out)
-    ]
-    sampling = resampling(spec.grid, *places)
-    queries = places[1]
-    first = sampling.from_grids(sampling.to_grids(fields.to(u.device)))
-    values = torch.cat((first[:, None], u), 1).cpu().numpy()
-    axes = [spec.grid.axis(d) for d in range(len(names))] if queries is None else queries.mT
-    # values at any points of a plane lie along one axis
-    is_scattered = queries is not None and len(names) > 1
-    dims = ("point",) if is_scattered else tuple(names)
+    u = simulator.rollout(fields, steps, nu=nu, x=x, x_out=x_out, **{**options, "grad": False})
+    if isinstance(x, Points):
+        queries = cast(Points | None, x_out)
+        first, dims, coordinates = _on_points(simulator, fields, x, queries)
+        mask = (queries or x).mask[:, None, :, None].to(u.device)
+        first, u = first.masked_fill(~mask[:, 0], torch.nan), u.masked_fill(~mask, torch.nan)
+    else:
+        first, dims, coordinates = _on_grid(simulator, fields, x, cast(Tensor | None, x_out))
+    values = torch.cat((first[:, None].to(u), u), 1).cpu().numpy()
     one = {"units": "1"}  # everything is dimensionless
-    coordinates: dict[str, object] = {
+    coordinates |= {
         "trajectory": range(len(u)),
         "time": (
             "time",
@@ -272,10 +269,6 @@ def to_xarray(
             {**one, "axis": "T", "long_name": "time"},
         ),
     }
-    for name, axis, (low, high) in zip(names, axes, spec.grid.edges, strict=True):
-        where = f"position, from {low:g} to {high:g}"
-        about = {**one, "axis": name.upper(), "long_name": where}
-        coordinates[name] = ("point" if is_scattered else name, axis.cpu().numpy(), about)
     given = dict(options.get("parameters") or {}) or dict.fromkeys(spec.parameters, nu)
     for name, value in given.items():
         column = to_tensor(value, None, None).detach().expand(len(u)).cpu().numpy()
@@ -289,6 +282,54 @@ def to_xarray(
         for c, channel in enumerate(spec.channels)
     }
     return xarray.Dataset(variables, coordinates, _origin(simulator, options))
+
+
+# of a data set in space: the first frame (B, *space, C), the names of *space, and its coordinates
+Space = tuple[Tensor, tuple[str, ...], dict[str, object]]
+
+
+def _on_grid(simulator: Simulator, fields: Tensor, x: Tensor | None, x_out: Tensor | None) -> Space:
+    grid = simulator.spec.grid
+    names = AXES[: grid.num_dims]
+    places = [
+        None if p is None else to_tensor(p, None, None).detach().reshape(-1, len(names))
+        for p in (x, x_out)
+    ]
+    sampling = resampling(grid, *places)
+    first = sampling.from_grids(sampling.to_grids(fields))
+    queries = places[1]
+    axes = [grid.axis(d) for d in range(len(names))] if queries is None else queries.mT
+    # values at any points of a plane lie along one axis
+    is_scattered = queries is not None and len(names) > 1
+    coordinates: dict[str, object] = {
+        name: ("point" if is_scattered else name, axis.cpu().numpy(), _position(d, grid.edges[d]))
+        for d, (name, axis) in enumerate(zip(names, axes, strict=True))
+    }
+    return first, ("point",) if is_scattered else tuple(names), coordinates
+
+
+@torch.no_grad()
+def _on_points(simulator: Simulator, fields: Tensor, x: Points, x_out: Points | None) -> Space:
+    """At other points than its own the first frame is the model's reconstruction of it."""
+    cloud = simulator.spec.point_cloud
+    first = fields
+    if x_out is not None:
+        seen, asked = (each.to(fields.device).to(fields.dtype) for each in (x, x_out))
+        first = simulator.decode(simulator.encode(fields, None, seen), asked)
+    points = x_out or x
+    positions = points.positions.masked_fill(~points.mask[..., None], torch.nan).cpu().numpy()
+    coordinates: dict[str, object] = {
+        name: (("trajectory", "point"), positions[..., d], _position(d, cloud.edges[d]))
+        for d, name in enumerate(AXES[: cloud.num_dims])
+    }
+    return first, ("point",), coordinates
+
+
+def _position(d: int, edges: tuple[float, float]) -> dict[str, str]:
+    """The attributes of the positions along an axis."""
+    low, high = edges
+    where = f"position, from {low:g} to {high:g}"
+    return {"units": "1", "axis": AXES[d].upper(), "long_name": where}
 
 
 def decimal_times(dt: float, count: int) -> list[float]:

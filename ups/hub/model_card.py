@@ -9,7 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ups.core.errors import UpsError
-from ups.core.fields import PERIODIC_AXIS, Grid
+from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
 from ups.core.io import sha256
 from ups.core.renamed_keys import load_config
 from ups.evaluation.results import (
@@ -40,7 +40,7 @@ CARD = """---
 
     import ups
     sim = ups.load("{name}")    # a path to this folder, or the name of a model that comes with UPS
-    u = sim.rollout(u0, steps={frames}{nu})    # u0 (B, {sizes}) on {axes} in {domain} -> \
+    u = sim.rollout(u0, steps={frames}{nu}{given})    # u0 (B, {sizes}) {where} -> \
 (B, {frames}, {sizes}), every {dt:g}
 
 {parameters} parameters in float32: {parts}. The model: {model}.
@@ -71,7 +71,7 @@ defines them; {times}, on the hardware above.
 
 ## Limits
 
-Trained for {nus}steps of {dt:g} and {points} points of {domain}, on initial conditions like those
+Trained for {nus}steps of {dt:g} and {points}, on initial conditions like those
 of its data, and for nothing beyond. Where a baseline has a smaller error at a lower cost, it is \
 the better choice.
 {notes}
@@ -103,7 +103,6 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
     spec = simulator.spec
     values = dataset["nu"] if isinstance(dataset["nu"], list) else [dataset["nu"]]
     nus = [f"{nu:g}" for nu in values if nu is not None]
-    channels = (spec.num_channels,) if spec.num_channels > 1 else ()
     sizes = {"model": simulator.model, **simulator.correctors}
     if simulator.noise is not None:
         sizes["noise"] = simulator.noise
@@ -127,11 +126,8 @@ def render_model_card(run: Path, name: str, licence: str | None = None, notes: s
         equation=simulator.equation.title if simulator.equation else dataset["name"],
         nu=f", nu={nus[0]}" if nus else "",
         nus=f"nu = {', '.join(nus)}, " if nus else "",
-        sizes=", ".join(str(n) for n in (*spec.grid.shape, *channels)),
         frames=dataset["frames"] - 1,
-        points=" x ".join(map(str, spec.grid.shape)),
-        axes=", ".join("xyz"[: spec.grid.num_dims]),
-        domain=_domain(spec.grid),
+        **_space(spec),
         dt=simulator.dt,
         parameters=f"{sum(counts.values()):,}",
         parts=", ".join(f"{part} {count:,}" for part, count in counts.items()),
@@ -210,6 +206,28 @@ def _table(rows: list[Row]) -> str:
         for row in rows
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines))
+
+
+def _space(spec: FieldSpec) -> dict[str, str]:
+    """What the card says of where the fields lie."""
+    channels = (str(spec.num_channels),) if spec.num_channels > 1 else ()
+    if isinstance(spec.domain, PointCloud):
+        names = ", ".join(f'"{name}": ...' for name in spec.parameters)
+        parameters = f", parameters={{{names}}}" if names else ""
+        box = " x ".join(f"[{first:g}, {last:g}]" for first, last in spec.domain.edges)
+        return {
+            "sizes": ", ".join(("P", *channels)),
+            "where": f"at x, ups.Points in {box}",
+            "points": f"points in {box}",
+            "given": f"{parameters}, x=x",
+        }
+    domain = _domain(spec.domain)
+    return {
+        "sizes": ", ".join((*map(str, spec.domain.shape), *channels)),
+        "where": f"on {', '.join('xyz'[: spec.domain.num_dims])} in {domain}",
+        "points": f"{' x '.join(map(str, spec.domain.shape))} points of {domain}",
+        "given": "",
+    }
 
 
 def _domain(grid: Grid) -> str:

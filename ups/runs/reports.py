@@ -21,6 +21,7 @@ from ups.evaluation.results import (
     merge_evaluations,
     read_evaluations,
 )
+from ups.runs.data_defaults import POINTS
 from ups.runs.provenance import evaluation_fingerprint, write_provenance
 from ups.simulation.picture import can_draw
 
@@ -89,7 +90,7 @@ def log_next_steps(cfg: DictConfig, folder: Path) -> None:
     name = shlex.quote(f"name={quoted(cfg.name)}")
     more = (
         ""
-        if cfg.stage.name in ("all", "evaluate")
+        if cfg.stage.name in ("all", "evaluate") or cfg.data._target_ == POINTS
         else f"; python -m ups.run stage=all {name} ... trains the later stages"
     )
     log.info(

@@ -192,6 +192,8 @@ def _validate_points(points: object, domain: PointCloud, like: Tensor, name: str
             f"`{name}` must have positions (B, P, {wanted[0]}) and features (B, P, {wanted[1]}): "
             f"{', '.join(domain.features) or 'none'}; got {sizes[0]} and {sizes[1]}."
         )
+    if not bool(points.mask.any(1).all()) or len(points) == 0:
+        raise UpsError(f"each sample of `{name}` must have a point.")
     if not bool(points.positions.isfinite().all() and points.features.isfinite().all()):
         raise UpsError(f"`{name}` must be finite, got values that are not.")
     return points.to(like.device).to(like.dtype)

@@ -21,7 +21,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, Grid
 from ups.core.gradients import to_tensor
 from ups.core.points import Points
-from ups.simulation.triangles import outline, triangulate
+from ups.simulation.triangles import has_triangles, outline, triangulate
 
 NUM_FRAMES = 4  # of a picture of a plane
 # how high a panel may be, relative to its width
@@ -98,7 +98,7 @@ def _first_channels(
     """The first channel (T, *space) of a sample of those fields that are given.
 
     Raises:
-        UpsError: their shapes differ, or do not fit the points.
+        UpsError: their shapes differ, or do not fit the points, or there is no such sample.
     """
     given = {
         name: to_tensor(field, None, None) for name, field in fields.items() if field is not None
@@ -109,7 +109,10 @@ def _first_channels(
             f"`u` and `truth` must have one shape (B, T, {', '.join(map(str, space))}), the "
             f"points of the training grid or of `x`; got {', '.join(map(str, shapes))}."
         )
-    has_channels = next(iter(given.values())).ndim == len(space) + 3
+    (shape,) = shapes
+    if not -shape[0] <= sample < shape[0]:
+        raise UpsError(f"`sample` must be less than the {shape[0]} samples of `u`, got {sample}.")
+    has_channels = len(shape) == len(space) + 3
     return {
         name: field[sample, ..., 0] if has_channels else field[sample]
         for name, field in given.items()
@@ -187,6 +190,8 @@ def painter(spec: FieldSpec, points: Points | None) -> Painter:
     """What draws one field on a plane: (X, Y), or (P,) at ``points``."""
     if points is None:
         return partial(draw_plane, spec=spec)
+    if not has_triangles(points):
+        return partial(draw_dots, spec=spec, points=points)
     triangulation = triangulate(points, spec)
     edges = outline(triangulation)
     return partial(draw_triangles, spec=spec, triangulation=triangulation, edges=edges)
@@ -219,11 +224,25 @@ def draw_triangles(
     values = field.numpy(force=True)
     image = axis.tripcolor(triangulation, values, shading="gouraud", **scale)
     axis.add_collection(LineCollection(list(edges), colors="0.2", linewidths=0.6))
+    _show_box(axis, spec)
+    return image
+
+
+def draw_dots(
+    axis: Axes, field: Tensor, scale: ColorScale, spec: FieldSpec, points: Points
+) -> ScalarMappable:
+    """Draw one field (P,) as dots: fewer than three points, or all on one line."""
+    x, y = points.positions[0].numpy(force=True).T
+    image = axis.scatter(x, y, c=field.numpy(force=True), s=12, **scale)
+    _show_box(axis, spec)
+    return image
+
+
+def _show_box(axis: Axes, spec: FieldSpec) -> None:
     (left, right), (lower, upper) = spec.domain.edges
     axis.set(xlim=(left, right), ylim=(lower, upper), aspect="equal", facecolor="0.85")
     axis.tick_params(labelsize=7)
     axis.locator_params(nbins=3)
-    return image
 
 
 def add_color_bar(figure: Figure, axes: Sequence[Axes], image: ScalarMappable) -> None:

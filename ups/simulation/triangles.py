@@ -14,6 +14,13 @@ Array = NDArray[np.float64]
 MIN_SLOPE = 0.9
 
 
+def has_triangles(points: Points) -> bool:
+    """Whether the points (1, P, 2) of one sample span a plane."""
+    offsets = (points.positions[0] - points.positions[0, 0]).numpy(force=True).astype(np.float64)
+    smallest = 1e-6 * np.abs(offsets).max()
+    return bool(np.linalg.matrix_rank(offsets, tol=smallest) == 2)
+
+
 def triangulate(points: Points, spec: FieldSpec) -> Triangulation:
     """Delaunay triangles between the points of one sample, without those behind walls.
 

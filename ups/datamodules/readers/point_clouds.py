@@ -87,6 +87,8 @@ class PointCloudFile:
         self.frames = len(times[::temporal_downsampling])
         self.dt = spacing(times) * temporal_downsampling
         group = stored.file.get("parameters", {})
+        for name in group:
+            stored.check_shape(f"parameters/{name}", (self.trajectories,))
         self.parameters: Mapping[str, np.ndarray] = {
             name: stored.values(f"parameters/{name}", 1) for name in group
         }
@@ -94,8 +96,14 @@ class PointCloudFile:
 
     def geometry(self, trajectory: int) -> Geometry:
         """Read the points of a trajectory."""
-        arrays = (self._read(name, self._points(trajectory)) for name in Geometry._fields)
-        return Geometry(*(array[:: self._every_point] for array in arrays))
+        chosen = self._points(trajectory)
+        arrays = {name: self._read(name, chosen) for name in Geometry._fields}
+        kept = {name: array[:: self._every_point] for name, array in arrays.items()}
+        return Geometry(
+            kept["positions"].astype(np.float32, copy=False),
+            kept["signed_distance"].astype(np.float32, copy=False),
+            kept["node_type"].astype(np.uint8, copy=False),
+        )
 
     def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the positions (P, D) of a trajectory's points and their features (P, F)."""
@@ -114,7 +122,9 @@ class PointCloudFile:
         count = self.frames - start if frames is None else frames
         times = slice(first, first + (count - 1) * self._every_frame + 1, self._every_frame)
         return [
-            self._read("fields", times, self._points(i))[:, :: self._every_point]
+            self._read("fields", times, self._points(i))[:, :: self._every_point].astype(
+                np.float32, copy=False
+            )
             for i in trajectories
         ]
 
@@ -125,10 +135,7 @@ class PointCloudFile:
         return read_array(self.path, name, lambda: np.asarray(self._files[self.path][name][index]))
 
     def _names(self, attribute: str) -> tuple[str, ...]:
-        attributes = self._files[self.path].attrs  # type: ignore[attr-defined]  # a file of h5py
-        if attribute not in attributes:
-            raise UpsError(f"{self.path}: there is no attribute '{attribute}', which it must have.")
-        return tuple(texts(attributes[attribute]))
+        return tuple(texts(self._attribute(attribute)))
 
     def _check(self, stored: Datasets, frames: int) -> None:
         """Check that the arrays fit each other."""
@@ -140,15 +147,29 @@ class PointCloudFile:
         stored.check_shape("signed_distance", (points,))
         stored.check_shape("node_type", (points,))
         stored.check_shape("fields", (frames, points, len(self.channels)))
+        types = stored.values("node_type", 1)
+        is_index = (types >= 0) & (types < len(self.node_types))
+        if types.dtype.kind not in "iu" or not is_index.all():
+            raise UpsError(
+                f"{self.path}: 'node_type' must be whole numbers, each an index of the "
+                f"{len(self.node_types)} 'node_types'."
+            )
+
+    def _attribute(self, name: str) -> np.ndarray:
+        attributes = self._files[self.path].attrs  # type: ignore[attr-defined]  # a file of h5py
+        if name not in attributes:
+            raise UpsError(f"{self.path}: there is no attribute '{name}', which it must have.")
+        return np.atleast_1d(attributes[name])
 
     def _splits(self) -> Mapping[str, Sequence[int]]:
-        counts = np.atleast_1d(self._files[self.path].attrs["splits"])  # type: ignore[attr-defined]
-        ends = np.cumsum(counts).tolist()
-        if len(ends) != 3 or ends[-1] != self.trajectories:
+        counts = self._attribute("splits")
+        is_count = counts.dtype.kind in "iu" and len(counts) == 3 and (counts > 0).all()
+        if not is_count or counts.sum() != self.trajectories:
             raise UpsError(
-                f"{self.path}: 'splits' must be three numbers whose sum is {self.trajectories}, "
-                f"got {counts.tolist()}."
+                f"{self.path}: 'splits' must be three whole numbers > 0 whose sum is "
+                f"{self.trajectories}, got {counts.tolist()}."
             )
+        ends = np.cumsum(counts).tolist()
         starts = [0, *ends[:-1]]
         names = ("train", "validation", "test")
         return {n: range(a, b) for n, a, b in zip(names, starts, ends, strict=True)}
