@@ -136,6 +136,12 @@ The two best of each again, after the steps of two minutes:
 
 {trials(result, "finals_nrmse")}
 
+Large rates are ahead in short trainings. So the rate is settled by trainings as long as those of \
+the next section, seed 0: at the rate that was found and at the next lower one, and lower for as \
+long as that gains. Blank: not trained so far.
+
+{trials(result, "full_length_nrmse")}
+
 {table(["model", "chosen"], chosen)}"""
 
 

@@ -326,6 +326,12 @@ def test_arguments_that_can_not_be_used_are_answered_in_one_sentence(
     assert "\n" not in str(refusal.value)
 
 
+def test_an_error_of_a_function_says_whose_it_is(compare, data):
+    with pytest.raises(RuntimeError) as raised:
+        compare({"fine": stays, "double": nn.Linear(POINTS, POINTS).double()}, data)
+    assert raised.value.__notes__ == ["This is an error of the model `double`."]
+
+
 def test_a_simulator_for_other_data_is_refused(compare, data):
     words = "`ours` was trained for other data .* `points` must be 64, got 32"
     with pytest.raises(UpsError, match=words):

@@ -219,6 +219,7 @@ def edited(path, tmp_path):
 def test_numbers_of_every_kind_are_float32_inside(edited, path, kind):
     module = edited("fields", lambda u: np.round(100 * u).astype(kind))
     module.setup()
+    assert {each.dtype for each in PointCloudFile(module.path).read([0, 3])} == {np.dtype("f4")}
     (batch, *_) = module.test_dataloader()
     assert {batch.u.dtype, batch.points.positions.dtype} == {torch.float32}
     assert all(fields.dtype == torch.float32 for fields, _, _ in module.train)

@@ -108,7 +108,11 @@ class ForeignModel:
             given |= {name: getattr(points, name) for name in PLACES}
         keywords = {key: self._copied(given[key]) for key in self.keywords}
         fields = self._copied(u if has_channels else u.squeeze(-1))
-        result = self.predictor.function(fields, *steps, **keywords)
+        try:
+            result = self.predictor.function(fields, *steps, **keywords)
+        except Exception as error:
+            error.add_note(f"This is an error of the model `{self.name}`.")
+            raise
         shape = (len(u), *steps, *fields.shape[1:])
         out = self._checked(result, shape).to(u, copy=True)
         out = out if has_channels else out.unsqueeze(-1)
