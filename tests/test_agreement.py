@@ -46,9 +46,11 @@ def test_essentials_of_fields_are_compared():
         (words,) = disagreements(spec.essentials(), spec.with_domain(domain).essentials())
         assert words.startswith(f"`{name}` must be ")
     cloud = FieldSpec(PointCloud(((0.0, 0.5),), ("distance",)))
-    assert not disagreements(cloud.essentials(), cloud.essentials())
+    other = cloud.with_domain(PointCloud(((0.01, 0.52),), ("distance",)))  # a draw of other points
+    assert not disagreements(cloud.essentials(), other.essentials())
     for name, domain in (
-        ("edges", PointCloud(((0.0, 0.6),), ("distance",))),
+        ("box", PointCloud(((0.0, 0.6),), ("distance",))),
+        ("box", PointCloud(((-0.03, 0.5),), ("distance",))),
         ("features", PointCloud(((0.0, 0.5),))),
     ):
         (words,) = disagreements(cloud.essentials(), cloud.with_domain(domain).essentials())

@@ -273,7 +273,7 @@ def test_reader_refuses_splits_of_another_number(path, tmp_path):
     broken.write_bytes(path.read_bytes())
     with h5py.File(broken, "a") as file:
         file.attrs["splits"] = (1, 1, 1)
-    with pytest.raises(UpsError, match="'splits' must be three numbers whose sum is 5"):
+    with pytest.raises(UpsError, match="'splits' must be three whole numbers > 0 whose sum is 5"):
         PointCloudFile(broken)
     with h5py.File(broken, "a") as file:
         del file.attrs["channels"]
