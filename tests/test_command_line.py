@@ -96,6 +96,15 @@ def test_hints_at_the_end_are_quoted_for_the_shell_and_for_python(tmp_path, capl
     assert (override.key_or_group, override.value()) == ("name", name)
 
 
+@pytest.mark.parametrize("data", ["burgers", "obstacles"])
+def test_later_stages_are_only_advised_for_data_that_have_them(caplog, data):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", [f"data={data}"])
+    with caplog.at_level(logging.INFO):
+        log_next_steps(cfg, Path("outputs/mine"))
+    assert ("stage=all" in caplog.text) == (data == "burgers")
+
+
 def test_report_takes_the_runs_among_all_that_a_pattern_matches(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pipeline.run(configured("name=one"))

@@ -303,6 +303,15 @@ def test_fit_trains_tests_and_returns_a_simulator(tmp_path):
         ups.fit(u, **arguments, parameters={"a": [1.0, 2.0]})
 
 
+@pytest.mark.parametrize(
+    "array", ["waves.npy", None, np.ones((9, 5, 16), complex)], ids=["path", "none", "complex"]
+)
+def test_what_is_no_array_of_real_numbers_is_not_fitted(tmp_path, array):
+    with pytest.raises(UpsError, match="`array` must be an array of real numbers, got "):
+        ups.fit(array, dt=0.1, length=1.0, output_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_rollout_is_drawn_in_one_call(tmp_path):
     spec = dataclasses.replace(make_simulator().spec, dt=0.5)
     simulator = Simulator(make_simulator().model, spec)

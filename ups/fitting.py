@@ -97,7 +97,7 @@ def _saved(array: ArrayLike, parameters: Mapping[str, ArrayLike], folder: Path, 
     u = np.asarray(array)
     if u.dtype.kind not in "fiu":
         raise UpsError(
-            f"`array` must be an array of numbers, got {type(array).__name__}; for a file there is "
+            f"`array` must be an array of real numbers, got {u.dtype}; for a file there is "
             "python -m ups.run data=own data.path=..."
         )
     columns = {key: np.asarray(values) for key, values in parameters.items()}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 
+PLACES = ("positions", "features", "mask")  # what functions and graphs take of ``Points``
 # the feature that is the distance to the nearest wall, negative behind it
 SIGNED_DISTANCE = "signed_distance"
 

@@ -1,5 +1,6 @@
 """Trajectories at points that differ: flows past obstacles, generated or read from a file."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -406,11 +407,11 @@ def _parameters(file: PointReader, rows: Sequence[int]) -> Tensor:
         UpsError: some are not positive and finite.
     """
     for name, values in file.parameters.items():
-        bad = np.flatnonzero(~((values > 0) & np.isfinite(values)))
-        if len(bad):
+        wrong = next((i for i in rows if not 0 < values[i] < math.inf), None)
+        if wrong is not None:
             raise UpsError(
                 f"{file.path}: the parameter '{name}' must be positive and finite, got "
-                f"{values[bad[0]]:g} for trajectory {bad[0]}."
+                f"{values[wrong]:g} for trajectory {wrong}."
             )
     columns = [torch.from_numpy(values[rows]).float() for values in file.parameters.values()]
     return torch.stack(columns, 1) if columns else torch.empty(len(rows), 0)

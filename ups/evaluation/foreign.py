@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from ups.core.errors import UpsError
 from ups.core.fields import FieldSpec, PointCloud
 from ups.core.gradients import to_tensor
-from ups.core.points import Points
+from ups.core.points import PLACES, Points
 from ups.core.schema import validate
 from ups.core.stepper import predict
 from ups.evaluation.baselines import Persistence
 
-PLACES = ("positions", "features", "mask")  # of ``Points``
 # what a function may get besides the parameters; one of such a name is in ``parameters`` only
 RESERVED = ("u", "u0", "steps", "parameters", *PLACES)
 KEYWORD_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

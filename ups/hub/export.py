@@ -37,7 +37,7 @@ from ups.core.fields import FieldSpec, PointCloud
 from ups.core.gradients import to_tensor
 from ups.core.io import write_bytes
 from ups.core.optional_packages import import_optional
-from ups.core.points import Points
+from ups.core.points import PLACES, Points
 from ups.hub.model_card import render_model_card
 from ups.runs.provenance import git_state, hardware
 from ups.simulation.checkpoint import load
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 # the content of a file, and a function that calls the graph in it
 Graph = tuple[bytes, Callable[..., Tensor]]
-PLACES = ("positions", "features", "mask")  # the arguments of points
 AXES = "xyz"
 TOLERANCE = 1e-4  # error of a graph, relative to the simulator's largest value
 

@@ -43,7 +43,7 @@ def check_same_model(cfg: DictConfig) -> None:
     if expected["model.architecture"] != found["model.architecture"]:
         # the other keys are then others
         expected = {"model.architecture": expected["model.architecture"]}
-    differ = disagreements(expected, {**dict.fromkeys(expected), **found})
+    differ = disagreements(expected, found)
     if differ:
         raise UpsError(
             f"`model` must be that of init_from={cfg.init_from}; give the model=... of its "
