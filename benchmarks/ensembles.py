@@ -1,20 +1,20 @@
 """Ensembles of an uncertain future, each trained for the same time in all: which is best?
 
-    python benchmarks/ensembles.py [SECONDS [SETTING ...]]
+    python benchmarks/ensembles.py [SECONDS [SEED ...]]
 
-On ``data=navier_stokes_uncertain``, three seeds of weights. An ensemble's trainings take SECONDS of
-one core together, 1200 by default, validation not counted. Half of it is spent on an operator, from
-which fair CRPS (``loss=crps``), the diffusion stage, or diffusion and consistency go on. Beside
-them are four operators of a quarter of the time each, with seeds of their own, and one operator of
-the whole time whose initial fields are perturbed: by white noise or by random waves for those that
-are not seen, of the kind and size with the least CRPS on validation trajectories. The solver's
-ensemble is what all are compared with. SETTING are settings of all trainings.
+On ``data=navier_stokes_uncertain``, seeds 0, 1 and 2 of weights. The trainings of an ensemble take
+SECONDS of one core together, 1200 by default, validation not counted. Half of it is spent on an
+operator, from which fair CRPS (``loss=crps``), the diffusion stage, or diffusion and consistency go
+on. Beside them are four operators of a quarter of the time each, with seeds of their own, and one
+operator of the whole time whose initial fields are perturbed: by white noise or by random waves for
+those that are not seen, of the kind and size with the least CRPS on validation trajectories. The
+solver's ensemble is what all are compared with.
 
 What is finished in outputs/ensembles is not repeated. Writes benchmarks/results/ensembles.json.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -73,7 +73,7 @@ TRAININGS = {
 }
 
 
-def config(name: str, seconds: float, seed: int, settings: list[str]) -> Any:
+def config(name: str, seconds: float, seed: int, *sizes: str) -> Any:
     """The configuration of a training."""
     training = TRAININGS[name]
     first = OUT / folder_name(training.first, seconds, seed) if training.first else None
@@ -89,31 +89,31 @@ def config(name: str, seconds: float, seed: int, settings: list[str]) -> Any:
         *training.settings,
     ]
     with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", [*fixed, *settings])
+        return compose("config", [*fixed, *sizes])
 
 
 def folder_name(name: str, seconds: float, seed: int) -> str:
     return f"{name}-{seconds:g}-{seed}"
 
 
-def train_all(result: dict[str, Any], name: str, settings: list[str]) -> None:
-    """One training of all seeds, for its share of the time."""
+def train_all(result: dict[str, Any], name: str, seeds: Sequence[int]) -> None:
+    """One training of the seeds, for its share of the time."""
     training, seconds = TRAININGS[name], result["seconds"]
     kind = f"{training.stage} {' '.join(training.settings)}"
-    before = OUT / folder_name(training.first, seconds, SEEDS[0]) if training.first else None
+    before = OUT / folder_name(training.first, seconds, seeds[0]) if training.first else None
     later = before if training.stage != "operator" else None
-    base = config(name, seconds, SEEDS[0], settings)
+    base = config(name, seconds, seeds[0])
     if kind not in result["steps_per_second"]:
         measure = partial(speed, base, training.stage, later)
         result["steps_per_second"][kind] = on_one_core(measure)
         save("ensembles", result)
     steps = result["steps_per_second"][kind] * training.share * seconds
     sizes = length(base, steps, training.stage)
-    for seed in SEEDS:
+    for seed in seeds:
         folder = OUT / folder_name(name, seconds, seed)
         if later is not None and not folder.exists():
             copytree(OUT / folder_name(str(training.first), seconds, seed), folder)
-    configs = [config(name, seconds, seed, [*settings, *sizes]) for seed in SEEDS]
+    configs = [config(name, seconds, seed, *sizes) for seed in seeds]
     for cfg, score in zip(configs, train_side_by_side(configs), strict=True):
         print(cfg.name, score, flush=True)
 
@@ -181,19 +181,20 @@ def summarize(seeds: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(seconds: float, settings: list[str]) -> None:
-    about = {"seconds": seconds, "settings": settings, "members": max(MEMBERS)}
+def main(seconds: float = TRAIN_SECONDS, *numbers: float) -> None:
+    seeds = [int(number) for number in numbers] or SEEDS
+    about = {"seconds": seconds, "members": max(MEMBERS)}
     result = read("ensembles")
     if {key: result.get(key) for key in about} != about:
         result = {**about, "steps_per_second": {}, "seeds": {}}
     for name in TRAININGS:
-        train_all(result, name, settings)
-    data = make_data(config("whole", seconds, SEEDS[0], settings))
+        train_all(result, name, seeds)
+    data = make_data(config("whole", seconds, seeds[0]))
     result["dataset"] = data.dataset
     if "solver" not in result:
         result["solver"] = solvers_ensemble(data)
         save("ensembles", result)
-    for seed in SEEDS:
+    for seed in seeds:
         if str(seed) not in result["seeds"]:
             result["seeds"][str(seed)] = measure(data, seconds, seed)
             result["summary"] = summarize(result["seeds"])
@@ -203,4 +204,4 @@ def main(seconds: float, settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if sys.argv[1:] else TRAIN_SECONDS, sys.argv[2:])
+    main(*map(float, sys.argv[1:]))

@@ -620,9 +620,9 @@ def ensembles(result: dict[str, Any]) -> str:
         row += [number(found[key], 2) for key in ("spread_skill_ratio", "coverage_90")]
         row.append(f"{min(found['milliseconds']['seeds']):.0f}")
     head = ["ensemble", "fair CRPS", "nRMSE of the mean", "spread / error", "coverage", "ms"]
-    return f"""Three seeds; the trainings of an ensemble take {result["seconds"]:g} seconds of a \
-core in all. {result["members"]} members, of independent operators four. Coverage is of the \
-central interval that holds nearly 90 % of calibrated ensembles.
+    return f"""Seeds of weights: {len(result["seeds"])}. The trainings of an ensemble take \
+{result["seconds"]:g} seconds of a core in all. {result["members"]} members, of independent \
+operators four. Coverage is of the central interval that holds nearly 90 % of calibrated ensembles.
 
 {table(head, rows)}"""
 

@@ -19,6 +19,7 @@ from ups.core.errors import UpsError
 from ups.core.fields import PointCloud
 from ups.datamodules import PointCloudDataModule
 from ups.datamodules import obstacles as ob
+from ups.datamodules.own import OwnDataModule
 from ups.datamodules.point_clouds import SIZES
 from ups.datamodules.readers.point_clouds import PointCloudFile
 from ups.hub.model_card import render_model_card
@@ -272,6 +273,11 @@ def test_a_file_without_splits_is_refused(path, tmp_path):
         del file.attrs["splits"]
     with pytest.raises(UpsError, match="there is no attribute 'splits'"):
         PointCloudDataModule(path=str(copied))
+
+
+def test_a_file_of_points_is_not_of_a_grid(path):
+    with pytest.raises(UpsError, match=f"of points, which data=obstacles data.path={path} reads"):
+        OwnDataModule(path=str(path))
 
 
 def test_windows_longer_than_a_trajectory_are_refused(path):

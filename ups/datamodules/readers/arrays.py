@@ -39,6 +39,8 @@ from ups.datamodules.readers.formats import open_arrays
 log = logging.getLogger(__name__)
 # arrays with a meaning of their own
 RESERVED = (*(name for names in NAMES.values() for name in names), "channels")
+# arrays of a file of points, each trajectory with its own
+OF_POINTS = ("offsets", "positions", "fields")
 SHAPES = "(N, T, X), (N, T, X, Y) or (N, T, X, Y, Z), with an axis of channels after them or not"
 
 
@@ -78,7 +80,13 @@ class ArrayFile(FieldFiles):
         if num_dims is None:
             lists = [value for value in (length, boundary) if isinstance(value, list | tuple)]
             num_dims = len(lists[0]) if lists else None
-        fields = _Fields(path, files[path], field, num_dims)
+        arrays = files[path]
+        if all(name in arrays for name in OF_POINTS):
+            raise UpsError(
+                f"{path} must be of fields on a grid; it is of points, which data=obstacles "
+                f"data.path={path} reads."
+            )
+        fields = _Fields(path, arrays, field, num_dims)
         step, grid = fields.time_and_space(dt, length, boundary)
         contents = Contents(
             [Part(path, "", fields.sizes["n"])],
