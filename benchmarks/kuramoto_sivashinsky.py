@@ -112,7 +112,8 @@ def forecasts(simulator: Simulator) -> dict[str, Callable[..., Tensor]]:
             "a draw": by("diffusion"),
             "the corrector's mean at every step": by("diffusion", temperature=0.0),
         }
-    return {"latent rollout": by()}
+    physical = partial(simulator.predict, simulator.stepper(), reencode=True)
+    return {"latent rollout": by(), "physical rollout": physical}
 
 
 def measure(simulator: Simulator, data: TrajectoryDataModule) -> dict[str, Any]:
