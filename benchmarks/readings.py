@@ -1,15 +1,15 @@
 """Forecasts from scattered, noisy readings of a flow: by a model, and by an ensemble Kalman filter
 with the solver, at equal time.
 
-    python benchmarks/readings.py [TRAJECTORIES]    writes benchmarks/results/readings.json
+    python benchmarks/readings.py [TRAJECTORIES [MODEL]]
 
-Read are 64 or 256 random points of the frames 1 to 10 of Navier-Stokes at nu = 1e-5, with noise of
+8 trajectories and navier-stokes-small by default; MODEL is what ``ups.load`` takes. Read are 64 or 256 random points of the frames 1 to 10 of Navier-Stokes at nu = 1e-5, with noise of
 5 % of the field's standard deviation. Frame 0 is unknown; both ways know the 1000 first frames of
 the training data. The forecast goes to frame 20. The model's most probable state is found by
 ``Simulator.assimilate``. The filter has as many members as take the same time, and its forecast is
 their mean; its solver has the 64 x 64 points of the data, whose truth was solved on 128 x 128.
 Settings of both are chosen on validation trajectories, by the error at frame 10. Times are those of
-one core. What is finished is not repeated.
+one core. What is finished is not repeated. Writes benchmarks/results/readings.json.
 """
 
 import sys
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,6 @@ from ups.physics import navier_stokes
 from ups.simulation.simulator import Simulator
 
 NAME = "readings"
-MODEL = "navier-stokes-small"
 NU, UNITS, NOISE = 1e-5, 10, 0.05
 NUM_POINTS = (64, 256)
 TRIAL_TRAJECTORIES, TRIAL_MEMBERS = 3, 24
@@ -43,10 +43,9 @@ FILTERS = [Filter(*each) for each in product((0.3, 0.6, 1.2), (1.0, 1.1), (False
 Found = tuple[Tensor, Tensor, float]  # frames 10 and 20 (B, X, X), seconds a trajectory
 
 
-def main() -> None:
+def main(num_trajectories: int = 8, model: str = "navier-stokes-small") -> None:
     torch.set_num_threads(1)
-    num_trajectories = int(sys.argv[1]) if len(sys.argv) > 1 else 8
-    sim: Simulator = ups.load(MODEL)
+    sim: Simulator = ups.load(model)
     data = TrajectoryDataModule(
         equation="navier_stokes",
         nu=NU,
@@ -61,9 +60,10 @@ def main() -> None:
     assert data.train_values is not None  # they are in memory
     background = torch.from_numpy(data.train_values[:, 0, ..., 0])
     forecast(background[:1], 1, NU)  # compiles
+    about = {"trajectories": num_trajectories, "model": Path(model).name}
     result = read(NAME)
-    if result.get("trajectories") != num_trajectories:
-        result = {"trajectories": num_trajectories, "points": {}}
+    if {key: result.get(key) for key in about} != about:
+        result = {**about, "points": {}}
     trials = data.values["validation"][:TRIAL_TRAJECTORIES, ..., 0]
     truth = data.values["test"][:num_trajectories, ..., 0]
     for seed, points in product(SEEDS, NUM_POINTS):
@@ -213,4 +213,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:3])

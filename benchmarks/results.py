@@ -565,9 +565,9 @@ def readings(result: dict[str, Any]) -> str:
     return f"""{table(head, rows)}
 
 nRMSE of {result["trajectories"]} test trajectories, mean and standard deviation over {len(seeds)} \
-draws of positions and noise; the model is one training. The filter's mean is that of as many \
-members as take the same time. The last rows are rollouts from the true initial field. How it \
-works: [forecasts from readings](readings.md)."""
+draws of positions and noise; the model is one training, {result["model"]}. The filter's mean is \
+that of as many members as take the same time. The last rows are rollouts from the true initial \
+field. How it works: [forecasts from readings](readings.md)."""
 
 
 def at_frames(of_seeds: list[dict[str, Any]]) -> list[str]:
