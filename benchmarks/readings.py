@@ -3,9 +3,10 @@ with the solver, at equal time.
 
     python benchmarks/readings.py [TRAJECTORIES [MODEL]]
 
-8 trajectories and navier-stokes-small by default; MODEL is what ``ups.load`` takes. Read are 64 or 256 random points of the frames 1 to 10 of Navier-Stokes at nu = 1e-5, with noise of
-5 % of the field's standard deviation. Frame 0 is unknown; both ways know the 1000 first frames of
-the training data. The forecast goes to frame 20. The model's most probable state is found by
+By default 8 trajectories and navier-stokes-small; MODEL is what ``ups.load`` takes. Read are 64 or
+256 random points of the frames 1 to 10 of Navier-Stokes at nu = 1e-5, with noise of 5 % of the
+field's standard deviation. Frame 0 is unknown; both ways know the 1000 first frames of the training
+data. The forecast goes to frame 20. The model's most probable state is found by
 ``Simulator.assimilate``. The filter has as many members as take the same time, and its forecast is
 their mean; its solver has the 64 x 64 points of the data, whose truth was solved on 128 x 128.
 Settings of both are chosen on validation trajectories, by the error at frame 10. Times are those of
@@ -43,8 +44,9 @@ FILTERS = [Filter(*each) for each in product((0.3, 0.6, 1.2), (1.0, 1.1), (False
 Found = tuple[Tensor, Tensor, float]  # frames 10 and 20 (B, X, X), seconds a trajectory
 
 
-def main(num_trajectories: int = 8, model: str = "navier-stokes-small") -> None:
+def main(trajectories: str = "8", model: str = "navier-stokes-small") -> None:
     torch.set_num_threads(1)
+    num_trajectories = int(trajectories)
     sim: Simulator = ups.load(model)
     data = TrajectoryDataModule(
         equation="navier_stokes",
@@ -213,4 +215,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:3])
+    main(*sys.argv[1:])
