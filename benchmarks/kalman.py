@@ -44,6 +44,8 @@ class Filter:
         points = grid.positions().flatten(0, 1)
         taper = gaspari_cohn(distances(points, positions), self.radius)
         taper_readings = gaspari_cohn(distances(positions, positions), self.radius)
+        # a filter that diverges loses by far; without a bound its solver would hardly come to an end
+        bound = 3 * members.abs().max()
         for values in readings:
             members = forecast(members, 1, nu)[:, 0]
             seen = interpolate_on_grid(members[..., None], grid, positions)[..., 0]
@@ -61,7 +63,8 @@ class Filter:
                 found = members.flatten(1) + (perturbed - seen) @ gain.T
                 mean = found.mean(0)
                 deviations = found - mean
-            members = (mean + self.inflation * deviations).view_as(members)
+            found = (mean + self.inflation * deviations).view_as(members)
+            members = found.clamp(-bound, bound)
         return members
 
 
