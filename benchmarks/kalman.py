@@ -44,7 +44,7 @@ class Filter:
         points = grid.positions().flatten(0, 1)
         taper = gaspari_cohn(distances(points, positions), self.radius)
         taper_readings = gaspari_cohn(distances(positions, positions), self.radius)
-        # a filter that diverges loses by far; without a bound its solver would hardly come to an end
+        # a filter that diverges loses by far; without a bound its solver would hardly ever end
         bound = 3 * members.abs().max()
         for values in readings:
             members = forecast(members, 1, nu)[:, 0]
