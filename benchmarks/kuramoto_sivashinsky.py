@@ -87,13 +87,13 @@ def train_all(result: dict[str, Any], way: str, settings: list[str], seeds: Sequ
     configs = [config(way, seconds, seed, *settings, *sizes) for seed in left]
     for seed, cfg, _ in zip(left, configs, train_side_by_side(configs), strict=True):
         data = make_data(cfg)
-        found["runs"][str(seed)] = measure(ups.load(OUT / cfg.name, data), data)
+        found["runs"][str(seed)] = measure(ups.load(OUT / cfg.name, data), data, stage)
         print(way, seed, found["runs"][str(seed)], flush=True)
         summarize(result)
 
 
-def forecasts(simulator: Simulator) -> dict[str, Callable[..., Tensor]]:
-    """The ways to forecast with a simulator, by name: (u0, steps, parameters) -> frames."""
+def forecasts(simulator: Simulator, stage: str) -> dict[str, Callable[..., Tensor]]:
+    """The ways to forecast with what a stage has trained: (u0, steps, parameters) -> frames."""
 
     def by(*options: Any, **more: Any) -> Callable[..., Tensor]:
         return partial(simulator.predict, simulator.stepper(*options, **more))
@@ -107,7 +107,7 @@ def forecasts(simulator: Simulator) -> dict[str, Callable[..., Tensor]]:
                 sum((draw(*given) for _ in range(MEMBERS)), torch.zeros(())) / MEMBERS
             ),
         }
-    if "diffusion" in simulator.correctors:
+    if stage == "diffusion":
         return {
             "a draw": by("diffusion"),
             "the corrector's mean at every step": by("diffusion", temperature=0.0),
@@ -116,8 +116,9 @@ def forecasts(simulator: Simulator) -> dict[str, Callable[..., Tensor]]:
     return {"latent rollout": by(), "physical rollout": physical}
 
 
-def measure(simulator: Simulator, data: TrajectoryDataModule) -> dict[str, Any]:
-    return {name: score(forecast, data) for name, forecast in forecasts(simulator).items()}
+def measure(simulator: Simulator, data: TrajectoryDataModule, stage: str) -> dict[str, Any]:
+    ways = forecasts(simulator, stage)
+    return {name: score(forecast, data) for name, forecast in ways.items()}
 
 
 def score(forecast: Callable[..., Tensor], data: TrajectoryDataModule) -> dict[str, float]:
