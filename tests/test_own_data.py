@@ -108,6 +108,33 @@ def test_a_last_point_that_repeats_the_first_is_left_out(tmp_path, known):
     assert np.array_equal(file.read(range(N))[..., 0], u.astype(np.float32))
 
 
+CENTERS = (np.arange(32) + 0.5) / 32
+NODES = np.linspace(0, 1, 32)
+
+
+@pytest.mark.parametrize(
+    ("u", "x", "length", "points", "extent"),
+    [
+        (np.cos(2 * np.pi * CENTERS), CENTERS, None, 32, 1.0),
+        (np.cos(2 * np.pi * CENTERS), CENTERS, 1.0, 32, 1.0),
+        (np.cos(2 * np.pi * CENTERS), None, 1.0, 32, 1.0),
+        (np.cos(2 * np.pi * NODES), NODES, None, 31, 1.0),
+        (np.cos(2 * np.pi * NODES), NODES, 1.0, 31, 1.0),
+        (np.ones(32), np.arange(32) / 32, None, 32, 1.0),
+        (np.exp(-((CENTERS - 0.5) ** 2) / 1e-3), CENTERS, None, 32, 1.0),
+    ],
+    ids=["cells", "cells-of-a-length", "a-length", "both-ends", "both-ends-of-a-length", "flat",
+         "a-bump"],
+)  # fmt: skip
+def test_fields_that_are_their_own_mirror_images_keep_their_points(
+    tmp_path, u, x, length, points, extent
+):
+    sizes = np.random.default_rng(0).uniform(1, 2, (N, T, 1))
+    np.savez(tmp_path / "x.npz", u=sizes * u, **({} if x is None else {"x": x}))
+    file = ArrayFile(tmp_path / "x.npz", dt=1.0, length=length)
+    assert (file.grid.shape, file.grid.extent) == ((points,), (pytest.approx(extent),))
+
+
 @pytest.mark.parametrize("kind", ["f2", "f4", ">f8", "i2", "u1"])
 def test_real_numbers_of_every_kind_are_read(tmp_path, kind):
     u = np.round(100 + 50 * waves()).astype(kind)
@@ -301,6 +328,10 @@ def test_fit_trains_tests_and_returns_a_simulator(tmp_path):
     assert "Burgers" not in card
     with pytest.raises(UpsError, match="`parameters` must be arrays \\(20,\\)"):
         ups.fit(u, **arguments, parameters={"a": [1.0, 2.0]})
+    with pytest.raises(UpsError, match="`overrides` must be settings of a run: Could not over"):
+        ups.fit(u, **arguments, overrides=["optimiser=adam"])
+    with pytest.raises(UpsError, match="`array` must be trajectories of one shape"):
+        ups.fit([[1.0, 2.0], [3.0]], **arguments)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from numpy.typing import ArrayLike
 
 from ups import pipeline
@@ -81,7 +82,11 @@ def fit(
         f"init_from={'null' if init_from is None else quoted(init_from)}",
     ]
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("config", [*own, *overrides])
+        try:
+            cfg = compose("config", [*own, *overrides])
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise UpsError(f"`overrides` must be settings of a run: {reason}.") from None
     with restored_session():
         pipeline.run(cfg, overrides)
         return load(Path(output_dir) / name)
@@ -94,7 +99,10 @@ def _saved(array: ArrayLike, parameters: Mapping[str, ArrayLike], folder: Path, 
         UpsError: there are no numbers, or a parameter has another shape, or a name with another
             meaning.
     """
-    u = np.asarray(array)
+    try:
+        u = np.asarray(array)
+    except ValueError:
+        raise UpsError("`array` must be trajectories of one shape.") from None
     if u.dtype.kind not in "fiu":
         raise UpsError(
             f"`array` must be an array of real numbers, got {u.dtype}; for a file there is "

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 RESERVED = (*(name for names in NAMES.values() for name in names), "channels")
 # arrays of a file of points, each trajectory with its own
 OF_POINTS = ("offsets", "positions", "fields")
+ROUNDING = 1e-6  # of equal values, relative to the size of the fields
 SHAPES = "(N, T, X), (N, T, X, Y) or (N, T, X, Y, Z), with an axis of channels after them or not"
 
 
@@ -155,7 +156,7 @@ class _Fields:
         lengths = each_axis(self.path, "length", length, self.num_dims)
         for (axis, x), side, given in zip(positions.items(), sides, lengths, strict=True):
             points = self.sizes[axis]
-            if side is Boundary.PERIODIC and self._has_both_ends(axis):
+            if side is Boundary.PERIODIC and self._has_both_ends(axis, x, given):
                 log.info(
                     "%s: the last point along %s repeats the first and is left out",
                     self.path,
@@ -292,21 +293,45 @@ class _Fields:
             f"{' '.join(f'{name}=...' for name in missing)}"
         )
 
-    def _has_both_ends(self, axis: str) -> bool:
+    def _has_both_ends(self, axis: str, x: np.ndarray | None, length: float | None) -> bool:
         """Whether the last points along an axis are the first again, as in linspace(0, 1, N).
 
-        It compares some frames of some trajectories, of which it reads the two ends only.
+        Equal fields at both ends do not say it alone: fields that are their own mirror images have
+        them in cells, too. Then positions and a length say it if they fit each other, or else
+        positions that begin at 0, unless the fields are flat there.
+
+        Args:
+            axis: x, y or z.
+            x: its positions, if the file says them.
+            length: its length, if it is given.
+        """
+        points = self.sizes[axis]
+        if points < 4:
+            return False
+        first, second, last_but_one, last, size = self._ends(axis)
+        if np.abs(last - first).max() > ROUNDING * size:
+            return False
+        if np.abs(second - last_but_one).max() > ROUNDING * size:
+            return True
+        if x is not None and length is not None:
+            return abs(length / spacing(x) - (points - 1)) < 0.25
+        is_flat = np.abs(second - first).max() <= ROUNDING * size
+        return x is not None and abs(x[0]) < 0.25 * spacing(x) and not is_flat
+
+    def _ends(self, axis: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+        """Some frames of some trajectories at the first two and the last two points along an axis,
+        and the size of the fields.
         """
         name, axes = self.names[0], self.axes[0]
-        frames = self.sizes["t"]
+        frames, points = self.sizes["t"], self.sizes[axis]
         some = {"n": slice(8), "t": slice(None, None, -(-frames // 8))}
-        ends = [
+        first, second, last_but_one, last = (
             self._part(name, axes, {**some, axis: place}).astype(np.float64)
-            for place in (0, self.sizes[axis] - 1)
-        ]
+            for place in (0, 1, points - 2, points - 1)
+        )
         whole = self._part(name, axes, {"n": 0, "t": frames - 1}).astype(np.float64)
-        size = max(np.ptp(whole), np.ptp(ends))
-        return bool(self.sizes[axis] > 2 and np.abs(ends[1] - ends[0]).max() <= 1e-6 * size)
+        size = max(np.ptp(whole), np.ptp([first, last]))
+        return first, second, last_but_one, last, size
 
     def _part(self, name: str, axes: Axes, picks: dict[str, int | slice]) -> np.ndarray:
         return self._values(name, tuple(picks.get(axis, slice(None)) for axis in axes.letters))
