@@ -291,6 +291,10 @@ def test_defaults_are_the_initial_conditions_of_the_equation_and_usual_noise():
 
 ERRORS = {
     "`readings` must have shape \\(B, 2, 3\\)": {"readings": torch.zeros(2, 4)},
+    "`readings` must be an array of numbers, got 'many'": {"readings": "many"},
+    "`readings` must have a number for each trajectory": {
+        "readings": torch.full((2, 3), torch.nan)
+    },
     "`readings` must be finite, or NaN": {"readings": torch.full((2, 3), torch.inf)},
     "`positions` must have shape": {"positions": torch.zeros(3, 2)},
     "`positions` must be finite": {"positions": torch.tensor([0.1, torch.nan, 0.2])},
@@ -300,6 +304,8 @@ ERRORS = {
     "`times` must be increasing multiples of dt = 0.5": {"times": [0.5, 0.7]},
     "from 0, the time of the initial state, got \\[-0.5, 0.5\\]": {"times": [-0.5, 0.5]},
     "`times` must be .* got \\[1.0, 0.5\\]": {"times": [1.0, 0.5]},
+    "`times` must be an array of numbers": {"times": ["now", "then"]},
+    "`noise` must be an array of numbers, got 'little'": {"noise": "little"},
     "`noise` must be positive and finite, got 0.0": {"noise": 0.0},
     "`noise` must be one number, or have a shape": {"noise": torch.ones(7)},
     "`background` must be at least 2 fields": {"background": torch.zeros(1, 16)},

@@ -371,6 +371,14 @@ def test_export_command_fails_in_one_sentence(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@needs("xarray")
+def test_xarray_rollouts_of_every_second_frame(simulator):
+    made = export.to_xarray(simulator, fields(), 5, nu=NU, stride=2)
+    every = export.to_xarray(simulator, fields(), 5, nu=NU)
+    assert made.time.values == pytest.approx(every.time.values[::2])
+    assert np.allclose(made.u.values, every.u.values[:, ::2], atol=1e-6)
+
+
 @needs("xarray", "h5netcdf")
 def test_xarray_rollouts_on_points(tmp_path):
     import xarray

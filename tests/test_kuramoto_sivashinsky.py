@@ -289,6 +289,7 @@ def test_gradients_equal_finite_differences():
         ({"nu": torch.ones(3)}, "or one for each of the fields"),
         ({"step": 0.0}, "`step` must be a finite number > 0, got 0.0"),
         ({"step": math.nan}, "`step` must be a finite number > 0, got nan"),
+        ({"length": 0.0}, "`length` must be a finite number > 0"),
     ],
 )
 def test_solver_refuses_what_it_cannot_solve(change, words):

@@ -142,6 +142,14 @@ def test_rectangles_of_points_give_the_same_flow():
     assert error(frames, ns.solve(square, [1.0], nu)[..., ::2]) < 3e-3
 
 
+@pytest.mark.parametrize("points", range(4, 130))
+def test_waves_from_a_third_of_the_points_on_are_removed(points):
+    waves = torch.fft.fftfreq(points, 1 / points).round().long().abs()
+    half = torch.arange(points // 2 + 1)
+    expected = (3 * waves[:, None] < points) & (3 * half < points)
+    assert torch.equal(ns.is_kept((points, points)), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("space", [(16, 16), (12, 30), (33, 17), (64, 64)])
 def test_compiled_solver_equals_that_in_torch(monkeypatch, space, dtype):
@@ -201,9 +209,9 @@ def test_gradients_equal_finite_differences():
     assert by_nu.item() == pytest.approx(over_nu.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("begins", [0.0, 0.5 / 32, 0.1])
-def test_symmetries_map_solutions_to_solutions(begins):
-    grid = Grid((32, 32), (1.0, 1.0), origin=(begins, begins))
+@pytest.mark.parametrize(("points", "begins"), [(32, 0.0), (32, 0.5 / 32), (32, 0.1), (31, 0.0)])
+def test_symmetries_map_solutions_to_solutions(points, begins):
+    grid = Grid((points, points), (1.0, 1.0), origin=(begins, begins))
     times, nu = [0.0, 0.5, 1.0], [2e-3]
     u0 = EQUATION.initial_conditions["published"](3, grid, 0).double()
     u = EQUATION.solve(u0, times, nu, grid, torch.float64)
@@ -277,6 +285,13 @@ def test_coarse_solver_starts_where_the_fine_grid_does():
         ({"t": [1.0, 0.5]}, "`t` must be finite times"),
         ({"nu": -1.0}, "`nu` must be one number >= 0"),
         ({"nu": torch.ones(3)}, "or one for each of the fields"),
+        ({"nu": "thick"}, "`nu` must be an array of numbers, got 'thick'"),
+        ({"t": ["now"]}, "`t` must be an array of numbers"),
+        ({"length": -1.0}, "`length` must be a finite number > 0, got -1.0"),
+        ({"cfl": 0.0}, "`cfl` must be a finite number > 0 and at most 2, got 0.0"),
+        ({"cfl": 5.0}, "and at most 2, got 5.0"),
+        ({"force": torch.ones(3, 8, 8)}, r"`force` must be \(X, Y\) or \(B, X, Y\), as `w0`"),
+        ({"force": torch.ones(8, 6)}, r"`force` must be \(X, Y\)"),
     ],
 )
 def test_solver_refuses_what_it_cannot_solve(change, words):

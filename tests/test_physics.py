@@ -241,6 +241,31 @@ def test_solve_refuses_other_viscosities(nu):
         burgers.solve(torch.zeros(3, 8), [0.1], nu)
 
 
+@pytest.mark.parametrize("solve", [burgers.solve, advection.solve])
+@pytest.mark.parametrize(
+    "change", [{"length": -1.0}, {"length": 0}, {"cfl": -1.0}, {"cfl": 5.0}, {"cfl": math.nan}]
+)
+def test_solvers_refuse_lengths_and_steps_out_of_range(solve, change):
+    (name,) = change
+    with pytest.raises(UpsError, match=f"`{name}` must be a finite number > 0"):
+        solve(torch.zeros(3, 8), [0.1], 0.01, **change)
+
+
+@pytest.mark.parametrize("x", [64, torch.zeros(8, 1), "here", []])
+def test_initial_conditions_refuse_what_is_no_line_of_positions(x):
+    with pytest.raises(UpsError, match="`x` must be"):
+        burgers.initial_conditions(1, x, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"length": -1.0}, "length"), ({"u0": torch.full((8,), math.inf)}, "u0"), ({"nu": "a"}, "nu")],
+)
+def test_cole_hopf_refuses_what_it_cannot_solve(change, word):
+    with pytest.raises(UpsError, match=f"`{word}` must be"):
+        burgers.cole_hopf(**{"u0": torch.zeros(8), "t": [0.1], "nu": 0.01} | change)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e12])
 def test_solve_refuses_fields_that_take_too_many_steps(monkeypatch, value):
     u0 = torch.zeros(2, 64)

@@ -287,6 +287,16 @@ def test_rollout_refuses_points_that_do_not_fit(simulator, changes, message):
         simulator.rollout(waves(points), 1, **arguments)
 
 
+def test_rollout_takes_padding_that_is_nan(simulator):
+    points, u0 = padded(draw_points(40), waves(draw_points(40)))
+    expected = simulator.rollout(u0, 2, x=points, parameters={"re": 100.0})
+    is_none = ~points.mask
+    for values in (points.positions, points.features, u0):
+        values[is_none] = math.nan
+    found = simulator.rollout(u0, 2, x=points, parameters={"re": 100.0})
+    assert torch.equal(found[:, :, :40], expected[:, :, :40])
+
+
 def test_points_are_refused_on_a_grid():
     sim = make_simulator(FieldSpec(Grid((8,), (1.0,)), ("u",), ()), num_tokens=4)
     with pytest.raises(UpsError, match=r"`x` must be positions, got ups\.Points"):

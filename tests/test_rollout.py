@@ -321,6 +321,11 @@ def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
         ({"nu": torch.full((2,), NU)}, r"`nu` must be one number or \(3,\)"),
         ({"nu": None}, "the parameters must be nu, got none"),
         ({"nu": None, "parameters": {"mu": NU}}, "the parameters must be nu, got mu"),
+        ({"u0": None}, "`u0` must be an array of numbers, got None"),
+        ({"u0": [[1.0], [2.0, 3.0]]}, "`u0` must be an array of numbers"),
+        ({"nu": None, "parameters": [NU]}, r"`parameters` must be numbers by name, got \[0.001\]"),
+        ({"parameters": {"nu": NU}}, "`nu` must be None where `parameters` are given, got both"),
+        ({"temperature": 1.0}, "`temperature` must be None or 0, got 1.0: this simulator draws"),
     ],
 )
 def test_rollout_refuses_arguments_out_of_range(simulator, change, words):

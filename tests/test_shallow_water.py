@@ -179,8 +179,11 @@ def test_parameters_that_an_equation_does_not_have_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"u0": torch.ones(2, 8, 8)}, "`u0` must be heights > 0 and two momenta"),
-        ({"u0": torch.zeros(8, 8, 3)}, "`u0` must be heights > 0"),
+        ({"u0": torch.ones(2, 8, 8)}, "`u0` must be real heights > 0 and two momenta"),
+        ({"u0": torch.zeros(8, 8, 3)}, "`u0` must be real heights > 0"),
+        ({"u0": torch.ones(8, 8, 3).long()}, "`u0` must be real heights > 0"),
+        ({"length": -1.0}, "`length` must be a finite number > 0"),
+        ({"cfl": -0.1}, "`cfl` must be a finite number > 0"),
         ({"t": [1.0, 0.5]}, "`t` must be finite times"),
     ],
 )

@@ -98,6 +98,10 @@ class Grid:
         return all(sides == PERIODIC_AXIS for sides in self.boundary)
 
     @property
+    def is_periodic_line(self) -> bool:
+        return self.num_dims == 1 and self.is_periodic
+
+    @property
     def edges(self) -> tuple[tuple[float, float], ...]:
         """Where each axis begins and ends: the outer edges of its first and last cell (D,)."""
         edges = []

@@ -1,18 +1,26 @@
 """Whether gradients are needed, and conversions that keep them."""
 
+import reprlib
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from ups.core.errors import UpsError
+
 
 def needs_gradients(*values: object) -> bool:
-    """Whether a tensor in ``values``, or in a list there, takes part in a differentiation.
+    """Whether a tensor in ``values``, or in a list or a mapping there, takes part in a
+    differentiation.
 
     It requires gradients, as under ``torch.func.grad``, or has a tangent, as under
     ``torch.func.jvp``.
     """
     for value in values:
+        if isinstance(value, Mapping):
+            value = list(value.values())
         if isinstance(value, list | tuple) and needs_gradients(*value):
             return True
         if not isinstance(value, Tensor):
@@ -33,3 +41,21 @@ def to_tensor(value: object, dtype: torch.dtype | None, device: torch.device | N
     if isinstance(value, np.ndarray) and not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
     return torch.as_tensor(value, dtype=dtype, device=device)
+
+
+def numbers(
+    value: object,
+    name: str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """``to_tensor`` of the argument ``name``.
+
+    Raises:
+        UpsError: it can't be an array of numbers.
+    """
+    try:
+        return to_tensor(value, dtype, device)
+    except (TypeError, ValueError, RuntimeError):
+        given = reprlib.repr(value)
+        raise UpsError(f"`{name}` must be an array of numbers, got {given}.") from None

@@ -231,14 +231,15 @@ def to_xarray(
     Args:
         simulator: the simulator.
         u0: initial fields (B, *space, C), see ``Simulator.stream``.
-        steps: number of frames after the initial one.
+        steps: number of steps.
         nu: see ``Simulator.stream``.
         x: see ``Simulator.stream``.
         x_out: see ``Simulator.stream``.
         options: other arguments of ``Simulator.rollout``.
 
     Returns:
-        A data set with a variable (trajectory, time, *space) for each channel and a coordinate
+        A data set with a variable (trajectory, time, *space) for each channel, the initial frame
+        and then every ``stride``-th, and a coordinate
         (trajectory,) for each parameter. With ``x_out`` in several dimensions, and on points, the
         variables are (trajectory, time, point). On points the positions are (trajectory, point),
         and all is NaN behind the last point of a trajectory; the first frame at ``x_out`` is what
@@ -264,11 +265,11 @@ def to_xarray(
         "trajectory": range(len(u)),
         "time": (
             "time",
-            decimal_times(simulator.dt, steps + 1),
+            decimal_times(simulator.dt, steps + 1)[:: options.get("stride", 1)],
             {**one, "axis": "T", "long_name": "time"},
         ),
     }
-    given = dict(options.get("parameters") or {}) or dict.fromkeys(spec.parameters, nu)
+    given = options.get("parameters") or dict.fromkeys(spec.parameters, nu)
     for name, value in given.items():
         column = to_tensor(value, None, None).detach().expand(len(u)).cpu().numpy()
         coordinates[name] = ("trajectory", column, {**one, "long_name": "parameter of the data"})

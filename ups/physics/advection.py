@@ -25,6 +25,7 @@ from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what i
     total_variation,
     validate_solver_inputs,
 )
+from ups.physics.solver_inputs import validate_positive
 
 
 def solve(
@@ -57,6 +58,8 @@ def solve(
         UpsError: see ``ups.physics.periodic_1d.validate_solver_inputs``.
     """
     u0, times, number, with_gradient = validate_solver_inputs(u0, t, nu)
+    validate_positive(length, "length")
+    validate_positive(cfl, "cfl", 1.0)
     dx = length / u0.shape[-1]
     u = u0.to(dtype)
     speed = with_gradient.to(dtype) if isinstance(with_gradient, Tensor) else number

@@ -29,9 +29,10 @@ from ups.physics.periodic_1d import (  # noqa: F401  # handed on, next to what i
     validate_fields_and_times,
     validate_solver_inputs,
 )
-from ups.physics.solver_inputs import validate_parameters
+from ups.physics.solver_inputs import validate_parameters, validate_positive
 
 CFL = 0.8  # largest advective step in cells; the scheme is total-variation diminishing up to 1
+LARGEST_CFL = 1.0
 # Largest mu dt / dx^2 between two frames that is solved compiled. The compiled code applies the
 # kernel in turn; above, torch is faster, with all kernels of a step at once in Fourier space.
 LARGEST_COMPILED_DIFFUSION = 1000.0
@@ -76,6 +77,8 @@ def solve(
             more than ``MAX_STEPS`` steps.
     """
     u0, times = validate_fields_and_times(u0, t)
+    validate_positive(length, "length")
+    validate_positive(cfl, "cfl", LARGEST_CFL)
     mu = validate_parameters(nu, len(u0)) / np.pi
     dx = length / u0.shape[-1]
     u = u0.to(dtype)
@@ -324,6 +327,9 @@ def cole_hopf(u0: Tensor, t: Tensor | Sequence[float], nu: float, length: float 
         UpsError: see ``ups.physics.periodic_1d.validate_solver_inputs``.
     """
     u0, times, number, with_gradient = validate_solver_inputs(u0, t, nu)
+    validate_positive(length, "length")
+    if not bool(u0.isfinite().all()):
+        raise UpsError("`u0` must be finite.")
     if number == 0:
         raise UpsError("`nu` must be > 0 for the Cole-Hopf transform, got 0.")
     mu = number / math.pi

@@ -28,7 +28,11 @@ from ups.core.gradients import to_tensor
 from ups.physics import spectral
 from ups.physics.equation import TRANSLATE, Boost, Equation, Functional, Law, Symmetry
 from ups.physics.periodic_1d import energy, mass, validate_fields_and_times
-from ups.physics.solver_inputs import validate_parameters
+from ups.physics.solver_inputs import (
+    validate_parameters,
+    validate_positions,
+    validate_positive,
+)
 
 LENGTH = 64.0
 STEP = 0.1  # largest step of the solver, in units of the distance of two points
@@ -56,13 +60,15 @@ def initial_conditions(n: int, x: Tensor, seed: int, length: float = LENGTH) -> 
     Returns:
         Fields (n, X) without a mean, float32.
     """
+    validate_positive(length, "length")
+    positions = validate_positions(x)
     points = math.ceil(length / TRANSIENT_SPACING)
     start = _sines(n, torch.arange(points, dtype=torch.float64) / points, seed)
     u = solve(start, [TRANSIENT], length=length)[:, 0]
-    kept = (min(points, len(x)) - 1) // 2 + 1  # without the wave of two points
+    kept = (min(points, len(positions)) - 1) // 2 + 1  # without the wave of two points
     coefficients = torch.fft.rfft(u, norm="forward")[:, :kept]
     k = 2 * math.pi / length * torch.arange(kept, dtype=torch.float64)
-    waves = torch.exp(1j * k[:, None] * to_tensor(x, torch.float64, None).cpu())
+    waves = torch.exp(1j * k[:, None] * positions)
     # a real field has each wave twice, with conjugate coefficients; it has no mean
     return (2 * (coefficients @ waves).real).float()
 
@@ -112,6 +118,7 @@ def solve(
     """
     u0, times = validate_fields_and_times(u0, t)
     validate_parameters(nu, len(u0))
+    validate_positive(length, "length")
     largest = _largest_step(step, length / u0.shape[-1])
     viscosity = to_tensor(nu, torch.float64, u0.device).reshape(-1, 1)
     scheme = _Scheme(u0.shape[-1], length, viscosity, dtype)
@@ -134,8 +141,7 @@ def solve(
 def _largest_step(step: float | None, spacing: float) -> float:
     if step is None:
         return STEP * spacing
-    if not 0 < step < math.inf:
-        raise UpsError(f"`step` must be a finite number > 0, got {step}.")
+    validate_positive(step, "step")
     return step
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Boundary, Grid
-from ups.core.gradients import to_tensor
+from ups.core.gradients import numbers
 from ups.physics import compilation
 from ups.physics.ellipses import Ellipse
 from ups.physics.lattice_boltzmann_compiled import CX, CY, Stream, advance, equilibrium
@@ -123,7 +123,7 @@ def solve(
     """
     times = validate_times(t)
     _validate(reynolds, grid, lattice_speed)
-    start = to_tensor(u0, None, torch.device("cpu"))
+    start = numbers(u0, "u0", device=torch.device("cpu"))
     if start.shape != (*grid.shape, len(CHANNELS)):
         raise UpsError(
             f"`u0` must be velocity and pressure {(*grid.shape, len(CHANNELS))}, "

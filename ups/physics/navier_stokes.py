@@ -17,12 +17,18 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
-from ups.core.gradients import needs_gradients, to_tensor
+from ups.core.gradients import needs_gradients, numbers, to_tensor
 from ups.physics import compilation, navier_stokes_compiled, spectral
 from ups.physics.equation import Equation, Functional, Law, Symmetry, translate
-from ups.physics.solver_inputs import validate_parameters, validate_times
+from ups.physics.solver_inputs import (
+    validate_parameters,
+    validate_positions,
+    validate_positive,
+    validate_times,
+)
 
 CFL = 1.2  # largest advective step in cells; the scheme is stable up to about 1.35
+LARGEST_CFL = 2.0  # the fastest flow is rarely along the shortest waves; at 2.2 none was stable
 DECAY = 0.1  # largest decay of the longest wave in a step, which limits it at high viscosity
 MAX_STEPS = 1e7  # between two times
 FORCING = 0.1  # root mean square of the forcing
@@ -52,11 +58,8 @@ def initial_conditions(n: int, x: Tensor | int, seed: int) -> Tensor:
     Returns:
         Fields (n, X, X), float32.
     """
-    positions = (
-        torch.arange(x, dtype=torch.float64) / x
-        if isinstance(x, int)
-        else to_tensor(x, torch.float64, None)
-    )
+    places = torch.arange(x, dtype=torch.float64) / x if isinstance(x, int) else x
+    positions = validate_positions(places)
     points = len(positions)
     rng = np.random.default_rng(seed)
     k = np.arange(-MODES + 1, MODES)
@@ -124,10 +127,9 @@ def solve(
             more than ``MAX_STEPS`` steps.
     """
     w0, times, viscosity = _validated(w0, t, nu)
-    space = tuple(w0.shape[-2:])
-    if force is None:
-        axes = [torch.arange(n, dtype=torch.float64) / n for n in space]
-        force = forcing(*torch.meshgrid(*axes, indexing="ij"))
+    validate_positive(length, "length")
+    validate_positive(cfl, "cfl", LARGEST_CFL)
+    force = _validated_force(force, w0)
     scheme = _Scheme(length, viscosity.to(w0.device, dtype), force.to(w0.device, dtype))
     on_cpu = w0.device.type == "cpu" and dtype in (torch.float32, torch.float64)
     compiles = on_cpu and not needs_gradients(w0, nu, force) and compilation.is_available()
@@ -275,8 +277,11 @@ def is_kept(space: Sequence[int]) -> Tensor:
 
     Products of such waves have no aliases among them.
     """
-    kx, ky = (k / (2 * math.pi) for k in wave_numbers(space))
-    return (3 * kx.abs() < space[0]) & (3 * ky < space[1])
+    # in whole numbers: rounding would keep some waves of exactly a third
+    nx, ny = space
+    kx = torch.minimum(torch.arange(nx), nx - torch.arange(nx))
+    ky = torch.arange(ny // 2 + 1)
+    return (3 * kx[:, None] < nx) & (3 * ky < ny)
 
 
 def velocity(w: Tensor, length: float = 1.0) -> Tensor:
@@ -319,7 +324,7 @@ def _validated(w0: object, t: object, nu: Tensor | float) -> tuple[Tensor, list[
         UpsError: the shape or type of ``w0`` is another, the times do not increase from 0, or the
             viscosities are not one number >= 0, or one for each field.
     """
-    w0 = to_tensor(w0, None, None)
+    w0 = numbers(w0, "w0")
     w0 = w0[None] if w0.ndim == 2 else w0
     if w0.ndim != 3 or min(w0.shape[1:]) < 4 or not w0.is_floating_point():
         raise UpsError(
@@ -328,6 +333,25 @@ def _validated(w0: object, t: object, nu: Tensor | float) -> tuple[Tensor, list[
         )
     validate_parameters(nu, len(w0))
     return w0, validate_times(t), to_tensor(nu, torch.float64, None).reshape(-1, 1, 1)
+
+
+def _validated_force(force: object, w0: Tensor) -> Tensor:
+    """The forcing (X, Y) or (B, X, Y) of ``w0`` (B, X, Y); that of the published data for None.
+
+    Raises:
+        UpsError: it has another shape.
+    """
+    space = tuple(w0.shape[-2:])
+    if force is None:
+        axes = [torch.arange(n, dtype=torch.float64) / n for n in space]
+        return forcing(*torch.meshgrid(*axes, indexing="ij"))
+    force = numbers(force, "force")
+    if tuple(force.shape) not in (space, (1, *space), tuple(w0.shape)):
+        raise UpsError(
+            f"`force` must be (X, Y) or (B, X, Y), as `w0` {tuple(w0.shape)}, got shape "
+            f"{tuple(force.shape)}."
+        )
+    return force
 
 
 def resample(w: Tensor, points: int) -> Tensor:
@@ -396,7 +420,13 @@ def _shift_along_forcing(u: Tensor, points: Tensor, grid: Grid) -> Tensor:
 
 def _swap_axes(u: Tensor, amount: Tensor, grid: Grid) -> Tensor:
     """w(x, y) -> -w(y + 1/2, x) of trajectories (B, T, X, Y, 1)."""
-    return -u.transpose(-3, -2).roll(grid.shape[1] // 2, -2)
+    swapped = -u.transpose(-3, -2)
+    points = grid.shape[1]
+    if points % 2 == 0:
+        return swapped.roll(points // 2, -2)
+    # half a period is between two points
+    signs = (-1.0) ** torch.arange(points // 2 + 1, device=u.device)
+    return torch.fft.irfft(torch.fft.rfft(swapped, dim=-2) * signs[:, None], n=points, dim=-2)
 
 
 EQUATION = Equation(

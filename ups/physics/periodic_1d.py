@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
-from ups.core.gradients import needs_gradients, to_tensor
+from ups.core.gradients import needs_gradients, numbers, to_tensor
 from ups.physics.equation import (
     TRANSLATE,
     Boost,
@@ -27,7 +27,7 @@ from ups.physics.equation import (
     trusted_everywhere,
 )
 from ups.physics.limiters import van_leer_half_slopes
-from ups.physics.solver_inputs import validate_times
+from ups.physics.solver_inputs import validate_positions, validate_times
 
 Numbers = Sequence[float]
 
@@ -66,7 +66,7 @@ def initial_conditions(
         Fields (n, X), float32.
     """
     rng = np.random.default_rng(seed)
-    position = to_tensor(x, torch.float64, None).cpu().numpy() / length
+    position = validate_positions(x).numpy() / length
     k = np.arange(1, 5)
     count = (rng.integers(1, 5, size=(n, 2))[:, :, None] == k).sum(1)  # (n, 4)
     amplitude = rng.uniform(0, 1, (n, 4))
@@ -108,7 +108,7 @@ def validate_solver_inputs(
             parameter is not one number >= 0.
     """
     u0, times = validate_fields_and_times(u0, t)
-    value = to_tensor(nu, torch.float64, None)
+    value = numbers(nu, "nu", torch.float64)
     number = value.item() if value.numel() == 1 else math.nan
     if not 0 <= number < math.inf:
         raise UpsError(f"`nu` must be one finite number >= 0, got {nu}.")
@@ -126,7 +126,7 @@ def validate_fields_and_times(u0: object, t: object) -> tuple[Tensor, list[float
     Raises:
         UpsError: ``u0`` has another shape or type, or the times do not increase from 0.
     """
-    u0 = to_tensor(u0, None, None)
+    u0 = numbers(u0, "u0")
     u0 = u0[None] if u0.ndim == 1 else u0
     if u0.ndim != 2 or u0.shape[1] < 1 or not u0.is_floating_point():
         raise UpsError(

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Boundary, Grid
-from ups.core.gradients import to_tensor
+from ups.core.gradients import numbers
 from ups.physics.equation import Equation, Symmetry
 from ups.physics.limiters import van_leer_half_slopes
-from ups.physics.solver_inputs import validate_times
+from ups.physics.solver_inputs import validate_positive, validate_times
 
 GRAVITY = 1.0
 LENGTH = 5.0
@@ -73,13 +73,16 @@ def solve(
     Raises:
         UpsError: an argument is invalid, or a height is not positive.
     """
-    u0 = to_tensor(u0, None, None)
+    u0 = numbers(u0, "u0")
     u = (u0[None] if u0.ndim == 3 else u0).to(dtype)
-    if u.ndim != 4 or u.shape[-1] != 3 or min(u.shape[1:3]) < 2 or not bool((u[..., 0] > 0).all()):
+    has_shape = u.ndim == 4 and u.shape[-1] == 3 and min(u.shape[1:3]) >= 2
+    if not (has_shape and u0.is_floating_point() and bool((u[..., 0] > 0).all())):
         raise UpsError(
-            "`u0` must be heights > 0 and two momenta (B, X, Y, 3) or (X, Y, 3), got shape "
-            f"{tuple(u0.shape)}."
+            "`u0` must be real heights > 0 and two momenta (B, X, Y, 3) or (X, Y, 3), got "
+            f"{u0.dtype} of shape {tuple(u0.shape)}."
         )
+    validate_positive(length, "length")
+    validate_positive(cfl, "cfl", 1.0)
     times = validate_times(t)
     cells = [length / n for n in u.shape[1:3]]
     u = u.movedim(-1, 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
-from ups.core.gradients import to_tensor
+from ups.core.gradients import numbers, to_tensor
 from ups.core.points import Points
 
 MODES = ("latent", "physical")
@@ -31,7 +31,7 @@ def validate_fields(
     Raises:
         UpsError: they are complex, not finite or of another shape.
     """
-    u0 = to_tensor(u0, None, None)
+    u0 = numbers(u0, name)
     if u0.is_complex():
         raise UpsError(f"`{name}` must be real, got a complex field.")
     u0 = u0.to(like)
@@ -49,11 +49,14 @@ def validate_fields(
         sizes = ", ".join(str(n) for n in (*space, *channels))
         grid = "x"
         if x is None:
-            other = "; give x= for any other" if name == "u0" else ""
+            is_line = isinstance(spec.domain, Grid) and spec.domain.is_periodic_line
+            other = "; give x= for any other" if name == "u0" and is_line else ""
             grid = f"the training grid{other}"
         raise UpsError(
             f"`{name}` must have shape (B, {sizes}), the points of {grid}; got {tuple(u0.shape)}."
         )
+    if isinstance(x, Points):
+        u = torch.where(x.mask[..., None].to(u.device), u, 0)  # padding counts nowhere
     if not bool(torch.isfinite(u).all()):
         raise UpsError(f"`{name}` must be finite, got values that are not.")
     return u, has_channels
@@ -118,10 +121,14 @@ def validate_parameters(
     Raises:
         UpsError: one is missing, unknown or out of its range.
     """
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise UpsError(f"`parameters` must be numbers by name, got {parameters!r}.")
     given = dict(parameters or {})
     if nu is not None:
         if len(names) != 1:
             raise UpsError(f"`nu` must be None: the parameters are {', '.join(names) or 'none'}.")
+        if given:
+            raise UpsError("`nu` must be None where `parameters` are given, got both.")
         given = {names[0]: nu}
     if sorted(given) != sorted(names):
         wanted = ", ".join(names) or "none"
@@ -194,9 +201,13 @@ def _validate_points(points: object, domain: PointCloud, like: Tensor, name: str
         )
     if not bool(points.mask.any(1).all()) or len(points) == 0:
         raise UpsError(f"each sample of `{name}` must have a point.")
-    if not bool(points.positions.isfinite().all() and points.features.isfinite().all()):
+    is_point = points.mask[..., None]
+    positions, features = (
+        torch.where(is_point, values, 0) for values in (points.positions, points.features)
+    )
+    if not bool(positions.isfinite().all() and features.isfinite().all()):
         raise UpsError(f"`{name}` must be finite, got values that are not.")
-    return points.to(like.device).to(like.dtype)
+    return Points(positions, features, points.mask).to(like.device).to(like.dtype)
 
 
 def validate_positions(x: object, domain: Grid, like: Tensor, name: str) -> Tensor:
@@ -213,7 +224,7 @@ def validate_positions(x: object, domain: Grid, like: Tensor, name: str) -> Tens
     """
     if isinstance(x, Points):
         raise UpsError(f"`{name}` must be positions, got ups.Points: the data lie on a grid.")
-    x = to_tensor(x, like.dtype, like.device)
+    x = numbers(x, name, like.dtype, like.device)
     x = x[:, None] if x.ndim == 1 and domain.num_dims == 1 else x
     if x.ndim != 2 or len(x) == 0 or x.shape[1] != domain.num_dims:
         wanted = "(P,)" if domain.num_dims == 1 else f"(P, {domain.num_dims})"

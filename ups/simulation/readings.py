@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.fields import Grid
-from ups.core.gradients import to_tensor
+from ups.core.gradients import numbers
 from ups.simulation.arguments import validate_positions
 
 ON_STEP = 1e-3  # times that are closer to a multiple of dt than this, in steps, are one
@@ -66,7 +66,7 @@ def validate_readings(
         UpsError: an argument is out of its range, or shapes don't agree.
     """
     steps = _validate_times(times, dt)
-    values = to_tensor(readings, like.dtype, like.device)
+    values = numbers(readings, "readings", like.dtype, like.device)
     has_channels = num_channels > 1 or values.ndim == 4
     spread = _validate_noise(noise, values)
     if not has_channels:
@@ -78,7 +78,7 @@ def validate_readings(
         wanted = ", ".join(map(str, shape if has_channels else shape[:-1]))
         raise UpsError(
             f"`readings` must have shape (B, {wanted}), those of each time and position; "
-            f"got {tuple(to_tensor(readings, None, None).shape)}."
+            f"got {tuple(numbers(readings, 'readings').shape)}."
         )
     if len(positions) not in (1, len(steps)):
         raise UpsError(
@@ -88,6 +88,8 @@ def validate_readings(
     is_missing = values.isnan()
     if bool(values.isinf().any()):
         raise UpsError("`readings` must be finite, or NaN where there is none; got infinite ones.")
+    if bool(is_missing.flatten(1).all(1).any()):
+        raise UpsError("`readings` must have a number for each trajectory, got one with none.")
     weights = (1 / spread).masked_fill(is_missing, 0.0)
     return Readings(values.nan_to_num(), weights, steps, positions, has_channels)
 
@@ -103,7 +105,7 @@ def validate_sensors(positions: object, grid: Grid, like: Tensor) -> Tensor:
     Raises:
         UpsError: they are not finite, outside or of another shape.
     """
-    x = to_tensor(positions, like.dtype, like.device)
+    x = numbers(positions, "positions", like.dtype, like.device)
     moves = x.ndim == 3 and x.shape[2] == grid.num_dims
     placed = validate_positions(x.flatten(0, 1) if moves else x, grid, like, "positions")
     return placed.view(x.shape) if moves else placed[None]
@@ -111,7 +113,7 @@ def validate_sensors(positions: object, grid: Grid, like: Tensor) -> Tensor:
 
 def _validate_times(times: object, dt: float) -> list[int]:
     """Times as numbers of steps."""
-    given = to_tensor(times, torch.float64, None).cpu()
+    given = numbers(times, "times", torch.float64).cpu()
     steps = given / dt
     is_valid = given.ndim == 1 and len(given) > 0 and bool(given.isfinite().all())
     is_valid = is_valid and bool(((steps - steps.round()).abs() < ON_STEP).all())
@@ -126,7 +128,7 @@ def _validate_times(times: object, dt: float) -> list[int]:
 
 def _validate_noise(noise: object, readings: Tensor) -> Tensor:
     """The noise of each of the readings."""
-    given = to_tensor(noise, readings.dtype, readings.device)
+    given = numbers(noise, "noise", readings.dtype, readings.device)
     try:
         spread = given.expand(readings.shape)
     except RuntimeError:

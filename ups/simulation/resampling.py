@@ -58,7 +58,7 @@ def resampling(
     Raises:
         UpsError: the domain is not such that positions can be taken.
     """
-    is_line = isinstance(domain, Grid) and domain.num_dims == 1 and domain.is_periodic
+    is_line = isinstance(domain, Grid) and domain.is_periodic_line
     if is_line or (x is None and x_out is None):
         return LineResampling(domain, *(None if p is None else p[:, 0] for p in (x, x_out)))
     if x is not None:

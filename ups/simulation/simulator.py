@@ -225,13 +225,19 @@ class Simulator(nn.Module):
             points: where the fields lie; None for the training grid.
 
         Raises:
-            UpsError: there is no such corrector, or no equation that can guide for ``ttc``.
+            UpsError: there is no such corrector, nothing that a temperature could scale, or no
+                equation that can guide for ``ttc``.
         """
         stepper = self.on(points)
         if correct != "none":
             corrector = self.correctors[self._validate_corrector(correct)]
             stepper = Corrected(stepper, corrector, temperature, group_size)
-        elif self.noise is not None and temperature:
+        elif temperature:
+            if self.noise is None:
+                raise UpsError(
+                    f"`temperature` must be None or 0, got {temperature!r}: this simulator draws "
+                    "nothing without a corrector, as it was not trained with loss=crps."
+                )
             stepper = Noisy(stepper, self.noise, temperature, group_size)
         if not ttc:
             return stepper
@@ -313,7 +319,8 @@ class Simulator(nn.Module):
             temperature: factor on the draws of a corrector, or else on the noise of an operator
                 trained with ``loss=crps``. 1 samples the learned distribution, as ensembles need; 0
                 takes a corrector's mean, or leaves the noise out. Default: the corrector's own, and
-                no noise. Draws use torch's global random numbers.
+                no noise. Refused if there is nothing to draw. Draws use torch's global random
+                numbers.
             grad: whether the frames have gradients: True, also with respect to the weights; False;
                 or None, only if ``u0``, a parameter, ``x`` or ``x_out`` requires gradients or
                 belongs to a transform of ``torch.func``. Time factors, whole-cell moves of the
@@ -380,7 +387,7 @@ class Simulator(nn.Module):
         validate_options(steps, mode, temperature, grad, checkpoint_every, stride)
         has_gradients = grad
         if grad is None:
-            has_gradients = needs_gradients(u0, nu, x, x_out, *(parameters or {}).values())
+            has_gradients = needs_gradients(u0, nu, x, x_out, parameters)
         if has_gradients and ttc:
             raise UpsError(
                 "`ttc` must be False where gradients are needed, got True: guidance has none. "
@@ -425,10 +432,10 @@ class Simulator(nn.Module):
         """The frames of ``stream`` in the grad mode of its caller."""
         domain = self.spec.domain
         places, points, queries = validate_places(x, x_out, domain, self.mean)
+        sampling = resampling(domain, *places)
         fields, has_channels = validate_fields(u0, self.spec, self.mean, points or places[0])
         names = self.spec.parameters
         values = validate_parameters(nu, parameters, names, len(fields), self.mean)
-        sampling = resampling(domain, *places)
         stepper = self.stepper(correct, ttc, temperature, sampling.num_grids, points)
         u = sampling.to_grids(fields)
         self._warn(u.detach(), values.detach(), sampling.num_grids)
