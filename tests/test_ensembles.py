@@ -247,6 +247,25 @@ def test_coverage_is_of_the_draws_central_interval_ends_included():
 # --- the distance from the mean ---
 
 
+def test_values_that_are_nan_have_no_rank_and_no_coverage():
+    samples, target = gaussians(4, 6)
+    samples[2, 1] = target[3] = math.nan
+    assert rank_histogram(samples, target).sum() == 4
+    assert coverage(samples, target).isnan()
+
+
+def test_ensemble_metrics_of_a_draw_that_is_nan_are_nan_where_it_is():
+    samples, target = rollouts()
+    samples[1, 0, 2] = math.nan
+    metrics = EnsembleMetrics(NUM_FRAMES, SPEC, NUM_MEMBERS)
+    metrics.update(samples, target)
+    scores = metrics.compute()
+    for name in ("crps", "energy_score", "ensemble_nrmse", "coverage_90", "rank_histogram"):
+        assert scores[name].isnan().any()
+        is_nan = scores[f"{name}_by_frame"].isnan().flatten(1)
+        assert (is_nan == torch.tensor([[False], [False], [True]])).all()
+
+
 def test_distance_to_mean_equals_its_written_out_definition():
     samples, _ = rollouts()
     found = distance_to_mean(samples, SPEC)

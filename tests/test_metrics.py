@@ -60,6 +60,8 @@ def test_pdebench_metrics_on_points_leave_out_what_pads():
     }
     assert pdebench_metrics(p, q, points=points) == pytest.approx(expected)
     assert pdebench_metrics(wide_p, wide_q, points=longer) == pytest.approx(expected)
+    wide_p[:, :, 40:] = math.nan
+    assert pdebench_metrics(wide_p, wide_q, points=longer) == pytest.approx(expected)
     one = pdebench_metrics(p[..., 0], q[..., 0], points=points)
     assert one == pdebench_metrics(p[..., :1], q[..., :1], points=points)
     with pytest.raises(UpsError, match=r"one shape at `points`, \(B, T, P\)"):

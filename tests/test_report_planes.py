@@ -106,6 +106,17 @@ def test_channel_errors_are_those_of_each_frame_and_channel(tested):
     assert row["nrmse_over_time"] == pytest.approx(expected.mean(1).tolist(), rel=1e-4)
 
 
+def test_errors_of_single_steps_are_means_over_channels_as_those_of_rollouts_are(tested):
+    truth = tested.truth
+    predict = tested.module.measurements[0].predict
+    nu = torch.full((len(truth) * (truth.shape[1] - 1), 1), 1e-3)
+    steps = predict(truth[:, :-1].flatten(0, 1), 1, nu).view_as(truth[:, 1:])
+    expected = error_of_channels(truth[:, 1:], steps)
+    row = tested.module.rows[0]
+    assert row["one_step_nrmse"] == pytest.approx(expected.mean(), rel=1e-4)
+    assert row["one_step_squared"] == pytest.approx((expected**2).mean(), rel=1e-4)
+
+
 def test_page_shows_a_few_frames_of_each_example_and_channel(tested, page):
     found = pictures(page.text, page.figures)
     channels = min(3, tested.spec.num_channels)

@@ -1,5 +1,6 @@
 """Relative errors, with a floor for fields that have decayed to almost zero."""
 
+import torch
 from torch import Tensor
 
 RELATIVE_ERROR_FLOOR = 0.01  # of the data's standard deviation
@@ -13,12 +14,12 @@ def mean_over(values: Tensor, axes: tuple[int, ...], mask: Tensor | None = None)
         values: the values.
         axes: the axes of space, see ``FieldSpec.space_axes``.
         mask: where there is a point, of a shape that broadcasts to (..., *space); default:
-            everywhere.
+            everywhere. What lies elsewhere does not count, NaN neither.
     """
     if mask is None:
         return values.mean(axes)
-    weight = mask[..., None].to(values.dtype)
-    return (values * weight).sum(axes) / weight.sum(axes)
+    is_point = mask[..., None]
+    return torch.where(is_point, values, 0).sum(axes) / is_point.to(values.dtype).sum(axes)
 
 
 def relative_l2_squared(
@@ -28,7 +29,18 @@ def relative_l2_squared(
     floor: Tensor | float = 0.0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """|pred - target|^2 / |target|^2 over space, mean over channels.
+    """The mean over channels of ``relative_squares``: (...)."""
+    return relative_squares(pred, target, axes, floor, mask).mean(-1)
+
+
+def relative_squares(
+    pred: Tensor,
+    target: Tensor,
+    axes: tuple[int, ...],
+    floor: Tensor | float = 0.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """|pred - target|^2 / |target|^2 over space, of each channel.
 
     Each channel is relative to its own size, so that a small one counts as much as a large one. The
     relative error of a field that has decayed to almost zero is noise, and without a floor it
@@ -43,8 +55,8 @@ def relative_l2_squared(
         mask: see ``mean_over``.
 
     Returns:
-        The squared relative errors (...).
+        The squared relative errors (..., C).
     """
     error = mean_over((pred - target).square(), axes, mask)
     size = mean_over(target.square(), axes, mask).clamp_min(floor**2 + TINY)
-    return (error / size).mean(-1)
+    return error / size

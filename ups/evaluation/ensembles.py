@@ -86,7 +86,7 @@ def energy_score(
 def rank_histogram(
     samples: Tensor, target: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """How often the truth has each rank among the draws.
+    """How often the truth has each rank among the draws. A NaN has no rank and is not counted.
 
     It is flat for calibrated draws, high at both ends if they are too close to each other, and high
     in the middle if they are too far apart (Hamill, Monthly Weather Review 2001).
@@ -105,7 +105,8 @@ def rank_histogram(
     """
     m = _num_members(samples, target)
     below, equal = _counts(samples, target)
-    return torch.bincount(_ranks(below, equal, generator).flatten(), minlength=m + 1)
+    ranks = _ranks(below, equal, generator)[~_has_nan(samples, target)]
+    return torch.bincount(ranks, minlength=m + 1)
 
 
 def coverage(samples: Tensor, target: Tensor, level: float = COVERAGE_LEVEL) -> Tensor:
@@ -122,13 +123,14 @@ def coverage(samples: Tensor, target: Tensor, level: float = COVERAGE_LEVEL) -> 
         level: the share that the interval should have, between 0 and 1.
 
     Returns:
-        The share (), 0 to 1.
+        The share (), 0 to 1, or NaN if a value is.
 
     Raises:
         UpsError: M < 2, other shapes, or the level is out of its range.
     """
     m = _num_members(samples, target)
-    return _is_covered(*_counts(samples, target), m, level).double().mean()
+    is_covered = _is_covered(*_counts(samples, target), m, level).double()
+    return is_covered.masked_fill(_has_nan(samples, target), math.nan).mean()
 
 
 def calibrated_coverage(num_members: int, level: float = COVERAGE_LEVEL) -> float:
@@ -264,12 +266,14 @@ class EnsembleMetrics(Metric):
     def _add_ranks(self, samples: Tensor, target: Tensor) -> None:
         axes = self.spec.space_axes
         below, equal = _counts(samples, target)
-        is_covered = _is_covered(below, equal, self.num_members, COVERAGE_LEVEL)
-        self.covered += is_covered.double().mean(axes).sum(0)
+        has_nan = _has_nan(samples, target)
+        is_covered = _is_covered(below, equal, self.num_members, COVERAGE_LEVEL).double()
+        self.covered += is_covered.masked_fill(has_nan, math.nan).mean(axes).sum(0)
         # its own generator: the draws of whoever measures stay what they are
         ranks = _ranks(below, equal, torch.Generator(target.device).manual_seed(0))
         for rank in range(self.num_members + 1):
-            self.ranks[..., rank] += (ranks == rank).double().mean(axes).sum(0)
+            has_rank = (ranks == rank).double().masked_fill(has_nan, math.nan)
+            self.ranks[..., rank] += has_rank.mean(axes).sum(0)
 
     def compute(self) -> dict[str, Tensor]:
         by_frame = {
@@ -353,6 +357,11 @@ def _relative_squares(
 def _counts(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """How many draws are below the truth (...), and how many equal it (...)."""
     return (samples < target).sum(0), (samples == target).sum(0)
+
+
+def _has_nan(samples: Tensor, target: Tensor) -> Tensor:
+    """Whether a draw or the truth (...) is NaN."""
+    return samples.isnan().any(0) | target.isnan()
 
 
 def _ranks(below: Tensor, equal: Tensor, generator: torch.Generator | None) -> Tensor:

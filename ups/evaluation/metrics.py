@@ -97,7 +97,7 @@ class RolloutMetrics(Metric):
         at = None if mask is None else mask[:, None]
         pred = pred.double()
         target = target.double()
-        error = pred - target if at is None else (pred - target) * at[..., None]
+        error = pred - target if at is None else torch.where(at[..., None], pred - target, 0)
         rmse = mean_over(error.square(), axes, at).sqrt()  # (B, T, C)
         floor = self.floor * torch.tensor(self.spec.std, dtype=rmse.dtype, device=rmse.device)
         mean_square = mean_over(target.square(), axes, at)

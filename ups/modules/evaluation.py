@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.fields import FieldSpec, Grid
-from ups.core.norms import relative_l2_squared
+from ups.core.norms import relative_squares
 from ups.core.points import Points
 from ups.core.stepper import Stepper, predict
 from ups.evaluation.baselines import Persistence, RandomStart, SolverStepper, coarse_solvers
@@ -90,11 +90,8 @@ class MeasurementModule(pl.LightningModule):
         """Keep what pictures need of the first prediction (B, T, *space, C)."""
         target = batch.u[:, 1:]
         mask = _mask(batch.points)
-        channels = zip(pred.split(1, -1), target.split(1, -1), strict=True)
-        errors = [
-            relative_l2_squared(*each, self.spec.space_axes, mask=mask).sqrt() for each in channels
-        ]
-        self.channel_errors.append(torch.stack(errors, -1))
+        errors = relative_squares(pred, target, self.spec.space_axes, mask=mask).sqrt()
+        self.channel_errors.append(errors)
         self.first.append((target, pred))
         if batch.points is not None:
             self.points.append(batch.points)
@@ -222,7 +219,7 @@ class Measurement:
         self.checks.update(batch.u[:, 0], pred, target, mask)
         steps = self._single_steps(batch).double()
         axes = self.spec.space_axes
-        errors = relative_l2_squared(steps, target.double(), axes, mask=_mask(batch.points))
+        errors = relative_squares(steps, target.double(), axes, mask=_mask(batch.points))
         self.one_step.append(errors.flatten())
         if self.sample is not None:
             self._add_ensembles(self.sample, batch)
