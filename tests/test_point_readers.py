@@ -3,6 +3,7 @@
 The files are written to the public descriptions of their layouts.
 """
 
+import re
 import shutil
 
 import numpy as np
@@ -171,6 +172,33 @@ def with_a_damaged_frame(folder):
     (folder / "case_1/00000000_mesh.th").write_bytes(b"no tensor")
 
 
+def renamed(pattern, name):
+    """Give the files of every folder other names, each of its number."""
+
+    def change(folder):
+        for file in sorted(folder.glob(f"*/{pattern}")):
+            number = int(re.search(r"\d+", file.name)[0])
+            file.rename(file.with_name(f"new_{name(number)}"))
+        for file in folder.glob("*/new_*"):
+            file.rename(file.with_name(file.name.removeprefix("new_")))
+
+    return change
+
+
+def moved(file, other):
+    return lambda folder: (folder / file).rename(folder / other)
+
+
+def without_frame(pattern):
+    """No folder has that frame."""
+
+    def change(folder):
+        for file in folder.glob(f"*/{pattern}"):
+            file.unlink()
+
+    return change
+
+
 def without_simulations(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -184,6 +212,21 @@ def without_simulations(folder):
         (with_other_points, {"dt": 1.0}, "x.th and y.th must agree"),
         (with_a_damaged_frame, {"dt": 1.0}, "00000000_mesh.th is not a tensor"),
         (without_simulations, {"dt": 1.0}, "must hold a folder for each simulation"),
+        (
+            without_frame("00000003_mesh.th"),
+            {"dt": 1.0},
+            "case_1: .* spaced, but from 00000002_mesh.th to 00000004_mesh.th is a step of 2",
+        ),
+        (
+            moved("case_2/00000005_mesh.th", "case_2/00000006_mesh.th"),
+            {"dt": 1.0},
+            "case_2: .* from 00000004_mesh.th to 00000006_mesh.th is a step of 2, not 1",
+        ),
+        (
+            moved("case_2/00000005_mesh.th", "case_2/4_mesh.th"),
+            {"dt": 1.0},
+            "case_2: .* from 00000004_mesh.th to 4_mesh.th is a step of 0, not 1",
+        ),
         (lambda folder: None, {"dt": 1.0, "field": "p"}, "`data.field` must be null"),
     ],
 )
@@ -221,6 +264,17 @@ def with_a_damaged_mesh(folder):
         (with_another_field, {"dt": 1.0}, "run2: a mesh has no data U, p"),
         (with_a_damaged_mesh, {"dt": 1.0}, "flow_5.vtu is not a mesh"),
         (without_simulations, {"dt": 1.0}, "must hold an XDMF file for each trajectory"),
+        (lambda folder: None, {"dt": 1.0, "field": ["p", "p"]}, "different names, got p, p"),
+        (
+            without_frame("flow_7.vtu"),
+            {"dt": 1.0},
+            r"run1: .* from flow_6\.vtu to flow_8\.vtu is a step of 2, not 1",
+        ),
+        (
+            moved("run10/flow_10.vtu", "run10/flow_20.vtu"),
+            {"dt": 1.0},
+            r"run10: .* from flow_9\.vtu to flow_20\.vtu is a step of 11, not 1",
+        ),
     ],
 )
 def test_faults_of_meshes_are_said(tmp_path, damage, settings, message):
@@ -228,6 +282,60 @@ def test_faults_of_meshes_are_said(tmp_path, damage, settings, message):
     damage(folder)
     with pytest.raises(UpsError, match=message):
         open_reader("meshes", POINT_READERS, folder, (1, 1), settings).read(range(4))
+
+
+NAMES = {
+    "every 10th": lambda k: f"{10 * k}",
+    "decimal times": lambda k: f"{0.25 * k:.2f}",
+    "a point before the number": lambda k: f"2.{k}",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_frames_are_in_the_order_of_their_numbers(tmp_path, name):
+    flows = write_transient_flows(tmp_path / "flows")
+    renamed("*_mesh.th", lambda k: f"{7 * k}_mesh.th")(flows)
+    meshes = write_vtk(tmp_path / "meshes")
+    renamed("*.vtu", lambda k: f"flow{name(k)}.vtu")(meshes)
+    for reader, folder in (("transient_flow", flows), ("meshes", meshes)):
+        file = open_reader(reader, POINT_READERS, folder, (1, 1), {"dt": 1.0})
+        assert np.array_equal(file.read([1])[0], fields(2)[1].astype(np.float32))
+
+
+def test_names_without_numbers_are_in_the_order_of_the_alphabet(tmp_path):
+    folder = write_vtk(tmp_path / "flows")
+    renamed("*.vtu", lambda k: f"run2_{'abcdefghijk'[k]}.vtu")(folder)
+    file = open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0})
+    assert np.array_equal(file.read([1])[0], fields(2)[1].astype(np.float32))
+
+
+def test_decimal_times_in_another_order_are_refused(tmp_path):
+    folder = write_vtk(tmp_path / "flows")
+    renamed("*.vtu", lambda k: f"flow{0.25 * k}.vtu")(folder)  # 1.5 comes before 1.25
+    with pytest.raises(UpsError, match=r"run1: .* but from flow1\.25\.vtu to flow1\.75\.vtu is"):
+        open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0})
+
+
+def test_frames_have_the_same_step_in_all_trajectories(tmp_path):
+    folder = write_vtk(tmp_path / "flows")
+    renamed("run10/*.vtu", lambda k: f"flow_{2 * k}.vtu")(folder.parent)
+    with pytest.raises(UpsError, match=r"same step in all .* in .*run10 it is 2, in .*run1 1\.$"):
+        open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0})
+
+
+def test_numbers_of_frames_are_compared_before_they_are_thinned(tmp_path):
+    folder = write_transient_flows(tmp_path / "flows")
+    (folder / "case_2/00000005_mesh.th").unlink()
+    with pytest.raises(UpsError, match=r"case_2 has 5, .*case_1 has 6"):
+        open_reader("transient_flow", POINT_READERS, folder, (2, 1), {"dt": 1.0})
+
+
+def test_series_have_the_same_time_between_frames(tmp_path):
+    folder = write_xdmf(tmp_path / "flows")
+    other = write_xdmf(tmp_path / "others", 2 * TIMES)
+    shutil.copy(other / "run2.xdmf", folder / "run2.xdmf")
+    with pytest.raises(UpsError, match=r"same in all trajectories: in .*run2.xdmf it is 1, in .*r"):
+        open_reader("meshes", POINT_READERS, folder, (1, 1), {})
 
 
 @pytest.mark.parametrize(

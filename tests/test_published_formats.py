@@ -250,6 +250,49 @@ def replaced(write, name, values):
     return damaged
 
 
+def changed(write, *edit):
+    """Files edited once they are written: each edit gets the open file."""
+
+    def damaged(folder):
+        write(folder)
+        for path in folder.iterdir():
+            with h5py.File(path, "r+") as file:
+                for each in edit:
+                    each(file)
+
+    return damaged
+
+
+def attribute(name, value, node="/"):
+    return lambda file: file[node].attrs.__setitem__(name, value)
+
+
+def node(name, values):
+    """A dataset in the place of what is there."""
+
+    def edit(file):
+        del file[name]
+        file[name] = values
+
+    return edit
+
+
+def stretched(name, factor):
+    return lambda file: file[name].__setitem__(..., factor * file[name][...])
+
+
+def incompressible(folder):
+    write_incompressible(folder / "ns_incom.h5")
+
+
+def arena_line(folder):
+    write_line(folder / "KS.h5", "train", 12)
+
+
+def configured(text):
+    return changed(incompressible, attribute("config", text))
+
+
 def flow(folder):
     write_flow(folder / "2D_periodic.hdf5", 2)
 
@@ -390,6 +433,135 @@ def test_faulty_files_are_refused_in_one_sentence(tmp_path, reader, write, words
     write(folder)
     with pytest.raises(UpsError, match=words) as refusal:
         READERS[reader](folder)
+    assert "\n" not in str(refusal.value)
+
+
+WALL_OF_Y = "boundary_conditions/y_wall"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (attribute("n_trajectories", "many"), "'n_trajectories' must be a number, got 'many'"),
+        (attribute("n_trajectories", [3, 4]), r"'n_trajectories' must be a number, got \[3, 4\]"),
+        (attribute("n_trajectories", 2.5), "'n_trajectories' must be a whole number > 0, got 2.5"),
+        (attribute("n_trajectories", 0), "'n_trajectories' must be a whole number > 0, got 0"),
+        (attribute("n_trajectories", h5py.Empty("i4")), "'n_trajectories' must be a number"),
+        (attribute("grid_type", ["a", "b"]), "grid_type must be cartesian, got a, b"),
+        (attribute("spatial_dims", ["x", "x"], "dimensions"), "different names, got x, x"),
+        (attribute("spatial_dims", list("xyzw"), "dimensions"), "one to three .*, got x, y, z, w"),
+        (node("boundary_conditions", [1.0]), "'boundary_conditions' must be a group, got <HDF5 da"),
+        (node(WALL_OF_Y, [1.0]), "'/boundary_conditions/y_wall' must have the attribute 'bc_type'"),
+        (lambda file: file.__delitem__(f"{WALL_OF_Y}/mask"), "there is no '.*y_wall/mask'"),
+        (node(f"{WALL_OF_Y}/mask", np.zeros(0, bool)), r"mask' must be truth values .*\(18,\)"),
+        (node(f"{WALL_OF_Y}/mask", np.ones((3, 3, 3))), r"\(18,\), .* got float64 \(3, 3, 3\)"),
+        (node(f"{WALL_OF_Y}/mask", ["a"] * Y), r"mask' must be truth values .* got object \(18,\)"),
+        (attribute("associated_dims", ["w"], WALL_OF_Y), "associated_dims of .* of x, y, got w"),
+        (attribute("associated_dims", ["x", "y"], WALL_OF_Y), r"the shape \(16, 18\), as its axes"),
+        (attribute("bc_type", ["wall", "open"], WALL_OF_Y), "bc_type .* got wall, open"),
+        (attribute("bc_type", np.bytes_(b"\xff"), WALL_OF_Y), "bc_type of a boundary must be"),
+        (attribute("sample_varying", [True, False], "t0_fields/density"), "must be 1 truth values"),
+        (attribute("time_varying", "yes", "t0_fields/density"), "must be 1 truth values, got"),
+        (attribute("dim_varying", [True], "t0_fields/density"), r"2 truth values, got \[True\]"),
+        (lambda file: file.__delitem__("scalars/beta"), "there is no 'scalars/beta'"),
+    ],
+)
+def test_damaged_metadata_of_the_well_are_refused_in_one_sentence(tmp_path, edit, words):
+    changed(well_with(), edit)(tmp_path)
+    with pytest.raises(UpsError, match=words) as refusal:
+        WellFiles(tmp_path)
+    assert str(tmp_path / "a.hdf5") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_scalar_of_the_well_must_be_a_dataset(tmp_path):
+    def edit(file):
+        del file["scalars/beta"]
+        file.create_group("scalars/beta").attrs["time_varying"] = False
+
+    changed(well_with(), edit)(tmp_path)
+    with pytest.raises(UpsError, match="'scalars/beta' must be a dataset, got <HDF5 group"):
+        WellFiles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (changed(flow, attribute("eta", "abc")), "the attribute 'eta' must be a number, got 'abc'"),
+        (changed(flow, attribute("M", h5py.Empty("f4"))), "the attribute 'M' must be a number"),
+        (changed(flow, attribute("zeta", [1, 2])), r"'zeta' must be a number, got \[1, 2\]"),
+        (configured("NU: ["), "'config' must be yaml, but can't be read"),
+        (configured("5"), r"'config' must be yaml, but can't be read \(it is none\)"),
+        (configured("NU: ${foo"), "'config' must be yaml, but can't be read"),
+        (configured("{domain_size: 1, NU: abc}"), "'NU' of .*'config' must be a number, got 'abc'"),
+        (configured("{domain_size: 1, NU: [1, 2]}"), r"'NU' of .* must be a number, got \[1, 2\]"),
+        (configured("domain_size: abc"), "'domain_size' of .* must be a number, got 'abc'"),
+        (configured("domain_size: ${foo}"), r"'domain_size' of .* must be a number, got '\${foo}'"),
+        (configured("domain_size: [1, 2, 3]"), r"for each of the 2 axes, got \[1, 2, 3\]"),
+        (configured("domain_size: -1"), "'domain_size' of .* must be a number > 0, .* got -1"),
+        (without(flow, "Vy"), "there is no dataset 'Vy', which its layout has"),
+        (without(flow, "pressure"), "there is no dataset 'pressure', which its layout has"),
+        (replaced(incompressible, "t", numbered(2, T)), r"'t' must be .* of the 4 traj.*\(2, 5\)"),
+        (replaced(incompressible, "t", numbered(5, T)), r"'t' must be .* of the 4 traj.*\(5, 5\)"),
+        (without(groups, "0003/data"), "there is no dataset '0003/data'"),
+        (without(groups, "0000/data"), "there is no dataset '0000/data'"),
+        (changed(groups, lambda file: file.create_group("more")), "no dataset 'more/data'"),
+        (without(groups, "0000/grid"), "there is no dataset '0000/grid/x'"),
+        (without(groups, "0004/grid"), "there is no dataset '0004/grid/x'"),
+        (without(groups, "0000/grid/y"), "there is no dataset '0000/grid/y'"),
+        (changed(groups, stretched("0007/grid/t", 2)), "'0007/grid/t' must be as '0000/grid/t'"),
+        (changed(groups, stretched("0011/grid/y", 1.01)), "'0011/grid/y' must be as '0000/grid/y'"),
+        (replaced(groups, "0002/grid/x", numbered(X + 1)), "'0002/grid/x' must be 16 finite"),
+    ],
+)
+def test_damaged_pdebench_files_are_refused_in_one_sentence(tmp_path, write, words):
+    write(tmp_path)
+    (path,) = tmp_path.iterdir()
+    with pytest.raises(UpsError, match=words) as refusal:
+        PDEBenchFiles(tmp_path)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_groups_may_differ_by_the_rounding_of_float32(tmp_path):
+    changed(groups, stretched("0007/grid/x", 1 + 2e-7), stretched("0007/grid/t", 1 - 2e-7))(
+        tmp_path
+    )
+    assert PDEBenchFiles(tmp_path).trajectories == 12
+
+
+@pytest.mark.parametrize("write", [flow, groups])
+def test_a_length_is_refused_where_the_file_says_its_positions(tmp_path, write):
+    write(tmp_path)
+    with pytest.raises(UpsError, match=r"`data\.length` must be null: .* says its positions"):
+        PDEBenchFiles(tmp_path, length=1.0)
+
+
+def test_a_velocity_across_the_plane_is_a_channel_too(tmp_path):
+    changed(flow, lambda file: file.update({"Vz": numbered(12, T, X, Y)}))(tmp_path)
+    assert PDEBenchFiles(tmp_path).channels == ("density", "pressure", "Vx", "Vy", "Vz")
+    assert PDEBenchFiles(tmp_path, field="Vx").channels == ("Vx",)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (without(arena, "train/vx"), "there is no dataset 'train/vx'"),
+        (without(arena, "train/vy"), "there is no dataset 'train/vy'"),
+        (without(arena, "train/u"), "there is no dataset 'train/u'"),
+        (replaced(arena, "train", numbered(3)), "'train' must be a group, got <HDF5 dataset"),
+        (replaced(arena, "train/t", numbered(2, T)), "'train/t' must be .* of the 12 trajectories"),
+        (replaced(arena, "train/y", numbered(2, Y)), "'train/y' must be .* of the 12 trajectories"),
+        (replaced(arena_line, "train/dx", np.ones(2)), r"'train/dx' must have the shape \(12,\)"),
+        (replaced(arena_line, "train/dt", np.ones(2)), r"'train/dt' must have the shape \(12,\)"),
+    ],
+)
+def test_damaged_pdearena_files_are_refused_in_one_sentence(tmp_path, write, words):
+    write(tmp_path)
+    (path,) = tmp_path.iterdir()
+    with pytest.raises(UpsError, match=words) as refusal:
+        PDEArenaFiles(tmp_path)
+    assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 

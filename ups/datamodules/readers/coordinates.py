@@ -53,20 +53,46 @@ def check_even(path: Path, name: str, values: np.ndarray, size: int, field: str)
     return values
 
 
-def common_steps(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+def common_steps(path: Path, name: str, values: np.ndarray, trajectories: int) -> np.ndarray:
     """The times or positions (X,) of all trajectories, which are given once or for each (N, X).
 
     Raises:
-        UpsError: their steps differ.
+        UpsError: they are not given for each of the trajectories, or their steps differ.
     """
-    if values.ndim != 2 or 0 in values.shape:
+    if values.ndim != 2:
         return values
+    if len(values) != trajectories:
+        raise UpsError(
+            f"{path}: '{name}' must be given once or for each of the {trajectories} trajectories, "
+            f"got {values.shape}."
+        )
     steps = np.diff(values.astype(np.float64), axis=1)
     if not (np.abs(steps - steps[:1]) <= UNEVEN * np.abs(steps[:1]).mean()).all():
         raise UpsError(
             f"{path}: '{name}' must have the same steps in all trajectories, but they differ."
         )
     return values[0]
+
+
+def check_same(path: Path, name: str, values: np.ndarray, first: str, others: np.ndarray) -> None:
+    """Check that evenly spaced positions or times are those of the first trajectory.
+
+    Args:
+        path: the file, for the message.
+        name: the name of the values there.
+        values: the values (X,).
+        first: the name of those of the first trajectory.
+        others: these (X,).
+
+    Raises:
+        UpsError: one differs by more than their rounding, for which ``UNEVEN`` of a step is room.
+    """
+    difference = np.abs(values - others).max()
+    if difference > UNEVEN * spacing(others):
+        raise UpsError(
+            f"{path}: '{name}' must be as '{first}', since all trajectories have the same "
+            f"positions and times, but differs by up to {difference:g}."
+        )
 
 
 def each_axis(path: Path, key: str, value: Any, num_dims: int) -> list[Any]:

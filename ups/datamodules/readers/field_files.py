@@ -174,9 +174,7 @@ class FieldFiles:
         self.channels = tuple(name for array in contents.arrays for name in array.channels)
         self.parameters = contents.parameters
         self.splits = contents.splits
-        if len(set(self.channels)) < len(self.channels):
-            names = ", ".join(self.channels)
-            raise UpsError(f"the channels of {path} must have different names, got {names}.")
+        check_different(path, "channels", self.channels)
 
     def read(
         self, trajectories: Sequence[int], start: int = 0, frames: int | None = None
@@ -258,3 +256,9 @@ def read_array(path: Path, name: str, read: Callable[[], np.ndarray]) -> np.ndar
     except Exception as error:  # of the file, a chunk or a codec: each library has its own
         text = " ".join(str(error).split())[:200]
         raise UpsError(f"{path}: '{name}' can't be read, it is damaged ({text})") from None
+
+
+def check_different(path: Path, what: str, names: Sequence[str]) -> None:
+    """Check that no two of the names are the same, of the channels for example."""
+    if len(set(names)) < len(names):
+        raise UpsError(f"the {what} of {path} must have different names, got {', '.join(names)}.")

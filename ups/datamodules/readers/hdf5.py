@@ -46,9 +46,27 @@ def hdf5_files(path: Path) -> list[Path]:
 def texts(values: object) -> list[str]:
     """The texts of an attribute, which HDF5 gives as bytes or as str."""
     return [
-        value.decode() if isinstance(value, bytes) else str(value)
+        value.decode(errors="replace") if isinstance(value, bytes) else str(value)
         for value in np.atleast_1d(np.asarray(values)).tolist()
     ]
+
+
+def number(path: Path, name: str, value: object) -> float:
+    """The number that an attribute is, or a setting in a text.
+
+    Args:
+        path: the file, for the message.
+        name: what it is, for the message: "the attribute 'eta'" for example.
+        value: its value.
+
+    Raises:
+        UpsError: it is none, or several.
+    """
+    try:
+        return float(np.asarray(value).item())
+    except (TypeError, ValueError, OverflowError):
+        found = np.asarray(value).tolist()
+        raise UpsError(f"{path}: {name} must be a number, got {found!r:.80}.") from None
 
 
 class Datasets:
@@ -65,17 +83,33 @@ class Datasets:
         self.file = file
         self.group = group
 
+    def node(self, name: str) -> Any:
+        """A dataset or a group; None if there is none."""
+        try:
+            return self.file.get(self.group + name)
+        except (OSError, RuntimeError, KeyError):  # a dangling link
+            return None
+
+    def members(self, name: str = "") -> list[str]:
+        """The names in a group.
+
+        Raises:
+            UpsError: it is no group.
+        """
+        node = self.node(name)
+        if not isinstance(node, h5py.Group):
+            where = (self.group + name).rstrip("/")
+            raise UpsError(f"{self.path}: '{where}' must be a group, got {node!r}.")
+        return list(node)
+
     def array(self, name: str, *ranks: int) -> Any:
         """A non-empty dataset of numbers with one of the ranks.
 
         Raises:
             UpsError: there is none.
         """
+        array = self.node(name)
         name = self.group + name
-        try:
-            array = self.file.get(name)
-        except (OSError, RuntimeError, KeyError):  # a dangling link
-            array = None
         if not hasattr(array, "shape"):
             raise UpsError(f"{self.path}: there is no dataset '{name}', which its layout has.")
         if array.ndim not in ranks or 0 in array.shape or array.dtype.kind not in "fiu":
@@ -103,13 +137,15 @@ class Datasets:
         array = self.array(name, *ranks)
         return read_array(self.path, self.group + name, lambda: np.asarray(array[...]))
 
-    def even(self, name: str, size: int, field: str) -> np.ndarray:
+    def even(self, name: str, size: int, field: str, trajectories: int) -> np.ndarray:
         """Read ``size`` positions or times, given once or for each trajectory.
 
         Args:
             name: the dataset.
             size: how many they must be.
             field: what has so many points or frames.
+            trajectories: number of trajectories.
         """
-        values = common_steps(self.path, self.group + name, self.values(name, 1, 2))
+        values = self.values(name, 1, 2)
+        values = common_steps(self.path, self.group + name, values, trajectories)
         return check_even(self.path, self.group + name, values, size, field)

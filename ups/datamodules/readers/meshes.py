@@ -6,6 +6,7 @@ Fields are the data at the mesh's points. Cells are not read. An axis along whic
 from another is left out, and with it that component of each vector.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,14 @@ import numpy as np
 from ups.core.errors import UpsError
 from ups.core.io import unreadable
 from ups.core.optional_packages import import_optional
-from ups.datamodules.readers.coordinates import check_even, spacing
-from ups.datamodules.readers.transient_flow import by_numbers, check_equal_lengths, subfolders
+from ups.datamodules.readers.coordinates import UNEVEN, check_even, spacing
+from ups.datamodules.readers.field_files import check_different
+from ups.datamodules.readers.transient_flow import (
+    by_numbers,
+    check_equal_lengths,
+    check_numbering,
+    subfolders,
+)
 
 AXES = "xyz"
 XDMF = (".xdmf", ".xmf")
@@ -27,12 +34,10 @@ class Frame(NamedTuple):
     """What a mesh holds at a time.
 
     Args:
-        time: the time; None if the file doesn't say it.
         points: the positions (P, 3) or (P, 2).
         data: the fields at the points by name, (P,) or (P, 3) each.
     """
 
-    time: float | None
     points: np.ndarray
     data: Mapping[str, np.ndarray]
 
@@ -41,6 +46,9 @@ class Series(Protocol):
     """The frames of a trajectory, read one at a time."""
 
     def __len__(self) -> int: ...
+
+    def times(self) -> np.ndarray | None:
+        """The times (T,); None if the files don't say them."""
 
     def frames(self, numbers: Sequence[int]) -> Iterator[Frame]: ...
 
@@ -76,7 +84,6 @@ class MeshFiles:
         self._every_frame = temporal_downsampling
         self._every_point = spatial_downsampling
         self._series = find_series(self.path)
-        check_equal_lengths(self._series)
         where, first = self._series[0]
         self.trajectories = len(self._series)
         self.frames = len(range(0, len(first), temporal_downsampling))
@@ -89,7 +96,8 @@ class MeshFiles:
             for field_name in self._names
             for name in component_names(field_name, frame.data[field_name], self._axes)
         )
-        self.dt = temporal_downsampling * (time_step(where, first) if dt is None else dt)
+        check_different(where, "channels", self.channels)
+        self.dt = temporal_downsampling * (time_step(self._series) if dt is None else dt)
 
     def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the positions (P, D) of a trajectory's points, and no features (P, 0)."""
@@ -163,41 +171,52 @@ def component_names(name: str, values: np.ndarray, axes: Sequence[int]) -> list[
     return [f"{name}_{letter}" for letter in letters]
 
 
-def time_step(where: Path, series: Series) -> float:
-    """The time between the frames of a series that says its times.
+def time_step(trajectories: Sequence[tuple[Path, Series]]) -> float:
+    """The time between the frames of series that say their times.
 
     Raises:
-        UpsError: it doesn't, or its frames are not evenly spaced.
+        UpsError: one doesn't, its frames are not evenly spaced, or it has another step.
     """
-    times = []
-    for frame in series.frames(range(len(series))):
-        if frame.time is None:
+    steps = []
+    for where, series in trajectories:
+        times = series.times()
+        if times is None:
             raise UpsError(f"`data.dt` must be given: {where} doesn't say the time between frames.")
-        times.append(frame.time)
-    return spacing(check_even(where, "time", np.array(times, float), len(series), "the series"))
+        steps.append(spacing(check_even(where, "time", times, len(series), "the series")))
+        if not math.isclose(steps[-1], steps[0], rel_tol=UNEVEN):
+            raise UpsError(
+                f"the time between frames must be the same in all trajectories: in {where} it is "
+                f"{steps[-1]:g}, in {trajectories[0][0]} {steps[0]:g}."
+            )
+    return steps[0]
 
 
 def find_series(path: Path) -> list[tuple[Path, Series]]:
     """The trajectories in a folder, with the file or folder of each.
 
     Raises:
-        UpsError: there is none.
+        UpsError: there is none, they have different numbers of frames, or a frame is missing.
     """
     folders = subfolders(path)
     files = sorted((f for f in path.iterdir() if f.suffix.lower() in XDMF), key=by_numbers)
     series: list[tuple[Path, Series]] = [(file, XdmfSeries(file)) for file in files]
-    if not series:
-        known = set(_meshio().extension_to_filetypes)
-        for folder in folders:
-            meshes = [f for f in folder.iterdir() if f.suffix.lower() in known]
-            if meshes:
-                series.append((folder, FileSeries(sorted(meshes, key=by_numbers))))
-    if not series:
+    if series:
+        check_equal_lengths(series)
+        return series
+    known = set(_meshio().extension_to_filetypes)
+    found = [
+        (folder, sorted(meshes, key=by_numbers))
+        for folder in folders
+        if (meshes := [f for f in folder.iterdir() if f.suffix.lower() in known])
+    ]
+    if not found:
         raise UpsError(
             f"{path} must hold an XDMF file for each trajectory, or a folder with a mesh for each "
             "frame."
         )
-    return series
+    check_equal_lengths(found)
+    check_numbering(found)
+    return [(folder, FileSeries(meshes)) for folder, meshes in found]
 
 
 class FileSeries:
@@ -209,11 +228,14 @@ class FileSeries:
     def __len__(self) -> int:
         return len(self.files)
 
+    def times(self) -> None:
+        return None
+
     def frames(self, numbers: Sequence[int]) -> Iterator[Frame]:
         for number in numbers:
             with _reading(self.files[number]):
                 mesh = _meshio().read(self.files[number])
-            yield Frame(None, mesh.points, mesh.point_data)
+            yield Frame(mesh.points, mesh.point_data)
 
 
 class XdmfSeries:
@@ -227,12 +249,16 @@ class XdmfSeries:
     def __len__(self) -> int:
         return self.number
 
+    def times(self) -> np.ndarray:
+        with self._open() as reader:
+            return np.array([float(step.find("Time").get("Value")) for step in reader.collection])
+
     def frames(self, numbers: Sequence[int]) -> Iterator[Frame]:
         with self._open() as reader:
             points, _ = reader.read_points_cells()
             for number in numbers:
-                time, data, _ = reader.read_data(number)
-                yield Frame(time, points, data)
+                _, data, _ = reader.read_data(number)
+                yield Frame(points, data)
 
     @contextmanager
     def _open(self) -> Iterator[Any]:

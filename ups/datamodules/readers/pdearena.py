@@ -70,50 +70,57 @@ class _Split(Datasets):
         Raises:
             UpsError: it has none of the layouts.
         """
-        stored = list(self.file[self.group])
+        stored = self.members()
         lines = [name for name in stored if name.startswith(LINE)]
-        names = [name for name in FLOW if name in stored] or lines[:1]
+        is_flow = any(name in stored for name in FLOW)
+        names = FLOW if is_flow else lines[:1]
         if not names:
             raise UpsError(
                 f"{self.path}: '{self.group}' must hold {', '.join(FLOW)} or {LINE}..., as "
                 f"PDEArena's files do; got {', '.join(stored) or 'nothing'}."
             )
-        is_line = names == lines[:1]
-        shape = self.array(names[0], 3 if is_line else 4).shape
+        shape = self.array(names[0], 4 if is_flow else 3).shape
         for name in names:
             self.check_shape(name, shape)
         letters = "nt" + SPACE[: len(shape) - 2]
         return Piece(
             f"{self.path}: {self.group}",
             [Part(self.path, self.group, shape[0])],
-            [FieldArray(name, letters, ("u" if is_line else name,)) for name in names],
+            [FieldArray(name, letters, (name if is_flow else "u",)) for name in names],
             shape[1],
-            self._step("dt") if is_line else spacing(self.even("t", shape[1], names[0])),
-            self._line(shape[2]) if is_line else self._box(shape[2:], names[0]),
+            self._time_step(shape) if is_flow else self._step("dt", shape[0]),
+            self._box(shape) if is_flow else self._line(shape),
             self._parameters(shape[0]),
         )
 
-    def _line(self, points: int) -> Grid:
-        return Grid((points,), (without_rounding(points * self._step("dx")),))
+    def _line(self, shape: tuple[int, ...]) -> Grid:
+        trajectories, _, points = shape
+        return Grid((points,), (without_rounding(points * self._step("dx", trajectories)),))
 
-    def _box(self, shape: tuple[int, ...], field: str) -> Grid:
+    def _time_step(self, shape: tuple[int, ...]) -> float:
+        return spacing(self.even("t", shape[1], FLOW[0], shape[0]))
+
+    def _box(self, shape: tuple[int, ...]) -> Grid:
         """A closed box; the file's positions are linspace(0, L, N), but fields lie in its cells."""
-        axes = [self.even(axis, n, field) for axis, n in zip(SPACE, shape, strict=False)]
+        trajectories, _, *space = shape
+        axes = [
+            self.even(axis, points, FLOW[0], trajectories)
+            for axis, points in zip(SPACE, space, strict=False)
+        ]
         extent = tuple(without_rounding(float(x[-1] - x[0])) for x in axes)
-        return Grid(shape, extent, (WALL,) * len(shape))
+        return Grid(tuple(space), extent, (WALL,) * len(space))
 
     def _parameters(self, number: int) -> dict[str, np.ndarray]:
-        names = [
-            name
-            for name, array in self.file[self.group].items()
-            if name not in STEPS
-            and getattr(array, "shape", None) == (number,)
-            and array.dtype.kind in "fiu"
-        ]
-        return {name: self.values(name, 1) for name in names}
+        nodes = {name: self.node(name) for name in self.members() if name not in STEPS}
+        return {
+            name: self.values(name, 1)
+            for name, node in nodes.items()
+            if getattr(node, "shape", None) == (number,) and node.dtype.kind in "fiu"
+        }
 
-    def _step(self, name: str) -> float:
+    def _step(self, name: str, trajectories: int) -> float:
         """A step that is the same for all trajectories."""
+        self.check_shape(name, (trajectories,))
         values = self.values(name, 1)
         if not (np.ptp(values) <= 1e-3 * values.mean()) or not values.min() > 0:
             raise UpsError(

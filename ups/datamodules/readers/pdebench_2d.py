@@ -8,6 +8,7 @@
   (N, X, Y, 2), `t` (N, T); attribute `config`.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +24,12 @@ from ups.datamodules.readers.axes import SPACE
 from ups.datamodules.readers.coordinates import (
     cells_around,
     check_even,
+    check_same,
     each_axis,
     spacing,
 )
 from ups.datamodules.readers.field_files import FieldArray, FieldFiles, OpenFiles, Part
-from ups.datamodules.readers.hdf5 import Datasets, hdf5_files, open_hdf5
+from ups.datamodules.readers.hdf5 import Datasets, hdf5_files, number, open_hdf5, texts
 from ups.datamodules.readers.parameters import parameter_in_name
 from ups.datamodules.readers.pieces import Piece, join
 
@@ -54,8 +56,8 @@ class PDEBenchFiles(FieldFiles):
         field: names of arrays, such as density; None for all.
         boundary: what lies beyond both sides of each axis, or of all; None for what the file's name
             says: periodic, trans, rdb, diff-react or ns_incom.
-        length: the length of each axis, or one for all, of incompressible flow; None for the domain
-            of the file's configuration.
+        length: the length of each axis, or one for all, of incompressible flow, whose files say no
+            positions; None for the domain of the file's configuration.
 
     Raises:
         UpsError: a file has a fault, or the files don't agree.
@@ -110,22 +112,29 @@ class _PDEBenchFile(Datasets):
             return self._flow()
         if "velocity" in self.file:
             return self._incompressible()
-        groups = sorted(name for name, node in self.file.items() if "data" in _members(node))
-        if groups:
+        # a link that leads nowhere may have been one, too
+        groups = sorted(name for name in self.file if not hasattr(self.node(name), "shape"))
+        if any(self.node(f"{group}/data") is not None for group in groups):
             return self._groups(groups)
         raise UpsError(
             f"{self.path} must hold density, pressure, Vx, ... or velocity, particles, ... or "
             f"groups with data, as PDEBench's files do; got {', '.join(self.file) or 'nothing'}."
         )
 
+    def _refuse_length(self) -> None:
+        if self.length is not None:
+            raise UpsError(f"`data.length` must be null: {self.path} says its positions.")
+
     def _flow(self) -> Piece:
-        names = [name for name in FLOW if name in self.file]
+        self._refuse_length()
         shape = self.array("density", 3, 4, 5).shape
         num_dims = len(shape) - 2
+        needed = FLOW[: 2 + num_dims]  # a velocity for each axis
+        names = [name for name in FLOW if name in needed or name in self.file]
         for name in names:
             self.check_shape(name, shape)
         axes = [
-            self.even(f"{axis}-coordinate", size, "density")
+            self.even(f"{axis}-coordinate", size, "density", shape[0])
             for axis, size in zip(SPACE, shape[2:], strict=False)
         ]
         t = self.values("t-coordinate", 1)
@@ -142,23 +151,35 @@ class _PDEBenchFile(Datasets):
         )
 
     def _groups(self, groups: Sequence[str]) -> Piece:
+        self._refuse_length()
         first = groups[0]
-        positions = [axis for axis in SPACE if axis in _members(self.file[first].get("grid"))]
-        num_dims = len(positions)
-        shape = self.array(f"{first}/data", num_dims + 2).shape
+        positions = [axis for axis in SPACE if self.node(f"{first}/grid/{axis}") is not None]
+        fewest = 2 + max(1, len(positions))
+        shape = self.array(f"{first}/data", *range(fewest, 6)).shape
+        num_dims = len(shape) - 2
         for group in groups:
             self.check_shape(f"{group}/data", shape)
         axes = [
-            self.even(f"{first}/grid/{axis}", size, f"{first}/data")
-            for axis, size in zip(positions, shape[1:], strict=False)
+            self._of_all(groups, axis, size)
+            for axis, size in zip(SPACE[:num_dims], shape[1:-1], strict=True)
         ]
         channels = tuple(f"u{c}" if c else "u" for c in range(shape[-1]))
         return self._piece(
             [Part(self.path, f"{group}/", 1) for group in groups],
             [FieldArray("data", "t" + SPACE[:num_dims] + "c", channels)],
-            self.even(f"{first}/grid/t", shape[0], f"{first}/data"),
+            self._of_all(groups, "t", shape[0]),
             cells_around(axes, self._sides(num_dims)),
         )
+
+    def _of_all(self, groups: Sequence[str], axis: str, size: int) -> np.ndarray:
+        """The positions or times, which all groups must have alike."""
+        first = f"{groups[0]}/grid/{axis}"
+        values = self.even(first, size, f"{groups[0]}/data", 1)
+        for group in groups[1:]:
+            name = f"{group}/grid/{axis}"
+            own = self.even(name, size, f"{group}/data", 1)
+            check_same(self.path, name, own, first, values)
+        return values
 
     def _incompressible(self) -> Piece:
         shape = self.array("velocity", 5, 6).shape
@@ -174,18 +195,32 @@ class _PDEBenchFile(Datasets):
             letters = ("n" if name == "force" else "nt") + SPACE[:num_dims] + "c"
             channels = [f"{name}_{axis}" for axis in SPACE[:num_dims]]
             arrays.append(FieldArray(name, letters, tuple(channels if components > 1 else [name])))
-        length = config.get("domain_size") if self.length is None else self.length
-        if length is None:
-            raise UpsError(f"{self.path} doesn't say its data.length: give data.length=...")
-        extent = each_axis(self.path, "length", length, num_dims)
-        nu = config.get("NU")
+        extent = self._extent(config, num_dims)
+        nu, name = config.get("NU"), "'NU' of the attribute 'config'"
         return self._piece(
             [Part(self.path, "", shape[0])],
             arrays,
-            self.even("t", shape[1], "velocity"),
+            self.even("t", shape[1], "velocity", shape[0]),
             Grid(shape[2:-1], tuple(extent), tuple(self._sides(num_dims))),
-            {} if nu is None else {"nu": np.full(shape[0], float(nu))},
+            {} if nu is None else {"nu": np.full(shape[0], number(self.path, name, nu))},
         )
+
+    def _extent(self, config: Mapping[str, Any], num_dims: int) -> list[float]:
+        """The length of each axis: what is given, or else what the configuration says."""
+        if self.length is not None:
+            return each_axis(self.path, "length", self.length, num_dims)
+        size = config.get("domain_size")
+        if size is None:
+            raise UpsError(f"{self.path} doesn't say its data.length: give data.length=...")
+        sizes = size if isinstance(size, list) else [size] * num_dims
+        name = "'domain_size' of the attribute 'config'"
+        extent = [number(self.path, name, each) for each in sizes]
+        if len(extent) != num_dims or not all(0 < each < math.inf for each in extent):
+            raise UpsError(
+                f"{self.path}: {name} must be a number > 0, or one for each of the {num_dims} "
+                f"axes, got {size!r}."
+            )
+        return extent
 
     def _piece(
         self,
@@ -216,17 +251,18 @@ class _PDEBenchFile(Datasets):
     def _flow_parameter(self, name: str) -> float | None:
         """A parameter of compressible flow: the file's attribute, or else a word of its name."""
         for key, value in self.file.attrs.items():
-            if key.lower() == name.lower() and np.size(value) == 1:
-                return float(np.asarray(value, np.float64).item())
+            if key.lower() == name.lower():
+                return number(self.path, f"the attribute '{key}'", value)
         return parameter_in_name(self.path.name, name)
 
     def _config(self) -> Mapping[str, Any]:
         """The configuration of the generator, which is an attribute."""
-        text = self.file.attrs.get("config", "")
-        config = OmegaConf.create(text.decode() if isinstance(text, bytes) else str(text))
+        text = "\n".join(texts(self.file.attrs.get("config", "")))
+        try:
+            config = OmegaConf.create(text)
+        except Exception as error:  # of yaml, of OmegaConf, or an assertion
+            reason = " ".join(str(error).split())[:200] or "it is none"
+            raise UpsError(
+                f"{self.path}: the attribute 'config' must be yaml, but can't be read ({reason})."
+            ) from None
         return to_plain(config, resolve=False) if isinstance(config, DictConfig) else {}
-
-
-def _members(node: Any) -> list[str]:
-    """The names in a group; none if it is no group."""
-    return [] if node is None or hasattr(node, "shape") else list(node)

@@ -22,7 +22,7 @@ import numpy as np
 from ups.core.errors import UpsError
 from ups.core.points import SIGNED_DISTANCE
 from ups.datamodules.readers.coordinates import spacing
-from ups.datamodules.readers.field_files import OpenFiles, read_array
+from ups.datamodules.readers.field_files import OpenFiles, check_different, read_array
 from ups.datamodules.readers.hdf5 import Datasets, open_hdf5, texts
 
 
@@ -78,15 +78,16 @@ class PointCloudFile:
         self._every_point = spatial_downsampling
         stored = Datasets(self.path, self._files[self.path])
         self._offsets = stored.values("offsets", 1).astype(np.int64)
-        times = stored.even("t-coordinate", len(stored.array("fields", 3)), "fields")
+        self.trajectories = len(self._offsets) - 1
+        frames = len(stored.array("fields", 3))
+        times = stored.even("t-coordinate", frames, "fields", self.trajectories)
         self.channels = self._names("channels")
         self.node_types = self._names("node_types")
         self.features = (SIGNED_DISTANCE, *self.node_types)
         self._check(stored, len(times))
-        self.trajectories = len(self._offsets) - 1
         self.frames = len(times[::temporal_downsampling])
         self.dt = spacing(times) * temporal_downsampling
-        group = stored.file.get("parameters", {})
+        group = stored.members("parameters") if "parameters" in stored.file else ()
         for name in group:
             stored.check_shape(f"parameters/{name}", (self.trajectories,))
         self.parameters: Mapping[str, np.ndarray] = {
@@ -135,7 +136,9 @@ class PointCloudFile:
         return read_array(self.path, name, lambda: np.asarray(self._files[self.path][name][index]))
 
     def _names(self, attribute: str) -> tuple[str, ...]:
-        return tuple(texts(self._attribute(attribute)))
+        names = tuple(texts(self._attribute(attribute)))
+        check_different(self.path, attribute, names)
+        return names
 
     def _check(self, stored: Datasets, frames: int) -> None:
         """Check that the arrays fit each other."""

@@ -16,8 +16,8 @@ from ups.core.errors import UpsError
 from ups.core.fields import Boundary
 from ups.datamodules.readers.axes import SPACE
 from ups.datamodules.readers.coordinates import cells_around, spacing
-from ups.datamodules.readers.field_files import FieldArray, FieldFiles, OpenFiles, Part
-from ups.datamodules.readers.hdf5 import Datasets, hdf5_files, open_hdf5, texts
+from ups.datamodules.readers.field_files import FieldArray, FieldFiles, OpenFiles, Part, read_array
+from ups.datamodules.readers.hdf5 import Datasets, hdf5_files, number, open_hdf5, texts
 from ups.datamodules.readers.pieces import SPLITS, Piece, join
 
 GROUPS = ("t0_fields", "t1_fields", "t2_fields")
@@ -62,11 +62,16 @@ class _WellFile(Datasets):
     def __init__(self, path: Path, file: Any) -> None:
         super().__init__(path, file)
         self.dims = texts(self._attribute(self._node("dimensions"), "spatial_dims"))
-        self.trajectories = int(self._attribute(file, "n_trajectories"))
+        if not 1 <= len(set(self.dims)) == len(self.dims) <= len(SPACE):
+            raise UpsError(
+                f"{path}: the attribute 'spatial_dims' of '/dimensions' must be one to three "
+                f"different names, got {', '.join(self.dims) or 'none'}."
+            )
+        self.trajectories = self._count("n_trajectories")
 
     def describe(self) -> Piece:
         """Read all but the fields."""
-        kind = texts(self.file.attrs.get("grid_type", "cartesian"))[0]
+        kind = ", ".join(texts(self.file.attrs.get("grid_type", "cartesian")))
         if kind != "cartesian":
             raise UpsError(f"{self.path}: its grid_type must be cartesian, got {kind}.")
         t = self._coordinate("time")
@@ -79,7 +84,7 @@ class _WellFile(Datasets):
             self._arrays(sizes),
             len(t),
             spacing(t),
-            cells_around(axes, self._boundary()),
+            cells_around(axes, self._boundary(dict(zip(self.dims, map(len, axes), strict=True)))),
             *self._numbers(),
         )
 
@@ -102,32 +107,44 @@ class _WellFile(Datasets):
 
     def _axes(self, array: h5py.Dataset) -> str:
         """The letters of the axes along which a field varies."""
-        axes = "n" if self._attribute(array, "sample_varying") else ""
-        axes += "t" if self._attribute(array, "time_varying") else ""
-        varying = np.atleast_1d(self._attribute(array, "dim_varying"))
-        return axes + "".join(
-            axis for axis, is_varying in zip(SPACE, varying, strict=False) if is_varying
-        )
+        flags = [
+            *self._flags(array, "sample_varying", 1),
+            *self._flags(array, "time_varying", 1),
+            *self._flags(array, "dim_varying", len(self.dims)),
+        ]
+        letters = "nt" + SPACE[: len(self.dims)]
+        return "".join(axis for axis, varies in zip(letters, flags, strict=True) if varies)
 
     def _coordinate(self, name: str) -> np.ndarray:
         """The times, or the positions along an axis, the same for all trajectories."""
         size = self.array(f"dimensions/{name}", 1, 2).shape[-1]
         if size < 2:
             raise UpsError(f"{self.path}: 'dimensions/{name}' must be at least 2 numbers, got 1.")
-        return self.even(f"dimensions/{name}", size, name)
+        return self.even(f"dimensions/{name}", size, name, self.trajectories)
 
-    def _boundary(self) -> list[tuple[Boundary, Boundary]]:
-        """Lower and upper side of each axis; open where the file doesn't say another type."""
+    def _boundary(self, sizes: Mapping[str, int]) -> list[tuple[Boundary, Boundary]]:
+        """Lower and upper side of each axis; open where the file doesn't say another type.
+
+        Args:
+            sizes: number of points of each axis.
+        """
         sides = {name: [Boundary.OPEN, Boundary.OPEN] for name in self.dims}
-        for condition in self._node("boundary_conditions").values():
-            kind = texts(self._attribute(condition, "bc_type"))[0].lower()
+        self._node("boundary_conditions")
+        for condition in self.members("boundary_conditions"):
+            where = f"boundary_conditions/{condition}"
+            kind = ", ".join(texts(self._attribute(self._node(where), "bc_type"))).lower()
             if kind not in list(Boundary):
                 raise UpsError(
                     f"{self.path}: the bc_type of a boundary must be {', '.join(Boundary)}, "
                     f"got {kind}."
                 )
-            names = texts(self._attribute(condition, "associated_dims"))
-            mask = np.asarray(condition["mask"][...], bool)
+            names = texts(self._attribute(self._node(where), "associated_dims"))
+            if not names or not set(names) <= set(sizes):
+                raise UpsError(
+                    f"{self.path}: the associated_dims of '{where}' must be of "
+                    f"{', '.join(self.dims)}, got {', '.join(names) or 'none'}."
+                )
+            mask = self._mask(f"{where}/mask", [sizes[name] for name in names])
             for axis, name in enumerate(names):
                 for side, place in enumerate((0, -1)):
                     edge = mask.take(place, axis)
@@ -136,16 +153,25 @@ class _WellFile(Datasets):
                         sides[name][side] = Boundary(kind)
         return [(lower, upper) for lower, upper in sides.values()]
 
+    def _mask(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """Where on its axes a boundary condition holds."""
+        mask = self._dataset(name)
+        if mask.shape != tuple(shape) or mask.dtype.kind not in "biuf":
+            raise UpsError(
+                f"{self.path}: '{name}' must be truth values of the shape {tuple(shape)}, as its "
+                f"axes have points, got {mask.dtype} {mask.shape}."
+            )
+        return mask.astype(bool)
+
     def _numbers(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """The numbers (N,) that are constant in time, and why others are not among them."""
         stored: dict[str, Any] = {}
         left_out = {}
         for name in self._names("scalars") if "scalars" in self.file else ():
-            scalar = self._node(f"scalars/{name}")
-            if self._attribute(scalar, "time_varying"):
+            if all(self._flags(self._node(f"scalars/{name}"), "time_varying", 1)):
                 left_out[name] = "it varies in time"
             else:
-                stored[name] = scalar[()]
+                stored[name] = self._dataset(f"scalars/{name}")
         for name in texts(self.file.attrs.get("simulation_parameters", [])):
             if name in self.file.attrs:
                 stored.setdefault(name, self.file.attrs[name])
@@ -161,11 +187,16 @@ class _WellFile(Datasets):
     def _names(self, group: str) -> list[str]:
         return texts(self._attribute(self._node(group), "field_names"))
 
+    def _dataset(self, name: str) -> np.ndarray:
+        """Read a dataset of any kind and shape."""
+        node = self._node(name)
+        if not hasattr(node, "shape"):
+            raise UpsError(f"{self.path}: '{name}' must be a dataset, got {node!r}.")
+        return read_array(self.path, name, lambda: np.asarray(node[()]))
+
     def _node(self, name: str) -> Any:
-        try:
-            node = self.file.get(name)
-        except (OSError, RuntimeError, KeyError):  # a dangling link
-            node = None
+        """A node that must be there."""
+        node = self.node(name)
         if node is None:
             raise UpsError(
                 f"{self.path}: there is no '{name}'; The Well's layout has dimensions, "
@@ -177,6 +208,25 @@ class _WellFile(Datasets):
         if name not in node.attrs:
             raise UpsError(f"{self.path}: '{node.name}' must have the attribute '{name}'.")
         return node.attrs[name]
+
+    def _count(self, name: str) -> int:
+        """An attribute of the file, a whole number."""
+        count = number(self.path, f"the attribute '{name}'", self._attribute(self.file, name))
+        if not count.is_integer() or count < 1:
+            raise UpsError(
+                f"{self.path}: the attribute '{name}' must be a whole number > 0, got {count:g}."
+            )
+        return int(count)
+
+    def _flags(self, node: Any, name: str, count: int) -> list[bool]:
+        """An attribute that is so many truth values."""
+        values = np.atleast_1d(self._attribute(node, name))
+        if values.shape != (count,) or values.dtype.kind not in "biu":
+            raise UpsError(
+                f"{self.path}: the attribute '{name}' of '{node.name}' must be {count} truth "
+                f"values, got {values.tolist()!r:.80}."
+            )
+        return [bool(value) for value in values]
 
 
 def _groups(path: Path) -> dict[str, list[Path]]:

@@ -8,7 +8,10 @@ Source: https://github.com/ml-jku/UPT, of Alkin et al. 2024, https://arxiv.org/a
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +34,8 @@ class TransientFlowFolders:
         dt: the time between the frames of the files.
 
     Raises:
-        UpsError: ``dt`` is not given, there is no simulation, or they have different numbers of
-            frames.
+        UpsError: ``dt`` is not given, there is no simulation, they have different numbers of
+            frames, or a frame is missing.
     """
 
     channels: tuple[str, ...] = ("u", "v", "p")
@@ -50,17 +53,19 @@ class TransientFlowFolders:
         if dt is None:
             raise UpsError(f"`data.dt` must be given: {path} doesn't say the time between frames.")
         self._every_point = spatial_downsampling
-        self._frames = [
-            (folder, frames[::temporal_downsampling])
+        found = [
+            (folder, sorted(frames, key=by_numbers))
             for folder in subfolders(self.path)
-            if (frames := sorted(f for f in folder.iterdir() if FRAME.fullmatch(f.name)))
+            if (frames := [f for f in folder.iterdir() if FRAME.fullmatch(f.name)])
         ]
-        if not self._frames:
+        if not found:
             raise UpsError(
                 f"{path} must hold a folder for each simulation, with x.th, y.th and "
                 "00000000_mesh.th ..., as UPT's transient flows do."
             )
-        check_equal_lengths(self._frames)
+        check_equal_lengths(found)
+        check_numbering(found)
+        self._frames = [(folder, frames[::temporal_downsampling]) for folder, frames in found]
         self.trajectories = len(self._frames)
         self.frames = len(self._frames[0][1])
         self.dt = dt * temporal_downsampling
@@ -118,7 +123,7 @@ def subfolders(path: Path) -> list[Path]:
 def by_numbers(path: Path) -> list[tuple[bool, int, str]]:
     """Sorts case_2 before case_10."""
     parts = re.split(r"(\d+)", path.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def check_equal_lengths(trajectories: Sequence[tuple[Path, Sized]]) -> None:
@@ -130,6 +135,59 @@ def check_equal_lengths(trajectories: Sequence[tuple[Path, Sized]]) -> None:
                 f"trajectories must have equally many frames: {path} has {len(others)}, {first} "
                 f"has {len(frames)}."
             )
+
+
+def check_numbering(trajectories: Sequence[tuple[Path, Sequence[Path]]]) -> None:
+    """Check that no frame is missing: the numbers in the names of a trajectory's files are evenly
+    spaced, as 0, 10, 20 ..., and have the same step in all trajectories.
+
+    What has no numbers can't be checked.
+
+    Args:
+        trajectories: the folder of each trajectory, with its files in order.
+    """
+    steps = {folder: number_step(folder, files) for folder, files in trajectories}
+    known = {folder: step for folder, step in steps.items() if step is not None}
+    for folder, step in known.items():
+        first = next(iter(known))
+        if step != known[first]:
+            raise UpsError(
+                f"the numbers of the frames must have the same step in all trajectories: in "
+                f"{folder} it is {step}, in {first} {known[first]}."
+            )
+
+
+def number_step(folder: Path, files: Sequence[Path]) -> Decimal | None:
+    """The step of the numbers in the names of a trajectory's files; None if they have none.
+
+    Raises:
+        UpsError: a step differs from the others.
+    """
+    numbers = frame_numbers(files)
+    steps = {
+        (before, after): numbers[after] - numbers[before] for before, after in pairwise(numbers)
+    }
+    if not any(steps.values()):
+        return None
+    usual = Counter(steps.values()).most_common(1)[0][0]
+    for (before, after), step in steps.items():
+        if step != usual:
+            raise UpsError(
+                f"{folder}: the numbers of the frames must be evenly spaced, but from "
+                f"{before.name} to {after.name} is a step of {step}, not {usual}."
+            )
+    return usual
+
+
+def frame_numbers(files: Sequence[Path]) -> dict[Path, Decimal]:
+    """The last number in the name of each file that has one."""
+    found = [re.search(r"(\d+)\.\d+\D*$", file.stem) for file in files]
+    # flow_0.9 and flow_1.0 are at decimal times, flow2.9 and flow2.10 are frames of flow2
+    is_decimal = all(found) and len({number[1] for number in found if number}) > 1
+    pattern = r"\d+\.\d+" if is_decimal else r"\d+"
+    return {
+        file: Decimal(numbers[-1]) for file in files if (numbers := re.findall(pattern, file.stem))
+    }
 
 
 def load(path: Path, dims: int) -> np.ndarray:
