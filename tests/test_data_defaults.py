@@ -73,6 +73,7 @@ def test_data_of_an_experiment_are_made_as_they_are_composed(name):
         ((64, 64), 64, 64),
         ((5, 7), 64, 35),
         ((30, 7), 64, 70),  # 10 x 7
+        ((8, 8, 16), 32, 64),  # 2 x 4 x 4 would leave an axis with two
     ],
 )
 def test_nearest_number_of_tokens_is_nearest_as_a_ratio(space, target, number):

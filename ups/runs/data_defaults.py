@@ -12,7 +12,7 @@ from ups.core.schema import DividesPoints, arguments
 from ups.core.settings import override_keys
 from ups.datamodules import PointCloudDataModule, TrajectoryDataModule
 from ups.models import get_architecture
-from ups.models.token_grid import possible_numbers
+from ups.models.token_grid import possible_numbers, token_shape
 
 log = logging.getLogger("ups")
 # sizes of generated data, which a file has itself
@@ -82,7 +82,7 @@ def follow_data(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """Fill in what the settings leave to the data.
 
     Splits without a size become shares of the trajectories. A number of tokens that the command
-    does not name, and that does not divide the number of points, becomes the divisor nearest to it.
+    does not name, and that does not fit the points, becomes the nearest one that does.
 
     Args:
         cfg: the configuration.
@@ -111,7 +111,8 @@ def follow_data(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
         filled.model[key] = nearest_number(space, value)
         if filled.model[key] != value:
             log.warning(
-                "model.%s=%d instead of %d, which does not divide the %s points.",
+                "model.%s=%d instead of %d, which does not divide the %s points into patches, at "
+                "least three along each axis.",
                 key,
                 filled.model[key],
                 value,
@@ -121,5 +122,14 @@ def follow_data(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
 
 
 def nearest_number(space: Sequence[int], target: int) -> int:
-    """The number of tokens that divides ``space`` and whose ratio to ``target`` is closest to 1."""
-    return min(possible_numbers(space), key=lambda n: max(n / target, target / n))
+    """The number of tokens that divides ``space`` and whose ratio to ``target`` is closest to 1,
+    of those with at least three tokens along each axis, which windows of three need.
+    """
+    numbers = possible_numbers(space)
+    wide = [
+        n
+        for n in numbers
+        if (shape := token_shape(space, n))
+        and all(k >= min(3, points) for k, points in zip(shape, space, strict=True))
+    ]
+    return min(wide or numbers, key=lambda n: max(n / target, target / n))
