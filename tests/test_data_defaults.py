@@ -73,11 +73,24 @@ def test_data_of_an_experiment_are_made_as_they_are_composed(name):
         ((64, 64), 64, 64),
         ((5, 7), 64, 35),
         ((30, 7), 64, 70),  # 10 x 7
-        ((8, 8, 16), 32, 64),  # 2 x 4 x 4 would leave an axis with two
+        ((8, 8, 16), 32, 32),
     ],
 )
 def test_nearest_number_of_tokens_is_nearest_as_a_ratio(space, target, number):
     assert nearest_number(space, target) == number
+
+
+@pytest.mark.parametrize(
+    ("space", "target", "fewest", "number"),
+    [
+        ((8, 8, 16), 32, 3, 64),  # 2 x 4 x 4 would leave an axis with two
+        ((128, 128, 8), 64, 1, 64),
+        ((64, 64), 4, 3, 16),
+        ((2, 64), 4, 3, 64),  # 2 x 32: two points have two
+    ],
+)
+def test_nearest_number_of_tokens_leaves_room_for_windows(space, target, fewest, number):
+    assert nearest_number(space, target, fewest) == number
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,14 @@ def test_fields_that_are_their_own_mirror_images_keep_their_points(
     assert (file.grid.shape, file.grid.extent) == ((points,), (pytest.approx(extent),))
 
 
+def test_equal_ends_that_nothing_explains_are_said_once(tmp_path, caplog):
+    sizes = np.random.default_rng(0).uniform(1, 2, (N, T, 1))
+    np.save(tmp_path / "x.npy", sizes * np.exp(-((NODES - 0.5) ** 2) / 1e-3))
+    for _ in range(2):
+        assert ArrayFile(tmp_path / "x.npy", dt=1.0, length=1.0).grid.shape == (32,)
+    assert caplog.text.count("equal at both ends along x, and all points are kept") == 1
+
+
 @pytest.mark.parametrize("kind", ["f2", "f4", ">f8", "i2", "u1"])
 def test_real_numbers_of_every_kind_are_read(tmp_path, kind):
     u = np.round(100 + 50 * waves()).astype(kind)
@@ -328,7 +336,7 @@ def test_fit_trains_tests_and_returns_a_simulator(tmp_path):
     assert "Burgers" not in card
     with pytest.raises(UpsError, match="`parameters` must be arrays \\(20,\\)"):
         ups.fit(u, **arguments, parameters={"a": [1.0, 2.0]})
-    with pytest.raises(UpsError, match="`overrides` must be settings of a run: Could not over"):
+    with pytest.raises(UpsError, match=r"settings of a run: `optimiser` is not a key .*\.$"):
         ups.fit(u, **arguments, overrides=["optimiser=adam"])
     with pytest.raises(UpsError, match="`array` must be trajectories of one shape"):
         ups.fit([[1.0, 2.0], [3.0]], **arguments)

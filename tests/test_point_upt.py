@@ -230,6 +230,18 @@ def test_mean_over_points_leaves_out_what_is_none():
     mask = torch.tensor([[True, True, False], [True, True, True]])
     assert mean_over(values, (-2,), mask)[:, 0].tolist() == [2.0, 4.0]
     assert mean_over(values, (-2,))[1, 0] == 4.0
+    values[0, 2] = math.nan
+    assert mean_over(values, (-2,), mask)[:, 0].tolist() == [2.0, 4.0]
+
+
+def test_gradients_of_errors_are_finite_where_padding_is_nan():
+    pred = torch.randn(2, 3, 1, requires_grad=True)
+    target = torch.randn(2, 3, 1)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    target[0, 2] = math.nan
+    relative_l2_squared(pred, target, (-2,), mask=mask).sum().backward()
+    assert pred.grad.isfinite().all()
+    assert pred.grad[0, 2] == 0
 
 
 @pytest.mark.parametrize("mode", ["latent", "physical"])

@@ -439,6 +439,16 @@ def test_faulty_files_are_refused_in_one_sentence(tmp_path, reader, write, words
 WALL_OF_Y = "boundary_conditions/y_wall"
 
 
+def test_a_side_of_the_well_is_a_wall_if_it_is_one_in_all_trajectories(tmp_path):
+    mask = np.zeros((12, Y), bool)
+    mask[:, 0] = True
+    mask[0, -1] = True
+    varies = attribute("sample_varying", True, WALL_OF_Y)
+    edits = node(f"{WALL_OF_Y}/mask", mask), varies
+    changed(well_with(), *edits)(tmp_path)
+    assert WellFiles(tmp_path).grid.boundary[1] == (Boundary.WALL, Boundary.OPEN)
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -455,6 +465,7 @@ WALL_OF_Y = "boundary_conditions/y_wall"
         (lambda file: file.__delitem__(f"{WALL_OF_Y}/mask"), "there is no '.*y_wall/mask'"),
         (node(f"{WALL_OF_Y}/mask", np.zeros(0, bool)), r"mask' must be truth values .*\(18,\)"),
         (node(f"{WALL_OF_Y}/mask", np.ones((3, 3, 3))), r"\(18,\), .* got float64 \(3, 3, 3\)"),
+        (node(f"{WALL_OF_Y}/mask", np.ones((12, Y))), r"\(18,\), .* got float64 \(12, 18\)"),
         (node(f"{WALL_OF_Y}/mask", ["a"] * Y), r"mask' must be truth values .* got object \(18,\)"),
         (attribute("associated_dims", ["w"], WALL_OF_Y), "associated_dims of .* of x, y, got w"),
         (attribute("associated_dims", ["x", "y"], WALL_OF_Y), r"the shape \(16, 18\), as its axes"),

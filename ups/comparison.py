@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,7 +24,7 @@ from ups.modules.evaluation import (
     measure_baselines,
     measure_simulator,
 )
-from ups.run import CONF, unknown_key_or_choice
+from ups.run import compose_config
 from ups.runs.config import validate_config
 from ups.runs.data_defaults import with_default_model, without_generated_sizes
 from ups.runs.reports import ReportWriter
@@ -167,16 +165,8 @@ def _data_module(data: Data) -> DataModule:
 
 
 def _compose_data(overrides: Sequence[str]) -> object:
-    try:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            cfg = compose("config", list(overrides))
-    except HydraException as error:
-        reason = unknown_key_or_choice(str(error))
-        if reason is None:
-            reason = " ".join(str(error).partition("Config search path")[0].split()) + "."
-        raise UpsError(
-            f"`data` must be the folder of a run, a name of conf/data or settings: {reason}"
-        ) from None
+    rule = "`data` must be the folder of a run, a name of conf/data or settings"
+    cfg = compose_config(overrides, rule)
     cfg = with_default_model(without_generated_sizes(cfg, overrides), overrides)
     validate_config(cfg)
     return instantiate(cfg.data, _convert_="all")

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from numpy.typing import ArrayLike
 
 from ups import pipeline
@@ -16,7 +14,7 @@ from ups.core.settings import quoted
 from ups.datamodules.generate import short_hash
 from ups.datamodules.readers.arrays import RESERVED
 from ups.datamodules.readers.pdebench import digest
-from ups.run import CONF
+from ups.run import compose_config
 from ups.runs.session import restored_session
 from ups.simulation.checkpoint import load
 from ups.simulation.simulator import Simulator
@@ -81,12 +79,7 @@ def fit(
         f"output_dir={quoted(output_dir)}",
         f"init_from={'null' if init_from is None else quoted(init_from)}",
     ]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        try:
-            cfg = compose("config", [*own, *overrides])
-        except HydraException as error:
-            reason = str(error).splitlines()[0]
-            raise UpsError(f"`overrides` must be settings of a run: {reason}.") from None
+    cfg = compose_config([*own, *overrides], "`overrides` must be settings of a run")
     with restored_session():
         pipeline.run(cfg, overrides)
         return load(Path(output_dir) / name)

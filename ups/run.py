@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.core import resolvers
-from ups.core.errors import Interrupted, RunIncomplete, to_user_error
+from ups.core.errors import Interrupted, RunIncomplete, UpsError, to_user_error
 from ups.core.renamed_keys import rename_arguments, rename_config
 
 CONF = next(
@@ -135,6 +136,26 @@ def choices_with(key: str) -> list[str]:
     return sorted(
         choice for choice, own in contents.items() if name in {**own, **own.get(group, {})}
     )
+
+
+def compose_config(overrides: Sequence[str], rule: str) -> DictConfig:
+    """The configuration of settings that Python gives.
+
+    Args:
+        overrides: the settings, as on the command line.
+        rule: what they must be, for the message.
+
+    Raises:
+        UpsError: there is no such setting.
+    """
+    try:
+        with hydra.initialize_config_dir(CONF, version_base="1.3"):
+            return hydra.compose("config", list(overrides))
+    except HydraException as error:
+        reason = unknown_key_or_choice(str(error))
+        if reason is None:
+            reason = " ".join(str(error).partition("Config search path")[0].split()) + "."
+        raise UpsError(f"{rule}: {reason}") from None
 
 
 def unknown_key_or_choice(refusal: str) -> str | None:

@@ -54,6 +54,8 @@ def numbers(
     Raises:
         UpsError: it can't be an array of numbers.
     """
+    if isinstance(value, Tensor):  # what fails then is the device's
+        return to_tensor(value, dtype, device)
     try:
         return to_tensor(value, dtype, device)
     except (TypeError, ValueError, RuntimeError):

@@ -57,6 +57,8 @@ def relative_squares(
     Returns:
         The squared relative errors (..., C).
     """
+    if mask is not None:  # before squares, where a NaN that counts nowhere would make gradients NaN
+        pred, target = (torch.where(mask[..., None], each, 0) for each in (pred, target))
     error = mean_over((pred - target).square(), axes, mask)
     size = mean_over(target.square(), axes, mask).clamp_min(floor**2 + TINY)
     return error / size

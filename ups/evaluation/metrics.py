@@ -388,8 +388,9 @@ def _correlation(a: Tensor, b: Tensor, spec: FieldSpec, mask: Tensor | None = No
     axes = spec.space_axes
     weight = torch.ones_like(a[..., :1]) if mask is None else mask[:, None, :, None].to(a.dtype)
     number = weight.sum(axes, keepdim=True)
-    a = (a - (a * weight).sum(axes, keepdim=True) / number) * weight
-    b = (b - (b * weight).sum(axes, keepdim=True) / number) * weight
+    a, b = (torch.where(weight > 0, each, 0) for each in (a, b))
+    a = (a - a.sum(axes, keepdim=True) / number) * weight
+    b = (b - b.sum(axes, keepdim=True) / number) * weight
     size_a = a.square().sum(axes).sqrt()
     size_b = b.square().sum(axes).sqrt()
     correlation = (a * b).sum(axes) / (size_a * size_b).clamp_min(1e-30)

@@ -40,6 +40,7 @@ from ups.core.optional_packages import import_optional
 from ups.core.points import PLACES, Points
 from ups.hub.model_card import render_model_card
 from ups.runs.provenance import git_state, hardware
+from ups.simulation.arguments import validate_fields, validate_places
 from ups.simulation.checkpoint import load
 from ups.simulation.model_folder import to_safetensors
 from ups.simulation.resampling import resampling
@@ -314,7 +315,8 @@ def _on_points(simulator: Simulator, fields: Tensor, x: Points, x_out: Points | 
     cloud = simulator.spec.point_cloud
     first = fields
     if x_out is not None:
-        seen, asked = (each.to(fields.device).to(fields.dtype) for each in (x, x_out))
+        _, seen, asked = validate_places(x, x_out, cloud, fields)
+        fields, _ = validate_fields(fields, simulator.spec, fields, seen)
         first = simulator.decode(simulator.encode(fields, None, seen), asked)
     points = x_out or x
     positions = points.positions.masked_fill(~points.mask[..., None], torch.nan).cpu().numpy()

@@ -60,7 +60,7 @@ def validate_positive(value: float, name: str, largest: float = math.inf) -> Non
         UpsError: it is not a finite number > 0, or above ``largest``.
     """
     try:
-        is_valid = 0 < float(value) < math.inf and float(value) <= largest
+        is_valid = 0 < value < math.inf and value <= largest
     except (TypeError, ValueError):
         is_valid = False
     if not is_valid:

@@ -103,33 +103,36 @@ def follow_data(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
         return filled
     named = override_keys(overrides)
     architecture: Callable[..., object] = get_architecture(cfg.model.architecture)
-    for key, argument in arguments(architecture, skip=1).named.items():
+    known = arguments(architecture, skip=1).named
+    # windows of patches need as many along each axis
+    fewest = (cfg.model.get("patch_overlap") or 3) if "patch_overlap" in known else 1
+    for key, argument in known.items():
         value = cfg.model.get(key)
         follows = isinstance(value, int) and argument.marker(DividesPoints) is not None
         if not follows or f"model.{key}" in named:
             continue
-        filled.model[key] = nearest_number(space, value)
+        filled.model[key] = nearest_number(space, value, fewest)
         if filled.model[key] != value:
             log.warning(
                 "model.%s=%d instead of %d, which does not divide the %s points into patches, at "
-                "least three along each axis.",
+                "least %d along each axis.",
                 key,
                 filled.model[key],
                 value,
                 " x ".join(map(str, space)),
+                fewest,
             )
     return filled
 
 
-def nearest_number(space: Sequence[int], target: int) -> int:
+def nearest_number(space: Sequence[int], target: int, fewest: int = 1) -> int:
     """The number of tokens that divides ``space`` and whose ratio to ``target`` is closest to 1,
-    of those with at least three tokens along each axis, which windows of three need.
+    of those with at least ``fewest`` tokens along each axis, or as many as it has points.
     """
-    numbers = possible_numbers(space)
-    wide = [
-        n
-        for n in numbers
-        if (shape := token_shape(space, n))
-        and all(k >= min(3, points) for k, points in zip(shape, space, strict=True))
-    ]
-    return min(wide or numbers, key=lambda n: max(n / target, target / n))
+    nearest = sorted(possible_numbers(space), key=lambda n: max(n / target, target / n))
+    wide = (n for n in nearest if _is_wide(token_shape(space, n) or (), space, fewest))
+    return next(wide, nearest[0])
+
+
+def _is_wide(shape: Sequence[int], space: Sequence[int], fewest: int) -> bool:
+    return all(n >= min(fewest, points) for n, points in zip(shape, space, strict=True))

@@ -201,13 +201,14 @@ def _validate_points(points: object, domain: PointCloud, like: Tensor, name: str
         )
     if not bool(points.mask.any(1).all()) or len(points) == 0:
         raise UpsError(f"each sample of `{name}` must have a point.")
+    points = points.to(like.device)
     is_point = points.mask[..., None]
     positions, features = (
         torch.where(is_point, values, 0) for values in (points.positions, points.features)
     )
     if not bool(positions.isfinite().all() and features.isfinite().all()):
         raise UpsError(f"`{name}` must be finite, got values that are not.")
-    return Points(positions, features, points.mask).to(like.device).to(like.dtype)
+    return Points(positions, features, points.mask).to(like.dtype)
 
 
 def validate_positions(x: object, domain: Grid, like: Tensor, name: str) -> Tensor:

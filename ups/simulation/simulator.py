@@ -478,8 +478,8 @@ class Simulator(nn.Module):
 
         Args:
             readings: readings (B, R, P, C) at R times and P positions, or (R, P, C) of one
-                trajectory; NaN where there is none. The channel axis may be left out if there is
-                one channel; fields then have none either.
+                trajectory; NaN where there is none, but at least one for each. The channel axis may
+                be left out if there is one channel; fields then have none either.
             positions: positions (P,), or (P, D) in D dimensions, of the readings, any number in any
                 order; (R, P, D) if each time has its own.
             times: times (R,) of the readings, increasing multiples of ``dt`` from 0 on, the time of

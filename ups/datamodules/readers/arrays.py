@@ -33,6 +33,7 @@ from ups.datamodules.readers.field_files import (
     OpenFiles,
     Part,
     read_array,
+    warn_once,
 )
 from ups.datamodules.readers.formats import open_arrays
 
@@ -316,7 +317,13 @@ class _Fields:
         if x is not None and length is not None:
             return abs(length / spacing(x) - (points - 1)) < 0.25
         is_flat = np.abs(second - first).max() <= ROUNDING * size
-        return x is not None and abs(x[0]) < 0.25 * spacing(x) and not is_flat
+        if x is not None and abs(x[0]) < 0.25 * spacing(x) and not is_flat:
+            return True
+        warn_once(
+            f"{self.path}: fields are equal at both ends along {axis}, and all points are kept; if "
+            "the last ones repeat the first, leave them out."
+        )
+        return False
 
     def _ends(self, axis: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
         """Some frames of some trajectories at the first two and the last two points along an axis,
@@ -325,9 +332,13 @@ class _Fields:
         name, axes = self.names[0], self.axes[0]
         frames, points = self.sizes["t"], self.sizes[axis]
         some = {"n": slice(8), "t": slice(None, None, -(-frames // 8))}
-        first, second, last_but_one, last = (
-            self._part(name, axes, {**some, axis: place}).astype(np.float64)
-            for place in (0, 1, points - 2, points - 1)
+        (first, second), (last_but_one, last) = (
+            np.moveaxis(
+                self._part(name, axes, {**some, axis: places}).astype(np.float64),
+                axes.letters.index(axis),
+                0,
+            )
+            for places in (slice(2), slice(points - 2, points))
         )
         whole = self._part(name, axes, {"n": 0, "t": frames - 1}).astype(np.float64)
         size = max(np.ptp(whole), np.ptp([first, last]))

@@ -1,9 +1,10 @@
 """What readers of fields on a grid share: arrays of one or several files, read axis by axis."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,9 @@ def check_different(path: Path, what: str, names: Sequence[str]) -> None:
     """Check that no two of the names are the same, of the channels for example."""
     if len(set(names)) < len(names):
         raise UpsError(f"the {what} of {path} must have different names, got {', '.join(names)}.")
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Log a warning, once: a data module is made several times in a run."""
+    logging.getLogger(__name__).warning("%s", text)

@@ -65,7 +65,7 @@ def number(path: Path, name: str, value: object) -> float:
     try:
         return float(np.asarray(value).item())
     except (TypeError, ValueError, OverflowError):
-        found = np.asarray(value).tolist()
+        found = value.tolist() if isinstance(value, np.ndarray) else value
         raise UpsError(f"{path}: {name} must be a number, got {found!r:.80}.") from None
 
 

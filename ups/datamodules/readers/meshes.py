@@ -249,9 +249,12 @@ class XdmfSeries:
     def __len__(self) -> int:
         return self.number
 
-    def times(self) -> np.ndarray:
+    def times(self) -> np.ndarray | None:
         with self._open() as reader:
-            return np.array([float(step.find("Time").get("Value")) for step in reader.collection])
+            found = [step.find("Time") for step in reader.collection]
+            if any(time is None for time in found):
+                return None
+            return np.array([float(time.get("Value")) for time in found])
 
     def frames(self, numbers: Sequence[int]) -> Iterator[Frame]:
         with self._open() as reader:

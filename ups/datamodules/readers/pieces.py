@@ -1,9 +1,7 @@
 """Join the files, or groups of files, of a published data set: what they agree in, their splits."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +9,10 @@ import numpy as np
 from ups.core.agreement import disagreements
 from ups.core.errors import UpsError
 from ups.core.fields import Grid, domain_essentials
-from ups.datamodules.readers.field_files import Contents, FieldArray, Part
+from ups.datamodules.readers.field_files import Contents, FieldArray, Part, warn_once
 
 # the splits of published files, and their names here
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def join(
         if not ((values > 0).all() and np.isfinite(values).all()):
             left_out[name] = f"it is not positive, but from {values.min():g} to {values.max():g}"
     for name, why in left_out.items():
-        _warn(f"{path}: '{name}' is no parameter: {why}.")
+        warn_once(f"{path}: '{name}' is no parameter: {why}.")
     sizes = {name: sum(piece.trajectories for piece in group) for name, group in groups.items()}
     return Contents(
         [part for piece in pieces for part in piece.parts],
@@ -139,9 +136,3 @@ def _rows(path: Path, sizes: Mapping[str, int]) -> dict[str, range] | None:
         rows[SPLITS[name]] = range(start, start + size)
         start += size
     return rows
-
-
-@cache
-def _warn(text: str) -> None:
-    """Log a warning, once: a data module is made several times in a run."""
-    log.warning("%s", text)

@@ -144,7 +144,7 @@ class _WellFile(Datasets):
                     f"{self.path}: the associated_dims of '{where}' must be of "
                     f"{', '.join(self.dims)}, got {', '.join(names) or 'none'}."
                 )
-            mask = self._mask(f"{where}/mask", [sizes[name] for name in names])
+            mask = self._mask(where, [sizes[name] for name in names], kind == Boundary.WALL)
             for axis, name in enumerate(names):
                 for side, place in enumerate((0, -1)):
                     edge = mask.take(place, axis)
@@ -153,15 +153,18 @@ class _WellFile(Datasets):
                         sides[name][side] = Boundary(kind)
         return [(lower, upper) for lower, upper in sides.values()]
 
-    def _mask(self, name: str, shape: Sequence[int]) -> np.ndarray:
-        """Where on its axes a boundary condition holds."""
-        mask = self._dataset(name)
-        if mask.shape != tuple(shape) or mask.dtype.kind not in "biuf":
+    def _mask(self, where: str, shape: Sequence[int], always: bool) -> np.ndarray:
+        """Where on its axes a boundary condition holds, ``always`` or ever."""
+        mask = self._dataset(f"{where}/mask")
+        flags = ("sample_varying", "time_varying")
+        leading = sum(bool(np.all(self._node(where).attrs.get(flag, False))) for flag in flags)
+        if mask.shape[leading:] != tuple(shape) or mask.dtype.kind not in "biuf":
             raise UpsError(
-                f"{self.path}: '{name}' must be truth values of the shape {tuple(shape)}, as its "
-                f"axes have points, got {mask.dtype} {mask.shape}."
+                f"{self.path}: '{where}/mask' must be truth values of the shape {tuple(shape)}, as "
+                f"its axes have points, got {mask.dtype} {mask.shape}."
             )
-        return mask.astype(bool)
+        values = mask.astype(bool).reshape(-1, *shape)
+        return np.asarray(values.all(0) if always else values.any(0))
 
     def _numbers(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """The numbers (N,) that are constant in time, and why others are not among them."""

@@ -141,53 +141,66 @@ def check_numbering(trajectories: Sequence[tuple[Path, Sequence[Path]]]) -> None
     """Check that no frame is missing: the numbers in the names of a trajectory's files are evenly
     spaced, as 0, 10, 20 ..., and have the same step in all trajectories.
 
-    What has no numbers can't be checked.
+    What has no numbers can't be checked, nor what has them at no usual step, as the counts of a
+    solver's own steps.
 
     Args:
         trajectories: the folder of each trajectory, with its files in order.
     """
-    steps = {folder: number_step(folder, files) for folder, files in trajectories}
-    known = {folder: step for folder, step in steps.items() if step is not None}
-    for folder, step in known.items():
-        first = next(iter(known))
-        if step != known[first]:
+    pattern = number_pattern([file.stem for _, files in trajectories for file in files])
+    first: tuple[Path, Decimal] | None = None
+    for folder, files in trajectories:
+        step = number_step(folder, files, pattern)
+        if step is None:
+            continue
+        first = first or (folder, step)
+        if abs(step - first[1]) > rounding(step):
             raise UpsError(
                 f"the numbers of the frames must have the same step in all trajectories: in "
-                f"{folder} it is {step}, in {first} {known[first]}."
+                f"{folder} it is {step}, in {first[0]} {first[1]}."
             )
 
 
-def number_step(folder: Path, files: Sequence[Path]) -> Decimal | None:
-    """The step of the numbers in the names of a trajectory's files; None if they have none.
+def number_pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """What the numbers of frames look like in the names of all files."""
+    found = [re.search(r"(\d+)\.\d+\D*$", name) for name in names]
+    # flow_0.9 and flow_1.0 are at decimal times, flow2.9 and flow2.10 are frames of flow2
+    is_decimal = all(found) and len({number[1] for number in found if number}) > 1
+    return re.compile(r"\d+\.\d+" if is_decimal else r"\d+")
+
+
+def number_step(folder: Path, files: Sequence[Path], pattern: re.Pattern[str]) -> Decimal | None:
+    """The usual step of the last numbers in the names of a trajectory's files; None if there is
+    none.
 
     Raises:
-        UpsError: a step differs from the others.
+        UpsError: the numbers do not increase, or one step among equal ones is another.
     """
-    numbers = frame_numbers(files)
-    steps = {
-        (before, after): numbers[after] - numbers[before] for before, after in pairwise(numbers)
-    }
-    if not any(steps.values()):
+    numbered = [
+        (file, Decimal(found[-1])) for file in files if (found := pattern.findall(file.stem))
+    ]
+    steps = [after - before for (_, before), (_, after) in pairwise(numbered)]
+    if not any(steps):
         return None
-    usual = Counter(steps.values()).most_common(1)[0][0]
-    for (before, after), step in steps.items():
-        if step != usual:
-            raise UpsError(
-                f"{folder}: the numbers of the frames must be evenly spaced, but from "
-                f"{before.name} to {after.name} is a step of {step}, not {usual}."
-            )
+    usual, _ = Counter(map(abs, steps)).most_common(1)[0]
+    is_odd = [step <= 0 or abs(step - usual) > rounding(usual) for step in steps]
+    if min(steps) > 0 and 2 * sum(is_odd) > len(steps):
+        return None
+    if any(is_odd):
+        place = is_odd.index(True)
+        (before, _), (after, _) = numbered[place : place + 2]
+        hint = "; write decimal numbers with as many digits each" if min(steps) <= 0 else ""
+        raise UpsError(
+            f"{folder}: the numbers of the frames must be evenly spaced, but from {before.name} to "
+            f"{after.name} is a step of {steps[place]}, not {usual}{hint}."
+        )
     return usual
 
 
-def frame_numbers(files: Sequence[Path]) -> dict[Path, Decimal]:
-    """The last number in the name of each file that has one."""
-    found = [re.search(r"(\d+)\.\d+\D*$", file.stem) for file in files]
-    # flow_0.9 and flow_1.0 are at decimal times, flow2.9 and flow2.10 are frames of flow2
-    is_decimal = all(found) and len({number[1] for number in found if number}) > 1
-    pattern = r"\d+\.\d+" if is_decimal else r"\d+"
-    return {
-        file: Decimal(numbers[-1]) for file in files if (numbers := re.findall(pattern, file.stem))
-    }
+def rounding(step: Decimal) -> Decimal:
+    """How far steps of rounded numbers may differ: by one in their last digit, if they are many."""
+    unit = Decimal(1).scaleb(int(step.as_tuple().exponent))
+    return unit if step > 4 * unit else Decimal(0)
 
 
 def load(path: Path, dims: int) -> np.ndarray:
