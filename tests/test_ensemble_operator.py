@@ -324,7 +324,8 @@ def scores(simulator):
     batch = hidden_waves(64, seed=3)
     u = batch.u[..., 0]
     torch.manual_seed(0)
-    draws = [simulator.rollout(u[:, 0], 2, nu=1e-3, temperature=1) for _ in range(8)]
+    temperature = None if simulator.noise is None else 1
+    draws = [simulator.rollout(u[:, 0], 2, nu=1e-3, temperature=temperature) for _ in range(8)]
     samples = torch.stack(draws)
     error = (samples.mean(0) - u[:, 1:]).square().mean().sqrt()
     return fair_crps(samples, u[:, 1:]).mean().item(), (samples.std(0).mean() / error).item()
