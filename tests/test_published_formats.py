@@ -229,27 +229,6 @@ def two_wells(**changes):
     return write
 
 
-def without(write, *names):
-    def damaged(folder):
-        write(folder)
-        for path in folder.iterdir():
-            with h5py.File(path, "r+") as file:
-                for name in names:
-                    del file[name]
-
-    return damaged
-
-
-def replaced(write, name, values):
-    def damaged(folder):
-        without(write, name)(folder)
-        for path in folder.iterdir():
-            with h5py.File(path, "r+") as file:
-                file[name] = values
-
-    return damaged
-
-
 def changed(write, *edit):
     """Files edited once they are written: each edit gets the open file."""
 
@@ -261,6 +240,14 @@ def changed(write, *edit):
                     each(file)
 
     return damaged
+
+
+def without(write, *names):
+    return changed(write, *(lambda file, name=name: file.__delitem__(name) for name in names))
+
+
+def replaced(write, name, values):
+    return changed(write, node(name, values))
 
 
 def attribute(name, value, node="/"):

@@ -386,16 +386,20 @@ def _correlation(a: Tensor, b: Tensor, spec: FieldSpec, mask: Tensor | None = No
     It is not defined for two constant fields, and is set to 1 for them.
     """
     axes = spec.space_axes
-    weight = torch.ones_like(a[..., :1]) if mask is None else mask[:, None, :, None].to(a.dtype)
-    number = weight.sum(axes, keepdim=True)
-    a, b = (torch.where(weight > 0, each, 0) for each in (a, b))
-    a = (a - a.sum(axes, keepdim=True) / number) * weight
-    b = (b - b.sum(axes, keepdim=True) / number) * weight
+    at = None if mask is None else mask[:, None]
+    a, b = (_deviation(each, axes, at) for each in (a, b))
     size_a = a.square().sum(axes).sqrt()
     size_b = b.square().sum(axes).sqrt()
     correlation = (a * b).sum(axes) / (size_a * size_b).clamp_min(1e-30)
     is_constant = torch.maximum(size_a, size_b) < 1e-12
     return torch.where(is_constant, 1.0, correlation).mean(-1)
+
+
+def _deviation(u: Tensor, axes: tuple[int, ...], mask: Tensor | None) -> Tensor:
+    """Fields less their means over space; 0 where there is no point."""
+    mean = mean_over(u, axes, mask)
+    deviation = u - mean.view(*mean.shape[:-1], *[1] * len(axes), -1)
+    return deviation if mask is None else torch.where(mask[..., None], deviation, 0)
 
 
 def energy_spectrum(u: Tensor, spec: FieldSpec) -> Tensor:

@@ -28,7 +28,7 @@ from ups.physics.solver_inputs import (
 )
 
 CFL = 1.2  # largest advective step in cells; the scheme is stable up to about 1.35
-LARGEST_CFL = 2.0  # the fastest flow is rarely along the shortest waves; at 2.2 none was stable
+LARGEST_CFL = 2.0  # the fastest flow is rarely along the shortest waves; 2.2 is unstable
 DECAY = 0.1  # largest decay of the longest wave in a step, which limits it at high viscosity
 MAX_STEPS = 1e7  # between two times
 FORCING = 0.1  # root mean square of the forcing

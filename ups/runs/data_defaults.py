@@ -130,9 +130,11 @@ def nearest_number(space: Sequence[int], target: int, fewest: int = 1) -> int:
     of those with at least ``fewest`` tokens along each axis, or as many as it has points.
     """
     nearest = sorted(possible_numbers(space), key=lambda n: max(n / target, target / n))
-    wide = (n for n in nearest if _is_wide(token_shape(space, n) or (), space, fewest))
+    wide = (n for n in nearest if _is_wide(token_shape(space, n), space, fewest))
     return next(wide, nearest[0])
 
 
-def _is_wide(shape: Sequence[int], space: Sequence[int], fewest: int) -> bool:
-    return all(n >= min(fewest, points) for n, points in zip(shape, space, strict=True))
+def _is_wide(shape: Sequence[int] | None, space: Sequence[int], fewest: int) -> bool:
+    return shape is not None and all(
+        n >= min(fewest, points) for n, points in zip(shape, space, strict=True)
+    )
