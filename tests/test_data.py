@@ -12,7 +12,7 @@ from conftest import SPEC
 from helpers.published import pdebench_file
 
 from ups.core.errors import UpsError
-from ups.datamodules import BurgersDataModule, TrajectoryDataModule, trajectories
+from ups.datamodules import BurgersDataModule, TrajectoryDataModule, statistics
 from ups.datamodules.readers.pdebench import TrajectoryFile
 from ups.models import build
 from ups.modules import OperatorModule
@@ -276,7 +276,7 @@ def test_data_of_several_viscosities_are_one_data_set(tmp_path):
 
 @pytest.mark.parametrize("nus", [0.01, [0.01, 0.02]])
 def test_statistics_are_the_same_whether_data_are_in_memory(tmp_path, monkeypatch, nus):
-    monkeypatch.setattr(trajectories, "STATISTICS_TRAJECTORIES", 3)
+    monkeypatch.setattr(statistics, "STATISTICS_TRAJECTORIES", 3)
     whole, streamed = (
         small(tmp_path, nu=nus, num_train=12, in_memory=in_memory) for in_memory in (True, False)
     )

@@ -692,7 +692,7 @@ def test_splits_of_the_files_are_kept_and_can_be_shortened(tmp_path):
 
 def test_statistics_of_large_fields_are_of_fewer_trajectories(tmp_path, monkeypatch):
     u = write_arena_splits(tmp_path)
-    monkeypatch.setattr("ups.datamodules.trajectories.STATISTICS_VALUES", 3 * u[0].size)
+    monkeypatch.setattr("ups.datamodules.statistics.STATISTICS_VALUES", 3 * u[0].size)
     for in_memory in (True, False):
         data = OwnDataModule(str(tmp_path), reader="pdearena", in_memory=in_memory)
         data.setup()

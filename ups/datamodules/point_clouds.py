@@ -37,7 +37,7 @@ from ups.datamodules.obstacles import ObstacleFlows, file_of, generate_obstacles
 from ups.datamodules.own import draw_splits, split_sizes
 from ups.datamodules.readers import POINT_READERS, PointReader, open_reader
 from ups.datamodules.readers.pdebench import digest
-from ups.datamodules.trajectories import check_std
+from ups.datamodules.statistics import check_std
 from ups.datamodules.windows import WindowIndices, training_sampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics.lattice_boltzmann import CHANNELS

@@ -37,22 +37,21 @@ from ups.core.schema import (
 )
 from ups.core.settings import PlainDict
 from ups.datamodules.generate import SPLITS, Recipe, Split, generate, short_hash
-from ups.datamodules.observed import conserves_mean, is_homogeneous
 from ups.datamodules.parts import Part, check_parameters, chosen_recipe, given_parts
 from ups.datamodules.readers import READERS, Reader, get_reader
 from ups.datamodules.readers.pdebench import TrajectoryFile, digest
+from ups.datamodules.statistics import (
+    describe_data,
+    describe_solutions,
+    largest_sizes,
+    statistics_stride,
+)
 from ups.datamodules.windows import WindowDataset, training_sampler
 from ups.evaluation.results import DatasetInfo
 from ups.physics import get_equation
 from ups.physics.moving_frame import MovingFrame
 from ups.physics.observation import Observation, check_observable
-from ups.simulation.input_range import channel_sizes
 
-# smallest and largest standard deviation of the data: float32 and its squares neither underflow nor
-# overflow
-STD_LIMITS = (1e-12, 1e12)
-STATISTICS_TRAJECTORIES = 1000  # of each file; of twice as many, every second counts
-STATISTICS_VALUES = 2**28  # of each file, likewise: large fields would not fit into memory
 log = logging.getLogger(__name__)
 
 
@@ -276,13 +275,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         h: Any = self.hparams
         files = self.open_files()
         first = files[0]
-        for file in files[1:]:
-            found = disagreements(_essentials(first), _essentials(file))
-            if found:
-                raise UpsError(
-                    f"files of one data set must agree; in {file.path} {', '.join(found)} "
-                    f"(the first is {first.path})."
-                )
+        _check_agreement(files)
         if h.unroll_steps >= first.frames:
             raise UpsError(
                 f"`data.unroll_steps` must be at most {first.frames - 1}, one less than the frames "
@@ -296,11 +289,7 @@ class TrajectoryDataModule(pl.LightningDataModule):
         held_out = len(rows["validation"]) + len(rows["test"])
         check_memory(4 * len(files) * held_out * num_values, "data.num_validation + data.num_test")
         self.train_sources = [(file, row) for file in files for row in rows["train"]]
-        # statistics are of the same trajectories whether all are in memory or not
-        num_train = len(rows["train"])
-        every = max(
-            1, num_train // STATISTICS_TRAJECTORIES, num_train * num_values // STATISTICS_VALUES
-        )
+        every = statistics_stride(len(rows["train"]), num_values)
         train_rows = rows["train"] if h.in_memory else rows["train"][::every]
         read = {
             split: [file.read(chosen) for file in files]
@@ -319,22 +308,26 @@ class TrajectoryDataModule(pl.LightningDataModule):
         # the initial amplitude of most solutions
         self.amplitude_cap = float(np.quantile(initial.abs().flatten(1).amax(1).numpy(), 0.8))
         inputs = known if h.start_time_bias == 1 else known[:, :1]
-        self.input_sizes = self._largest_sizes(inputs, first)
+        self.input_sizes = largest_sizes(inputs, first, self.equation, self.observation)
         self.values = {split: torch.from_numpy(_joined(read[split])) for split in SPLITS[1:]}
         if self.observation is not None:
             for values in self.values.values():
                 values[:, 0] = self.observation(values[:, 0])
+        self.dataset = self._test_set(first)
+        self.ready = True
+
+    def _test_set(self, file: Reader) -> DatasetInfo:
+        """What identifies the test set."""
         nus = [nu for nu, _ in self.parts]
-        self.dataset: DatasetInfo = {
+        return {
             "name": self._name(*nus),
             "hash": digest([self.values["test"].numpy()]),
             "split": "test",
             "trajectories": len(self.values["test"]),
-            "points": first.grid.num_points,
-            "frames": first.frames,
+            "points": file.grid.num_points,
+            "frames": file.frames,
             "nu": nus[0] if len(nus) == 1 else nus,
         }
-        self.ready = True
 
     def _observed(self, fields: Tensor, grid: Grid) -> Tensor:
         """Set ``observation``, and return what it shows of initial training fields."""
@@ -344,18 +337,6 @@ class TrajectoryDataModule(pl.LightningDataModule):
             return fields
         self.observation = Observation(self.equation, grid, num_points, fields)
         return self.observation(fields)
-
-    def _largest_sizes(self, known: np.ndarray, file: Reader) -> dict[str, Tensor]:
-        """The largest sizes of fields (N, T, *space, C) as a network sees them."""
-        largest: dict[str, Tensor] = {}
-        for frames in torch.from_numpy(known).unbind(1):
-            frame = MovingFrame(self.equation, frames, file.grid, file.dt)
-            seen = frame.enter(frames[:, None])[:, 0]
-            seen = seen if self.observation is None else self.observation(seen)
-            for name, size in channel_sizes(seen, file.grid).items():
-                found = size.amax(0)
-                largest[name] = torch.maximum(largest.get(name, found), found)
-        return largest
 
     def input_range(self, spec: FieldSpec) -> dict[str, float]:
         """``input_sizes`` in the standard deviations of ``spec``, the largest of all channels."""
@@ -378,43 +359,15 @@ class TrajectoryDataModule(pl.LightningDataModule):
         return known.repeat_interleave(len(rows), 0)
 
     def _describe(self, file: Reader, values: np.ndarray) -> FieldSpec:
-        """Describe the field, with the statistics of training data (N, T, *space, C).
-
-        Raises:
-            UpsError: a standard deviation is too small or too large.
-        """
-        axes = tuple(range(values.ndim - 1))
-        std = np.std(values, axes, dtype=np.float64)
-        check_std(file.path, std)
+        """Describe the field by training data (N, T, *space, C)."""
         if self.equation is not None:
-            found = f"{file.grid.num_dims}D with {values.shape[-1]} channels"
-            wanted = f"{self.equation.num_dims}D with {len(self.equation.channels)} channels"
-            if found != wanted:
-                raise UpsError(
-                    f"{file.path} must be of the equation {self.equation_name}, {wanted}; "
-                    f"its fields are {found}."
-                )
-            # the mean is kept in the field: removing it would break the symmetry u -> -u
-            return FieldSpec(
-                file.grid,
-                self.equation.channels,
-                self.equation.parameters,
-                file.dt,
-                std=tuple(std),
-                conserves_mean=self.equation.conserves_mean,
-                is_homogeneous=self.equation.is_homogeneous,
-            )
-        return FieldSpec(
-            file.grid,
+            return describe_solutions(self.equation, file, values)
+        return describe_data(
+            file,
+            values,
             self.channel_names(values.shape[-1]),
             self.parameter_names(),
-            file.dt,
-            mean=tuple(np.mean(values, axes, dtype=np.float64)),
-            std=tuple(std),
-            conserves_mean=conserves_mean(values, std),
-            time_unit=file.dt,
-            parameter_units=tuple(self.parameters["train"].double().log().mean(0).exp().tolist()),
-            is_homogeneous=is_homogeneous(values, file.grid),
+            self.parameters["train"],
         )
 
     def channel_names(self, number: int) -> tuple[str, ...]:
@@ -547,6 +500,22 @@ class TrajectoryDataModule(pl.LightningDataModule):
         return recipe
 
 
+def _check_agreement(files: Sequence[Reader]) -> None:
+    """Check that the files of a data set have the same domain, time step and number of frames.
+
+    Raises:
+        UpsError: one differs from the first.
+    """
+    first = files[0]
+    for file in files[1:]:
+        found = disagreements(_essentials(first), _essentials(file))
+        if found:
+            raise UpsError(
+                f"files of one data set must agree; in {file.path} {', '.join(found)} "
+                f"(the first is {first.path})."
+            )
+
+
 def _essentials(file: Reader) -> dict[str, object]:
     """What the files of one data set must agree in."""
     return {"frames": file.frames, "dt": file.dt, **domain_essentials(file.grid)}
@@ -555,17 +524,3 @@ def _essentials(file: Reader) -> dict[str, object]:
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     # concatenate copies a single part
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def check_std(path: Path, std: np.ndarray) -> None:
-    """Check the standard deviations (C,) of training data.
-
-    Raises:
-        UpsError: one is too small or too large.
-    """
-    low, high = STD_LIMITS
-    if not ((low < std) & (std < high)).all():
-        raise UpsError(
-            f"{path}: the standard deviation of the training data must be from {low:g} "
-            f"to {high:g}, got {', '.join(f'{value:g}' for value in std)}."
-        )
