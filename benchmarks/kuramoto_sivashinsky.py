@@ -7,7 +7,8 @@ counted; seeds 0, 1 and 2. The control is an operator trained on windows of one 
 longer windows, squared errors, and two ways that spend the second half on a finished operator of
 the control's kind: fair CRPS (``loss=crps``) and the diffusion stage. The data of all seeds are the
 same. Judged by the time for which the correlation with the truth stays above 0.8, 0.9 and 0.95, the
-mean over the test trajectories; validation chooses the epoch by the first of them.
+mean over the test trajectories; validation chooses the epoch by the first of them, of fair CRPS by
+the CRPS.
 
 What is finished in outputs/kuramoto_sivashinsky is not repeated. Writes
 benchmarks/results/kuramoto_sivashinsky.json.

@@ -91,7 +91,7 @@ def equal_time_search(result: dict[str, Any]) -> str:
     """The trials of the search."""
     return f"""The search, as far as it has come: validation nRMSE after the steps of one or two \
 minutes (losses first, then optimizer and
-rate with the better loss), one seed. Trials ran on CPU cores or on a GPU: as the number of steps \
+rate with the better loss), one seed. Trials ran on CPU cores; as the number of steps \
 is fixed, the machine does not matter.
 
 {trials(result, "validation_nrmse")}"""
@@ -720,7 +720,8 @@ def summary() -> str:
     if result := read("solver"):
         model, solver = result["rows"]["model"], result["rows"]["solver-256"]
         found.append(
-            "In 1D on a CPU the compiled solver is far faster than any model here at equal error. "
+            "In 1D on a CPU the compiled solver is far faster than any model whose error it "
+            "reaches. "
             f"On the model's 256 points it has an error of {error(solver['nrmse'])} in "
             f"{solver['ms, one at a time']:.2f} ms a trajectory; {result['model']} has "
             f"{error(model['nrmse'])} in {model['ms, one at a time']:.0f} ms."

@@ -6,4 +6,9 @@ from latex2mathml.converter import convert
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    return re.sub(r"^\$\$(.+?)\$\$$", lambda m: f"<p>{convert(m[1], display='block')}</p>", markdown, flags=re.M)
+    return re.sub(
+        r"^\$\$(.+?)\$\$$",
+        lambda m: f"<p>{convert(m[1], display='block')}</p>",
+        markdown,
+        flags=re.M,
+    )

@@ -54,7 +54,11 @@ console script that the package installs (zsh and fish work the same way):
 Below are the settings of the default configuration, each with its default and the values that are
 allowed. A value that is not allowed, or a key that does not exist, ends the command with one
 sentence and exit code 2, before anything is written. The settings marked with * may differ between
-two calls that continue one run; all others decide its result.
+two calls that continue one run, and so may `stage.name`, `stage.train`, `stage.evaluate`, `ttc.*`
+and the settings of stages that the call does not train. All others must stay the same. `stage.*` is
+that of `stage=all`; the default, `stage=operator`, trains and tests the operator alone.
+`--cfg job` also prints which weights are kept (`callbacks.best`) and what a stage replaces for
+itself (`stage.<stage>.trainer`, `stage.<stage>.data`).
 
 A model, a data module, a stage's module or a callback of your own is checked in the same way, by
 the annotations of its constructor. Without annotations only the names are checked. The other

@@ -1,4 +1,4 @@
-"""LightningDataModules, and the reader of PDEBench's HDF5 layout."""
+"""LightningDataModules; ``readers`` has what opens their files."""
 
 from ups.datamodules.burgers import BurgersDataModule
 from ups.datamodules.own import OwnDataModule

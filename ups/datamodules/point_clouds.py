@@ -177,7 +177,7 @@ class PointCloudDataModule(pl.LightningDataModule):
         spec: describes the field.
         values: fields (N, T, P, C) of the validation and test splits, with zeros where a trajectory
             has fewer points.
-        points: the points of each split's trajectories.
+        points: the points of the validation and test trajectories.
         parameters: parameters (N, P) of each split.
         dataset: a dict that identifies the test set.
 

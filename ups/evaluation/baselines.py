@@ -42,8 +42,8 @@ def coarse_solvers(
 class SolverStepper:
     """The equation's solver on a coarse grid, in float32.
 
-    It starts from averages over the cells of the coarse grid, and the equation's ``prolong``
-    reconstructs the fine grid from its result.
+    It starts from what the equation's ``restrict`` makes of the field: averages over cells, or the
+    waves that the coarse grid holds. ``prolong`` reconstructs the fine grid from its result.
 
     Args:
         equation: the equation.
@@ -70,7 +70,7 @@ class SolverStepper:
         self.name = f"solver-{num_points}"
 
     def encode(self, u: Tensor, parameters: Tensor) -> Tensor:
-        """Average fields (B, *space, C) over the cells of the coarse grid.
+        """Bring fields (B, *space, C) to the coarse grid.
 
         Raises:
             UpsError: the parameters are not the same for all fields.

@@ -27,8 +27,8 @@ class PointUPT(nn.Module):
 
     - Encoder: each point sends a message to the corners of its cell; a token takes the mean of its
       messages with weights that each head learns. Transformer blocks.
-    - Approximator: transformer blocks modulated by dt and the parameters, the identity at
-      initialization.
+    - Approximator: transformer blocks modulated by dt and the parameters, which are the identity
+      at initialization.
     - Decoder: transformer blocks, and at any position a network of the tokens at the corners of its
       cell and of what is known of the point. It is continuous across cells.
 

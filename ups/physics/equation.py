@@ -105,7 +105,7 @@ class Equation:
         solve: (u0, times, parameters, grid, dtype) -> (B, T, *space, C): the numerical solver from
             cell averages ``u0`` (B, *space, C) at one value of each parameter. It makes the data
             and is a baseline on coarse grids. None to read files.
-        restrict: (u, factor) -> cell averages on a grid that is coarser by ``factor``; None if the
+        restrict: (u, factor) -> u on a grid that is coarser by ``factor``; None if the
             solver is no baseline.
         prolong: (u, factor) -> values on a grid that is finer by ``factor``; None likewise.
         solver_step: (u, dt, parameters, grid, refinement_factor) -> (B, *space, C): one step from

@@ -51,8 +51,9 @@ def preflight(
 ) -> dict[str, int]:
     """Rehearse the stages ``todo`` of a run in ``folder``, and print what they need.
 
-    A stage is not rehearsed if an earlier call in this folder did so with the same settings on the
-    same hardware, or if its training has already started.
+    Nothing is rehearsed if earlier calls in this folder rehearsed each stage, with the same
+    settings on the same hardware or with a checkpoint from which it resumes; stage=preflight always
+    rehearses.
 
     Returns:
         The number of parts into which the batches of each stage must be split.

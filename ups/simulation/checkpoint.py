@@ -35,13 +35,13 @@ class TrainingData(Protocol):
 def load(path: str | Path, data: TrainingData | None = None) -> Simulator:
     """Load a trained simulator, in eval mode.
 
-    Only tensors and plain values are unpickled (``weights_only=True``), and only models of
-    ``ups.models`` are built.
+    Only tensors and plain values are unpickled (``weights_only=True``). A model that is not of
+    ``ups.models`` is imported by the name of its class, as Python would.
 
     Args:
         path: a run directory (the EMA weights of all finished stages), a checkpoint file, a folder
             that ``Simulator.save`` wrote, or the name of a model that comes with UPS:
-            "burgers-small".
+            "burgers-small" or "navier-stokes-small".
         data: a datamodule to compare with the simulator's training data; default: no check.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Correctors: conditional samplers of the operator's latent residual r = E(u_{t+1}) - A(E(u_t)).
+"""Correctors: conditional samplers of the operator's latent residual.
+
+It is the least move of the predicted tokens after which they decode to the true next field, see
+``residual_targets``.
 
 The residual is almost deterministic given the state, so it is modeled as in CorrDiff (Mardani et
 al., "Residual corrective diffusion modeling", 2023). One network call gives its conditional mean. A

@@ -29,8 +29,8 @@ class TTC:
     """Settings of test-time conditioning; conf/ttc holds the same names.
 
     Args:
-        num_candidates: number of candidates from each state, the corrector's mean and draws; 1
-            without a corrector, because its step has one outcome.
+        num_candidates: number of candidates from each state: the corrector's mean and draws, or
+            draws of an operator with noise; one if neither draws.
         score_threshold: a trajectory whose best candidate scores at least -score_threshold is not
             guided.
         guidance_steps: gradient steps down the residual; an exact line search sets their length.

@@ -83,7 +83,8 @@ class Simulator(nn.Module):
         training_parameters: the parameters (P,) of each part of the training data. A rollout
             outside their range logs a warning.
         input_range: the largest of each of ``ups.simulation.input_range.input_size`` among the
-            training data's initial fields. The first rollout from a field beyond logs a warning.
+            fields of the training data from which a rollout is learnt, mostly the initial ones. The
+            first rollout from a field beyond logs a warning.
 
     Attributes:
         correctors: the correctors that later stages trained, by name.
