@@ -292,6 +292,8 @@ def test_defaults_are_the_initial_conditions_of_the_equation_and_usual_noise():
 ERRORS = {
     "`readings` must have shape \\(B, 2, 3\\)": {"readings": torch.zeros(2, 4)},
     "`readings` must be an array of numbers, got 'many'": {"readings": "many"},
+    "`readings` must be real numbers, got complex ones": {"readings": torch.zeros(2, 3) + 1j},
+    "`positions` must be real numbers, got complex ones": {"positions": np.full(3, 0.1 + 1j)},
     "`readings` must have a number for each trajectory": {
         "readings": torch.full((2, 3), torch.nan)
     },
@@ -306,7 +308,7 @@ ERRORS = {
     "`times` must be .* got \\[1.0, 0.5\\]": {"times": [1.0, 0.5]},
     "`times` must be an array of numbers": {"times": ["now", "then"]},
     "`noise` must be an array of numbers, got 'little'": {"noise": "little"},
-    "`noise` must be positive and finite, got 0.0": {"noise": 0.0},
+    "`noise` must be positive and finite, got 0": {"noise": 0.0},
     "`noise` must be one number, or have a shape": {"noise": torch.ones(7)},
     "`background` must be at least 2 fields": {"background": torch.zeros(1, 16)},
     "`background` must have shape \\(B, 16\\), the points of the training grid; got": {
@@ -348,3 +350,26 @@ def test_invalid_option_of_a_forecast_is_refused():
         analysis.rollout(0)
     with pytest.raises(UpsError, match="`stride` must be 1 in a forecast, got 2"):
         analysis.rollout(4, stride=2)
+    for name in ("x", "nu", "parameters"):
+        with pytest.raises(UpsError, match=f"`{name}` must not be given: the analysis has its own"):
+            analysis.rollout(4, **{name: torch.ones(16)})
+
+
+def test_readings_of_one_trajectory_may_have_the_axis_of_their_one_channel():
+    background, _, _, positions, readings = problem(LINE)
+    options = {"background": background, "noise": NOISE, "iterations": 2}
+    plain = toy().assimilate(readings[0, ..., 0], positions, [0.5, 1, 2], **options)
+    found = toy().assimilate(readings[0], positions, [0.5, 1, 2], **options)
+    assert torch.equal(found.tokens, plain.tokens)
+    assert torch.equal(found.rollout(2), plain.rollout(2)[..., None])
+
+
+def test_noise_of_readings_that_are_missing_does_not_count():
+    background, _, _, positions, readings = problem(LINE)
+    readings[0, 1, 0] = torch.nan
+    noise = torch.full_like(readings, NOISE)
+    options = {"background": background, "iterations": 2}
+    expected = toy().assimilate(readings, positions, [0.5, 1, 2], noise=noise, **options)
+    noise[0, 1, 0] = torch.nan
+    found = toy().assimilate(readings, positions, [0.5, 1, 2], noise=noise, **options)
+    assert torch.equal(found.tokens, expected.tokens)

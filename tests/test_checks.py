@@ -259,6 +259,19 @@ def test_physics_checks_equal_written_out_formulas_over_uneven_batches(equation,
     assert checks.compute() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-14, 1e-7, 1e12])
+def test_relative_checks_do_not_depend_on_the_unit(unit):
+    fields = random_rollout(3)
+    spec = FieldSpec(Grid((8,), (1.0,)), parameters=("nu",), std=(unit,))
+    checks = PhysicsChecks(burgers.EQUATION, spec)
+    add(checks, *(unit * field for field in fields))
+    found, expected = checks.compute(), checks_of(*fields)
+    expected_times = {name: 10 * expected[name] for name in CORRELATION_TIMES}  # dt is 1 here
+    assert {name: found[name] for name in CORRELATION_TIMES} == pytest.approx(expected_times)
+    for name in ("tv_growth", "energy_growth"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-5)
+
+
 def test_physics_checks_of_two_processes_merge():
     u0, pred, target = random_rollout(5)
     parts = [make_checks(burgers.EQUATION, 8) for _ in range(2)]

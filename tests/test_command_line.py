@@ -33,6 +33,15 @@ from ups.runs.reports import log_next_steps
             "`model.place_depth` is not a key of this configuration. Other choices of `model` have "
             "it: point_memory_upt.",
         ),
+        *(
+            (["data=obstacles", words], f"`data` must be fields on a grid: {name} does not take")
+            for words, name in {
+                "loss=crps": "EnsembleOperatorModule",
+                "stage=diffusion": "DiffusionModule",
+                "stage=all": "DiffusionModule",
+                "stage=consistency": "ConsistencyModule",
+            }.items()
+        ),
         (
             ["data.batchsize=3"],
             "`data.batchsize` is not a key of this configuration. Close to it: data.batch_size, ",

@@ -1,6 +1,7 @@
 """Scores of ensembles: against other packages and closed forms, and of ensembles that are known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import properscoring
@@ -10,7 +11,7 @@ import torch
 from torch.autograd import gradcheck
 
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec, Grid
+from ups.core.fields import FieldSpec, Grid, PointCloud
 from ups.metrics import (
     EnsembleMetrics,
     RolloutMetrics,
@@ -340,6 +341,83 @@ def test_scores_refuse_levels_axes_and_sizes_out_of_range():
     ):
         with pytest.raises(UpsError, match=r"must have at least 2 members, got 1\.$"):
             refused()
+
+
+def test_energy_score_refuses_axes_that_the_target_lacks():
+    field = torch.zeros(64)  # without the axis of channels that the axes of a spec count
+    for axes in ((-2,), (-1, -1), (-3, -2), -1, [-1]):
+        with pytest.raises(UpsError, match=r"numbers from -1 to -1 in a tuple, got"):
+            energy_score(torch.zeros(5, 64), field, axes)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 3, 10, 5, 4), (4, 3, 10, 5, 3, 2), (4, 5, 4, 2)], ids=["channels", "grid", "time"]
+)
+def test_distances_and_spreads_refuse_what_is_no_field_of_the_spec(shape):
+    samples = torch.randn(shape)
+    with pytest.raises(UpsError, match=r"^`samples` must be fields \(5, 4, 2\) with"):
+        distance_to_mean(samples, SPEC)
+    if shape[-3:] != SPEC.shape:
+        with pytest.raises(UpsError, match=r"^`samples` must be fields \(5, 4, 2\)"):
+            spread_skill(samples, samples[0], SPEC)
+    on_points = FieldSpec(PointCloud(((0.0, 1.0), (0.0, 1.0))), ("u", "v"), std=(1.0, 1.0))
+    for refused in (
+        lambda: distance_to_mean(samples, on_points),
+        lambda: spread_skill(samples, samples[0], on_points),
+    ):
+        with pytest.raises(UpsError, match="must describe a field on a grid"):
+            refused()
+
+
+# --- numbers of any type and unit ---
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.bool])
+def test_scores_of_whole_numbers_are_exact(dtype):
+    samples, target = torch.tensor([[0], [1], [1], [0]]).to(dtype), torch.tensor([1]).to(dtype)
+    expected = fair_crps(samples.double(), target.double())
+    assert fair_crps(samples, target).tolist() == expected.tolist()
+    assert energy_score(samples, target, (-1,)).item() == pytest.approx(expected.item())
+    large = torch.tensor([[30000], [20000]], dtype=torch.int16)
+    assert fair_crps(large, -large[0]).item() == pytest.approx(50000)
+
+
+def test_scores_take_arrays_of_numpy_and_refuse_complex_numbers():
+    samples, target = gaussians(4, 6)
+    for score in (fair_crps, coverage, rank_histogram):
+        torch.manual_seed(0)
+        found = score(samples.numpy(), target.numpy())
+        torch.manual_seed(0)
+        assert found.tolist() == score(samples, target).tolist()
+    with pytest.raises(UpsError, match=r"^`samples` must be real numbers, got torch\.complex"):
+        fair_crps(samples + 0j, target)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-7, 1e7, 1e12])
+def test_ensemble_scores_do_not_depend_on_the_unit(unit):
+    samples, target = rollouts()
+    spec = replace(SPEC, std=tuple(unit * std for std in SPEC.std))
+    metrics = EnsembleMetrics(NUM_FRAMES, spec, NUM_MEMBERS)
+    metrics.update(unit * samples, unit * target)
+    expected = metrics_of(samples, target)
+    for name, score in metrics.compute().items():
+        assert torch.allclose(score, expected[name], rtol=1e-4), name
+    found = spread_skill(unit * samples, unit * target, spec)
+    assert torch.allclose(found, spread_skill(samples, target, SPEC), rtol=1e-4)
+    found = distance_to_mean(unit * samples, spec)
+    assert torch.allclose(found, distance_to_mean(samples, SPEC), rtol=1e-4)
+
+
+def test_squares_of_half_precision_do_not_overflow():
+    samples, target = rollouts()
+    expected = distance_to_mean(samples, SPEC)
+    found = distance_to_mean((300 * samples).half(), replace(SPEC, std=(150.0, 6000.0)))
+    assert found.dtype == torch.float16
+    assert torch.allclose(found.float(), expected, rtol=1e-2)
+    assert spread_skill((300 * samples).half(), (300 * target).half(), SPEC).isfinite().all()
+
+
+# --- several scores at once ---
 
 
 def test_ensemble_metrics_refuse_other_shapes():

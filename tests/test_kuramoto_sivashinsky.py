@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from scipy.integrate import solve_ivp
 
 import ups
-from ups.core.errors import UpsError
+from ups.core.errors import Diverged, UpsError
 from ups.core.fields import FieldSpec, Grid
+from ups.core.stepper import predict
 from ups.datamodules import TrajectoryDataModule
 from ups.evaluation.baselines import coarse_solvers
 from ups.evaluation.metrics import PhysicsChecks
@@ -290,11 +291,36 @@ def test_gradients_equal_finite_differences():
         ({"step": 0.0}, "`step` must be a finite number > 0, got 0.0"),
         ({"step": math.nan}, "`step` must be a finite number > 0, got nan"),
         ({"length": 0.0}, "`length` must be a finite number > 0"),
+        ({"dtype": torch.float16}, "`dtype` must be torch.float32 or torch.float64"),
     ],
 )
 def test_solver_refuses_what_it_cannot_solve(change, words):
     with pytest.raises(UpsError, match=words):
         ks.solve(**{"u0": torch.ones(2, 8), "t": [2.0]} | change)
+
+
+@pytest.mark.parametrize("step", [5.0, 10.0, 100.0])
+def test_solver_refuses_steps_that_are_not_stable_before_fields_are_infinite(attractor, step):
+    """Advection keeps the mean square, so the norm grows by less than exp(t/4)."""
+    with pytest.raises(Diverged, match=f"so small that steps of {step:g} are stable"):
+        ks.solve(attractor[..., 0], [20.0], step=step)
+    with pytest.raises(Diverged):  # infinite in the precision of the fields alone
+        ks.solve(1e30 * attractor[..., 0].float(), [0.01], step=0.01)
+
+
+def test_solution_of_no_fields_is_empty():
+    assert ks.solve(torch.empty(0, 64), [1.0, 2.0]).shape == (0, 2, 64)
+
+
+def test_baseline_that_diverges_is_not_a_number_and_ends_no_evaluation():
+    """On 32 points all waves that are left grow."""
+    grid = EQUATION.grid(128)
+    spec = FieldSpec(grid, EQUATION.channels, dt=0.8)
+    u0 = EQUATION.initial_conditions["attractor"](2, grid, 1)
+    (solver,) = coarse_solvers(EQUATION, spec, [32])
+    frames = predict(solver, u0, 480, torch.empty(2, 0))
+    assert frames[:, 0].isfinite().all()
+    assert frames[:, -1].isnan().all()
 
 
 def test_coarse_solver_holds_the_waves_of_its_grid_and_is_a_baseline():

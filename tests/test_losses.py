@@ -182,12 +182,20 @@ def test_relative_l2_squared_has_no_floor_by_default():
     assert relative_l2_squared(2 * target, target, LINE).item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_relative_l2_squared_of_a_zero_target_is_finite_without_a_floor():
-    pred = torch.full((2, 1), 1e-6, dtype=torch.float64)
-    # the guard of the mean square is 1e-15
-    error = relative_l2_squared(pred, torch.zeros_like(pred), LINE)
-    assert error.item() == pytest.approx(1e3, rel=1e-6)
-    assert relative_l2_squared(0 * pred, 0 * pred, LINE).item() == 0.0
+def test_relative_l2_squared_of_two_zero_fields_is_zero_without_a_floor():
+    zero = torch.zeros(2, 1)
+    assert relative_l2_squared(zero, zero, LINE).item() == 0.0
+    assert relative_l2_squared(zero + 1e-6, zero, LINE).item() > 1e12
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e6, 1e12])
+def test_relative_l2_squared_does_not_depend_on_the_unit(unit):
+    target = torch.tensor([[0.3], [-0.4], [1e-9]])
+    pred = target + 0.1
+    floor = torch.tensor([0.5])
+    expected = relative_l2_squared(pred, target, LINE, floor)
+    error = relative_l2_squared(unit * pred, unit * target, LINE, unit * floor)
+    assert error.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # --- the terms ---

@@ -347,7 +347,7 @@ def simulator(data):
 def test_a_corrector_of_fields_on_points_is_refused(simulator):
     network = {"hidden_dim": 8, "depth": 1, "mlp_ratio": 1.0, "dilations": [1]}
     networks = {"mean_network": network, "denoiser": network}
-    with pytest.raises(UpsError, match="`stage` must be operator for fields on points"):
+    with pytest.raises(UpsError, match="`data` must be fields on a grid: DiffusionModule does"):
         DiffusionModule(simulator, corrector=networks)
 
 

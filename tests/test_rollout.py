@@ -316,7 +316,9 @@ def test_interpolation_is_periodic_accurate_and_does_not_overshoot():
             "must be one of none, got 'diffusion': this simulator has no such corrector, "
             "because its stage has not been trained",
         ),
-        ({"temperature": -1}, "`temperature` must be a number >= 0, got -1"),
+        ({"temperature": -1}, "`temperature` must be a finite number >= 0, got -1"),
+        ({"temperature": torch.inf}, "`temperature` must be a finite number >= 0, got inf"),
+        ({"temperature": True}, "`temperature` must be a finite number >= 0, got True"),
         ({"stride": 3}, r"`stride` must be an integer from 1 to `steps` \(2\), got 3"),
         ({"nu": torch.full((2,), NU)}, r"`nu` must be one number or \(3,\)"),
         ({"nu": None}, "the parameters must be nu, got none"),

@@ -211,7 +211,7 @@ def test_temperature_scales_the_draws_around_the_mean():
     states = Corrected(simulator, corrector).propose(z, parameters, 3)
     assert states.shape[:2] == (2, 3)
     assert torch.allclose(simulator.decode(states[:, 0])[..., 0], step(0.0)[:, 0], atol=1e-5)
-    with pytest.raises(UpsError, match="`temperature` must be a number >= 0, got -1"):
+    with pytest.raises(UpsError, match="`temperature` must be a finite number >= 0, got -1"):
         step(-1)
 
 

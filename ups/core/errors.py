@@ -12,6 +12,10 @@ class UpsError(ValueError):
     """
 
 
+class Diverged(UpsError):
+    """A numerical solution does not stay finite."""
+
+
 class RunIncomplete(BaseException):
     """Training was interrupted; the same command resumes from its checkpoint.
 

@@ -54,6 +54,9 @@ def numbers(
     Raises:
         UpsError: it can't be an array of numbers.
     """
+    is_array = isinstance(value, np.ndarray | Tensor)
+    if is_array and dtype is not None and "complex" in str(value.dtype):  # type: ignore[attr-defined]
+        raise UpsError(f"`{name}` must be real numbers, got complex ones.")
     if isinstance(value, Tensor):  # what fails then is the device's
         return to_tensor(value, dtype, device)
     try:

@@ -3,8 +3,16 @@
 import torch
 from torch import Tensor
 
-RELATIVE_ERROR_FLOOR = 0.01  # of the data's standard deviation
-TINY = 1e-15  # keeps the quotient of two zeros finite
+from ups.core.fields import FieldSpec
+
+# in standard deviations of the data, so that errors do not depend on the unit
+RELATIVE_ERROR_FLOOR = 0.01  # of losses
+NEGLIGIBLE = 1e-6  # fields in float32 are hardly more exact
+
+
+def negligible_size(spec: FieldSpec) -> Tensor:
+    """The root mean square (C,), float64, below which a field counts as zero."""
+    return NEGLIGIBLE * torch.tensor(spec.std, dtype=torch.float64)
 
 
 def mean_over(values: Tensor, axes: tuple[int, ...], mask: Tensor | None = None) -> Tensor:
@@ -60,5 +68,6 @@ def relative_squares(
     if mask is not None:  # before squares, where a NaN that counts nowhere would make gradients NaN
         pred, target = (torch.where(mask[..., None], each, 0) for each in (pred, target))
     error = mean_over((pred - target).square(), axes, mask)
-    size = mean_over(target.square(), axes, mask).clamp_min(floor**2 + TINY)
-    return error / size
+    smallest = torch.as_tensor(floor, dtype=error.dtype, device=error.device).square()
+    size = mean_over(target.square(), axes, mask).maximum(smallest)
+    return error / size.clamp_min(torch.finfo(size.dtype).tiny)  # 0 of two zeros

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ups.core.errors import UpsError
+from ups.core.errors import Diverged, UpsError
 from ups.core.fields import Grid
 from ups.core.io import atomic_write, check_disk_space
 from ups.core.locks import file_lock
@@ -39,7 +39,6 @@ from ups.physics.lattice_boltzmann import (
     LATTICE_SPEED,
     SPONGE_LENGTH,
     Flow,
-    FlowDiverged,
     channel,
     solve,
     undisturbed,
@@ -235,12 +234,12 @@ def solve_flow(
         speeds: the values of its ``lattice_speed`` to try.
 
     Raises:
-        FlowDiverged: the flow diverges in all of them.
+        Diverged: the flow diverges in all of them.
     """
     for speed in speeds:
         try:
             return list(solve(u0, times, reynolds, grid, obstacles, lattice_speed=speed))
-        except FlowDiverged as error:
+        except Diverged as error:
             diverged = error
     raise diverged
 

@@ -1,11 +1,12 @@
 """Baselines for every result: persistence, and the equation's solver on coarser grids."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ups.core.errors import UpsError
+from ups.core.errors import Diverged, UpsError
 from ups.core.fields import FieldSpec
 from ups.core.gradients import needs_gradients
 from ups.core.stepper import Stepper
@@ -43,7 +44,8 @@ class SolverStepper:
     """The equation's solver on a coarse grid, in float32.
 
     It starts from what the equation's ``restrict`` makes of the field: averages over cells, or the
-    waves that the coarse grid holds. ``prolong`` reconstructs the fine grid from its result.
+    waves that the coarse grid holds. ``prolong`` reconstructs the fine grid from its result. A
+    solution that does not stay finite is NaN.
 
     Args:
         equation: the equation.
@@ -82,7 +84,10 @@ class SolverStepper:
     def step(self, state: Tensor, parameters: Tensor) -> Tensor:
         # numbers are faster, but have no gradient
         values = list(parameters[0]) if needs_gradients(parameters) else parameters[0].tolist()
-        frames = self.solve(state, [self.spec.dt], values, self.grid, torch.float32)
+        try:
+            frames = self.solve(state, [self.spec.dt], values, self.grid, torch.float32)
+        except Diverged:  # as a model's rollout that has diverged: an error that is not a number
+            return torch.full_like(state, math.nan)
         return frames[:, 0]
 
     def decode(self, state: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec
+from ups.core.fields import FieldSpec, PointCloud
+from ups.core.gradients import numbers
+from ups.core.norms import negligible_size
 
-SMALLEST_SQUARE = 1e-12  # the smallest mean square of a target that squares are relative to
 COVERAGE_LEVEL = 0.9
 
 
@@ -39,7 +40,8 @@ def fair_crps(samples: Tensor, target: Tensor) -> Tensor:
     Raises:
         UpsError: M < 2, or other shapes.
     """
-    m = _num_members(samples, target)
+    samples, target = _validate(samples, target)
+    m = len(samples)
     # Of sorted draws sum_{m,n} |x_m - x_n| = 2 sum_i (2 i - M - 1) x_i. These weights sum to 0:
     # the target may be taken off first, which loses fewer digits of large values.
     deviations = (samples - target).sort(0).values
@@ -62,8 +64,9 @@ def energy_score(
     Args:
         samples: draws (M, ...).
         target: the truth (...).
-        axes: the axes of one field, counted from the end: ``FieldSpec.space_axes`` for each channel
-            on its own, ``(*spec.space_axes, -1)`` for all channels together.
+        axes: the axes of one field, counted from the end. If the last axis is that of channels,
+            ``FieldSpec.space_axes`` for each channel on its own, ``(*spec.space_axes, -1)`` for all
+            channels together.
         size: what the score is relative to, the root mean square of the target for example; it has
             the shape of the result or is one number.
 
@@ -71,11 +74,15 @@ def energy_score(
         The scores (...), without ``axes``; lower is better.
 
     Raises:
-        UpsError: M < 2, other shapes, or an axis is counted from the front.
+        UpsError: M < 2, other shapes, or the target has no such axes.
     """
-    m = _num_members(samples, target)
-    if not axes or max(axes) >= 0:
-        raise UpsError(f"`axes` must be counted from the end, -1 is the last one, got {axes}.")
+    samples, target = _validate(samples, target)
+    m = len(samples)
+    if not (isinstance(axes, tuple) and _are_last(axes, target.ndim)):
+        raise UpsError(
+            "`axes` must be counted from the end: different numbers from "
+            f"{-target.ndim} to -1 in a tuple, got {axes!r}."
+        )
     error = _root_mean_square(samples - target, axes).mean(0)
     between = torch.zeros_like(error)
     for k in range(1, m):
@@ -103,10 +110,10 @@ def rank_histogram(
     Raises:
         UpsError: M < 2, or other shapes.
     """
-    m = _num_members(samples, target)
+    samples, target = _validate(samples, target)
     below, equal = _counts(samples, target)
     ranks = _ranks(below, equal, generator)[~_has_nan(samples, target)]
-    return torch.bincount(ranks, minlength=m + 1)
+    return torch.bincount(ranks, minlength=len(samples) + 1)
 
 
 def coverage(samples: Tensor, target: Tensor, level: float = COVERAGE_LEVEL) -> Tensor:
@@ -128,8 +135,8 @@ def coverage(samples: Tensor, target: Tensor, level: float = COVERAGE_LEVEL) -> 
     Raises:
         UpsError: M < 2, other shapes, or the level is out of its range.
     """
-    m = _num_members(samples, target)
-    is_covered = _is_covered(*_counts(samples, target), m, level).double()
+    samples, target = _validate(samples, target)
+    is_covered = _is_covered(*_counts(samples, target), len(samples), level).double()
     return is_covered.masked_fill(_has_nan(samples, target), math.nan).mean()
 
 
@@ -156,7 +163,10 @@ def spread_skill(samples: Tensor, target: Tensor, spec: FieldSpec) -> Tensor:
     Raises:
         UpsError: M < 2, or other shapes.
     """
-    return torch.stack(_relative_squares(samples, target, spec.space_axes), -1).mean(-2)
+    samples, target = _validate(samples, target)
+    _validate_fields(samples, "samples", spec, 1)
+    squares = _relative_squares(samples.double(), target.double(), spec)
+    return torch.stack(squares, -1).mean(-2).to(samples.dtype)
 
 
 def distance_to_mean(samples: Tensor, spec: FieldSpec) -> Tensor:
@@ -176,13 +186,17 @@ def distance_to_mean(samples: Tensor, spec: FieldSpec) -> Tensor:
         averaged over both.
 
     Raises:
-        UpsError: M < 2.
+        UpsError: M < 2, or another shape.
     """
+    samples = _floating(samples, "samples")
+    _validate_fields(samples, "samples", spec, 2)
     _check_num_members(len(samples))
     axes = spec.space_axes
-    mean = samples.mean(0)
-    size = mean.square().mean(axes).clamp_min(SMALLEST_SQUARE)
-    return ((samples - mean).square().mean(axes) / size).sqrt().mean((-2, -1))
+    draws = samples.double()
+    mean = draws.mean(0)
+    size = _mean_square(mean, spec)
+    distances = ((draws - mean).square().mean(axes) / size).sqrt()
+    return distances.mean((-2, -1)).to(samples.dtype)
 
 
 class EnsembleMetrics(Metric):
@@ -250,30 +264,36 @@ class EnsembleMetrics(Metric):
             target: the truth (B, T, *space, C).
         """
         self._check_shapes(samples, target)
-        axes = self.spec.space_axes
-        size = target.square().mean(axes).clamp_min(SMALLEST_SQUARE).sqrt()
-        std = torch.tensor(self.spec.std, dtype=torch.float64, device=target.device)
-        spread, error = (each.double() for each in _relative_squares(samples, target, axes))
         self.trajectories += len(target)
-        self.crps += fair_crps(samples, target).mean(axes).double().sum(0) / std
-        self.energy_score += energy_score(samples, target, axes, size).double().sum(0)
-        self.spread += spread.sqrt().sum(0)
-        self.error += error.sqrt().sum(0)
-        self.squared_spread += spread.sum(0)
-        self.squared_error += error.sum(0)
-        self._add_ranks(samples, target)
+        # its own generator: the draws of whoever measures stay what they are
+        generator = torch.Generator(target.device).manual_seed(0)
+        for draws, truth in zip(samples.unbind(1), target, strict=True):
+            self._add(draws.double(), truth.double(), generator)
 
-    def _add_ranks(self, samples: Tensor, target: Tensor) -> None:
+    def _add(self, samples: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        """Add draws (M, T, *space, C) of one trajectory (T, *space, C)."""
+        axes = self.spec.space_axes
+        size = _mean_square(target, self.spec).sqrt()
+        std = torch.tensor(self.spec.std, dtype=torch.float64, device=target.device)
+        spread, error = _relative_squares(samples, target, self.spec)
+        self.crps += fair_crps(samples, target).mean(axes) / std
+        self.energy_score += energy_score(samples, target, axes, size)
+        self.spread += spread.sqrt()
+        self.error += error.sqrt()
+        self.squared_spread += spread
+        self.squared_error += error
+        self._add_ranks(samples, target, generator)
+
+    def _add_ranks(self, samples: Tensor, target: Tensor, generator: torch.Generator) -> None:
         axes = self.spec.space_axes
         below, equal = _counts(samples, target)
         has_nan = _has_nan(samples, target)
         is_covered = _is_covered(below, equal, self.num_members, COVERAGE_LEVEL).double()
-        self.covered += is_covered.masked_fill(has_nan, math.nan).mean(axes).sum(0)
-        # its own generator: the draws of whoever measures stay what they are
-        ranks = _ranks(below, equal, torch.Generator(target.device).manual_seed(0))
+        self.covered += is_covered.masked_fill(has_nan, math.nan).mean(axes)
+        ranks = _ranks(below, equal, generator)
         for rank in range(self.num_members + 1):
             has_rank = (ranks == rank).double().masked_fill(has_nan, math.nan)
-            self.ranks[..., rank] += has_rank.mean(axes).sum(0)
+            self.ranks[..., rank] += has_rank.mean(axes)
 
     def compute(self) -> dict[str, Tensor]:
         by_frame = {
@@ -309,15 +329,49 @@ class EnsembleMetrics(Metric):
             )
 
 
-def _num_members(samples: Tensor, target: Tensor) -> int:
-    """The number of draws M, if the shapes are those of an ensemble and its target."""
+def _floating(values: Tensor, name: str) -> Tensor:
+    """Values as real numbers of a floating type; others become float64."""
+    values = numbers(values, name)
+    if values.is_complex():
+        raise UpsError(f"`{name}` must be real numbers, got {values.dtype}.")
+    return values if values.is_floating_point() else values.double()
+
+
+def _validate(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """An ensemble and its target, of floating types."""
+    samples, target = _floating(samples, "samples"), _floating(target, "target")
     if samples.ndim == 0 or samples.shape[1:] != target.shape:
         raise UpsError(
             "`samples` must have the shape (M, ...) if `target` has the shape (...), "
             f"got {tuple(samples.shape)} and {tuple(target.shape)}."
         )
     _check_num_members(len(samples))
-    return len(samples)
+    return samples, target
+
+
+def _validate_fields(values: Tensor, name: str, spec: FieldSpec, num_leading: int) -> None:
+    """Check that values are fields on the grid of ``spec``, with so many axes before."""
+    if isinstance(spec.domain, PointCloud):
+        raise UpsError("`spec` must describe a field on a grid; this one lies on points.")
+    shape = spec.shape
+    if values.ndim < num_leading + len(shape) or values.shape[-len(shape) :] != shape:
+        sizes = ", ".join(map(str, shape))
+        raise UpsError(
+            f"`{name}` must be fields ({sizes}) with their channels after the axes of draws and "
+            f"frames, got {tuple(values.shape)}."
+        )
+
+
+def _are_last(axes: tuple[int, ...], ndim: int) -> bool:
+    """Whether ``axes`` are different ones, counted from the end."""
+    are_axes = all(isinstance(axis, int) and -ndim <= axis < 0 for axis in axes)
+    return are_axes and 0 < len(axes) == len(set(axes))
+
+
+def _mean_square(target: Tensor, spec: FieldSpec) -> Tensor:
+    """The mean square over space (..., C) that squares are relative to; see ``ups.core.norms``."""
+    smallest = negligible_size(spec).square().to(target.device)
+    return target.square().mean(spec.space_axes).maximum(smallest)
 
 
 def _check_num_members(num_members: int) -> None:
@@ -331,21 +385,20 @@ def _root_mean_square(values: Tensor, axes: tuple[int, ...]) -> Tensor:
     return torch.linalg.vector_norm(values, dim=axes) / math.sqrt(num_values)
 
 
-def _relative_squares(
-    samples: Tensor, target: Tensor, axes: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
+def _relative_squares(samples: Tensor, target: Tensor, spec: FieldSpec) -> tuple[Tensor, Tensor]:
     """Squared spread and squared error of the mean, relative to the target's mean square.
 
     Args:
         samples: draws (M, ..., *space, C).
         target: the truth (..., *space, C).
-        axes: the axes of space.
+        spec: describes the field.
 
     Returns:
         Squared spread (..., C) and squared error (..., C) of each channel.
     """
-    m = _num_members(samples, target)
-    size = target.square().mean(axes).clamp_min(SMALLEST_SQUARE)
+    m = len(samples)
+    axes = spec.space_axes
+    size = _mean_square(target, spec)
     # the mean of M draws is itself off by a share 1/M of their variance
     mean = samples.mean(0)
     variance = (samples - mean).square().sum(0) / (m - 1)

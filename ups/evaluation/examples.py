@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ups.core.fields import FieldSpec
-from ups.core.norms import relative_squares
+from ups.core.norms import negligible_size, relative_squares
 from ups.core.points import Points
 
 
@@ -35,7 +35,8 @@ def choose_examples(
         points: where they lie; None on a grid.
     """
     mask = None if points is None else points.mask[:, None]
-    errors = relative_squares(pred, target, spec.space_axes, mask=mask).sqrt().mean((1, 2))
+    floor = negligible_size(spec)
+    errors = relative_squares(pred, target, spec.space_axes, floor, mask).sqrt().mean((1, 2))
     order = errors.argsort().tolist()
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     if points is None:

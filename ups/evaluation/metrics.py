@@ -16,11 +16,12 @@ from torchmetrics import Metric
 from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
 from ups.core.gradients import to_tensor
-from ups.core.norms import RELATIVE_ERROR_FLOOR, mean_over
+from ups.core.norms import NEGLIGIBLE, RELATIVE_ERROR_FLOOR, mean_over
 from ups.core.points import Points
 from ups.physics import Equation, Functional, Law
 
 VRMSE_FLOOR = 1e-7  # added to a variance
+ROUNDING = 1e-12  # of a constant field, in standard deviations
 NAMES = ("rmse", "nrmse", "crmse", "brmse", "max_error", "frmse_low", "frmse_mid", "frmse_high")
 # names of the correlation times above the usual threshold
 STRICT_CORRELATIONS = {"correlation_time_90": 0.9, "correlation_time_95": 0.95}
@@ -330,7 +331,7 @@ class PhysicsChecks(Metric):
         checks = {}
         axes = self.spec.space_axes
         frames = torch.cat((u0, pred), 1)
-        size = u0.square().mean((*axes, -1)).sqrt()
+        size = u0.square().mean((*axes, -1)).sqrt().clamp_min(NEGLIGIBLE * max(self.spec.std))
         for functional in self.conserved:
             values = functional.compute(frames, self.spec.grid)
             checks[f"{functional.name}_drift"] = (values[:, 1:] - values[:, :1]).abs()
@@ -377,7 +378,7 @@ def _growth(values: Tensor, allowed: Tensor, floor: Tensor) -> Tensor:
     """
     before = values[:, :-1]
     growth = (values[:, 1:] - allowed[:, :-1]).clamp_min(0)
-    return growth / torch.maximum(before, floor).clamp_min(1e-12)
+    return growth / torch.maximum(before, floor)
 
 
 def _correlation(a: Tensor, b: Tensor, spec: FieldSpec, mask: Tensor | None = None) -> Tensor:
@@ -390,8 +391,9 @@ def _correlation(a: Tensor, b: Tensor, spec: FieldSpec, mask: Tensor | None = No
     a, b = (_deviation(each, axes, at) for each in (a, b))
     size_a = a.square().sum(axes).sqrt()
     size_b = b.square().sum(axes).sqrt()
-    correlation = (a * b).sum(axes) / (size_a * size_b).clamp_min(1e-30)
-    is_constant = torch.maximum(size_a, size_b) < 1e-12
+    rounding = ROUNDING * torch.tensor(spec.std, dtype=a.dtype, device=a.device)
+    correlation = (a * b).sum(axes) / (size_a * size_b).maximum(rounding.square())
+    is_constant = torch.maximum(size_a, size_b) < rounding
     return torch.where(is_constant, 1.0, correlation).mean(-1)
 
 

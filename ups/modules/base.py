@@ -4,6 +4,7 @@ Validation rolls out trajectories in physical space.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ups.core.batch import Batch
+from ups.core.errors import UpsError
 from ups.core.norms import RELATIVE_ERROR_FLOOR
 from ups.core.schema import (
     BOOKKEEPING_EVERYWHERE,
@@ -29,6 +31,19 @@ from ups.simulation.simulator import Simulator
 
 # decay rate of a moment of AdamW
 Beta = Annotated[float, Ge(0), Lt(1)]
+
+
+def check_takes_points(module: Callable[..., object]) -> None:
+    """Check that the module of a stage can train on fields on points.
+
+    Raises:
+        UpsError: it takes none.
+    """
+    if not getattr(module, "takes_points", True):
+        raise UpsError(
+            f"`data` must be fields on a grid: {module.__name__} does not take points yet; on "
+            "points only stage=operator without loss=crps trains."
+        )
 
 
 class BaseModule(pl.LightningModule):
@@ -54,11 +69,13 @@ class BaseModule(pl.LightningModule):
 
     Attributes:
         stage: name of the stage, as in conf/stage.
+        takes_points: whether the fields may lie on points.
         correct: corrector of the validation rollouts.
         simulator: the simulator that is trained.
     """
 
     stage: str
+    takes_points = False
     correct: Literal["none", "diffusion", "consistency"] = "none"
     simulator: Simulator
 

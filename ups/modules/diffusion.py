@@ -8,10 +8,10 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from ups.core.batch import Batch
-from ups.core.errors import UpsError
 from ups.core.fields import PointCloud
 from ups.core.norms import RELATIVE_ERROR_FLOOR, relative_l2_squared
 from ups.core.schema import PositiveFloat, SettingsOf
+from ups.modules.base import check_takes_points
 from ups.modules.corrector import CorrectorModule
 from ups.simulation.correctors import SIGMA_DATA, ResidualCorrector
 from ups.simulation.residual_targets import ResidualTargets
@@ -65,10 +65,7 @@ class DiffusionModule(CorrectorModule):
     ) -> None:
         super().__init__(**options)
         if isinstance(simulator.spec.domain, PointCloud):
-            raise UpsError(
-                "`stage` must be operator for fields on points, which have no correctors yet; got "
-                "diffusion."
-            )
+            check_takes_points(type(self))
         simulator.requires_grad_(False)
         self.corrector = simulator.add_corrector("diffusion", corrector)
         self.simulator = simulator

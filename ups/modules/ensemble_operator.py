@@ -7,8 +7,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ups.core.batch import Batch
+from ups.core.fields import PointCloud
 from ups.core.schema import PositiveInt
 from ups.evaluation.ensembles import EnsembleMetrics
+from ups.modules.base import check_takes_points
 from ups.modules.losses import ensemble_errors
 from ups.modules.operator import OperatorModule
 from ups.simulation.simulator import Simulator
@@ -36,7 +38,12 @@ class EnsembleOperatorModule(OperatorModule):
         noise_channels: number of values of white noise for each token.
 
     The other arguments are those of ``OperatorModule`` and ``BaseModule``.
+
+    Raises:
+        UpsError: the fields lie on points.
     """
+
+    takes_points = False
 
     def __init__(
         self,
@@ -47,6 +54,8 @@ class EnsembleOperatorModule(OperatorModule):
         **options: Any,
     ) -> None:
         super().__init__(simulator, **options)
+        if isinstance(simulator.spec.domain, PointCloud):
+            check_takes_points(type(self))
         noise = simulator.add_noise({"num_channels": noise_channels})
         self.noise_shape = (simulator.model.num_tokens, noise.num_channels)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.fields import FieldSpec, Grid
-from ups.core.norms import relative_squares
+from ups.core.norms import negligible_size, relative_squares
 from ups.core.points import Points
 from ups.core.stepper import Stepper, predict
 from ups.evaluation.baselines import Persistence, RandomStart, SolverStepper, coarse_solvers
@@ -89,8 +89,9 @@ class MeasurementModule(pl.LightningModule):
     def _keep(self, pred: Tensor, batch: Batch) -> None:
         """Keep what pictures need of the first prediction (B, T, *space, C)."""
         target = batch.u[:, 1:]
-        mask = _mask(batch.points)
-        errors = relative_squares(pred, target, self.spec.space_axes, mask=mask).sqrt()
+        errors = relative_squares(
+            pred, target, self.spec.space_axes, negligible_size(self.spec), _mask(batch.points)
+        ).sqrt()
         self.channel_errors.append(errors)
         self.first.append((target, pred))
         if batch.points is not None:
@@ -218,8 +219,13 @@ class Measurement:
         self.rollouts.update(pred, target, mask)
         self.checks.update(batch.u[:, 0], pred, target, mask)
         steps = self._single_steps(batch).double()
-        axes = self.spec.space_axes
-        errors = relative_squares(steps, target.double(), axes, mask=_mask(batch.points))
+        errors = relative_squares(
+            steps,
+            target.double(),
+            self.spec.space_axes,
+            negligible_size(self.spec),
+            _mask(batch.points),
+        )
         self.one_step.append(errors.flatten())
         if self.sample is not None:
             self._add_ensembles(self.sample, batch)

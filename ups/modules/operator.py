@@ -38,6 +38,7 @@ class OperatorModule(BaseModule):
     """
 
     stage = "operator"
+    takes_points = True
 
     def __init__(
         self,

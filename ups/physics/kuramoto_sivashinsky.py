@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups.core.errors import UpsError
+from ups.core.errors import Diverged, UpsError
 from ups.core.fields import Grid
 from ups.core.gradients import to_tensor
 from ups.physics import spectral
@@ -36,6 +36,7 @@ from ups.physics.solver_inputs import (
 
 LENGTH = 64.0
 STEP = 0.1  # largest step of the solver, in units of the distance of two points
+GROWTH_TOLERANCE = 1.1  # of the norm, for errors of the time step
 CONTOUR_POINTS = 32  # of the mean over a circle around each argument; the error is at round-off
 # of the initial conditions, as published
 NUM_SINES = 10
@@ -120,6 +121,10 @@ def solve(
     validate_parameters(nu, len(u0))
     validate_positive(length, "length")
     largest = _largest_step(step, length / u0.shape[-1])
+    if dtype not in (torch.float32, torch.float64):
+        raise UpsError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}.")
+    if len(u0) == 0:
+        return u0.new_empty(0, len(times), u0.shape[1])
     viscosity = to_tensor(nu, torch.float64, u0.device).reshape(-1, 1)
     scheme = _Scheme(u0.shape[-1], length, viscosity, dtype)
     spectrum = torch.fft.rfft(u0.to(dtype)) * scheme.kept
@@ -129,13 +134,25 @@ def solve(
         spectrum = scheme.advance(spectrum, time - now, largest)
         frames.append(torch.fft.irfft(spectrum, n=u0.shape[-1]) if time > 0 else u0.to(dtype))
         now = time
-    u = torch.stack(frames, 1)
-    if not bool(u.detach().isfinite().all()):
-        raise UpsError(
+    u = torch.stack(frames, 1).to(u0.dtype)
+    if not _is_bounded(u.detach(), u0.detach(), scheme, times):
+        raise Diverged(
             f"`u0` must be finite, and so small that steps of {largest:g} are stable; take a "
             "smaller `step`."
         )
-    return u.to(u0.dtype)
+    return u
+
+
+def _is_bounded(u: Tensor, u0: Tensor, scheme: "_Scheme", times: Sequence[float]) -> bool:
+    """Whether fields (B, T, X) at ``times`` after ``u0`` (B, X) are as small as they must be.
+
+    Advection keeps the mean square, so the norm grows no faster than the fastest wave.
+    """
+    norm = torch.linalg.vector_norm(u.double(), dim=-1)
+    start = torch.linalg.vector_norm(u0.double(), dim=-1, keepdim=True)
+    rate = scheme.growth.amax(-1, keepdim=True).clamp_min(0)  # (1 or B, 1)
+    allowed = start * torch.exp(rate * torch.tensor(times, dtype=torch.float64, device=u.device))
+    return bool(((norm <= GROWTH_TOLERANCE * allowed) & norm.isfinite()).all())
 
 
 def _largest_step(step: float | None, spacing: float) -> float:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ups.core.errors import UpsError
+from ups.core.errors import Diverged, UpsError
 from ups.core.fields import Boundary, Grid
 from ups.core.gradients import numbers
 from ups.physics import compilation
@@ -38,10 +38,6 @@ LATTICE_SPEED = 1 / 16
 ODD_RELAXATION_TIME = 0.1
 SPONGE_LENGTH = 3.0  # before the outflow, in D
 SPONGE_STRENGTH = 8.0  # part of the difference taken in a step, times the layer's nodes
-
-
-class FlowDiverged(UpsError):
-    """A flow became infinite: somewhere it is too fast for the lattice, or too finely vortical."""
 
 
 class Flow(NamedTuple):
@@ -118,7 +114,7 @@ def solve(
         The flow at each time, in u0's dtype.
 
     Raises:
-        UpsError: an argument is invalid, the flow diverges (``FlowDiverged``), or numba is not
+        UpsError: an argument is invalid, the flow diverges (``Diverged``), or numba is not
             installed.
     """
     times = validate_times(t)
@@ -159,7 +155,8 @@ def _solve(
         done = steps
         fields = _fields(f, speed)
         if not np.isfinite(fields).all():
-            raise FlowDiverged(
+            # somewhere it is too fast for the lattice, or too finely vortical
+            raise Diverged(
                 f"the flow diverged before t = {time:g}; a smaller lattice_speed or a larger "
                 "resolution may solve it."
             )

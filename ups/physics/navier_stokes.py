@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups.core.errors import UpsError
+from ups.core.errors import Diverged, UpsError
 from ups.core.fields import Grid
 from ups.core.gradients import needs_gradients, numbers, to_tensor
 from ups.physics import compilation, navier_stokes_compiled, spectral
@@ -180,7 +180,7 @@ def _solve_compiled(w0: Tensor, times: list[float], scheme: "_Scheme", cfl: floa
         frames.numpy(),
     )
     if not solved:
-        raise UpsError(TOO_LARGE)
+        raise Diverged(TOO_LARGE)
     return frames
 
 
@@ -226,7 +226,7 @@ class _Scheme:
                 * torch.maximum(fastest / cfl, self.viscosity * (self.slowest_wave / DECAY))
             ).ceil()
             if not bool((steps < MAX_STEPS).all()):
-                raise UpsError(TOO_LARGE)
+                raise Diverged(TOO_LARGE)
             dt = remaining / steps.clamp_min(1)
             w = self.step(w, velocity, dt)
             remaining = torch.where(steps > 1, remaining - dt, 0.0)

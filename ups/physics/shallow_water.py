@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups.core.errors import UpsError
+from ups.core.errors import Diverged, UpsError
 from ups.core.fields import Boundary, Grid
 from ups.core.gradients import numbers
 from ups.physics.equation import Equation, Symmetry
@@ -109,7 +109,7 @@ def _advance(u: Tensor, span: float, cells: Sequence[float], cfl: float) -> Tens
         ).amax(0)[:, None, None, None]
         steps = (remaining * fastest / cfl).ceil()
         if not bool((steps < MAX_STEPS).all()):
-            raise UpsError("`u0` must be finite, with heights > 0 that stay so.")
+            raise Diverged("`u0` must be finite, with heights > 0 that stay so.")
         dt = remaining / steps.clamp_min(1)
         first = u + dt * _rate(u, cells)
         u = (u + first + dt * _rate(first, cells)) / 2

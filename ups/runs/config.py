@@ -18,7 +18,9 @@ from ups.callbacks import EMAWeightAveraging
 from ups.core.errors import UpsError, to_user_error
 from ups.core.schema import arguments, locate, refusal, unknown_key, validate
 from ups.core.settings import PlainDict, to_plain
+from ups.datamodules import PointCloudDataModule
 from ups.models import get_architecture
+from ups.modules.base import check_takes_points
 from ups.runs.launchers import usable_accelerator
 from ups.runs.settings import (
     SECTIONS,
@@ -233,6 +235,10 @@ def _check_data_modules(settings: PlainDict) -> None:
             allowed = "the path of a LightningDataModule"
             raise refusal("data._target_", allowed, data["_target_"])
         _check_unroll_steps(data)
+        if stage and isinstance(made, PointCloudDataModule):
+            key = f"stage.{stage}.module._target_"
+            target = settings["stage"][stage]["module"]["_target_"]
+            check_takes_points(locate(target, key, pl.LightningModule))
         asks_for_ttc = settings["ttc"]["enabled"] and settings["stage"]["name"] in TESTED_WITH_TTC
         if asks_for_ttc and hasattr(made, "equation") and (lack := lack_of_guide(made.equation)):
             raise UpsError(f"`ttc.enabled` must be false, got true: {lack}.")

@@ -1,5 +1,6 @@
 """Checks of the arguments of rollouts."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -88,9 +89,9 @@ def validate_options(
     validate_count(steps, "steps")
     if mode not in MODES:
         raise UpsError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
-    is_number = isinstance(temperature, int | float)
-    if temperature is not None and not (is_number and temperature >= 0):
-        raise UpsError(f"`temperature` must be a number >= 0, got {temperature!r}.")
+    is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if temperature is not None and not (is_number and 0 <= temperature < math.inf):
+        raise UpsError(f"`temperature` must be a finite number >= 0, got {temperature!r}.")
     if grad not in (None, True, False):
         raise UpsError(f"`grad` must be True, False or None, got {grad!r}.")
     if checkpoint_every is not None and not (

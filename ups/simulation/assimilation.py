@@ -83,7 +83,8 @@ class Analysis:
 
         Args:
             steps: number of steps, at least 1.
-            options: options of ``Simulator.rollout`` other than ``stride``, such as ``x_out``.
+            options: options of ``Simulator.rollout``, such as ``x_out``; the initial state, its
+                places ``x`` and parameters are those of the analysis, and ``stride`` is 1.
 
         Raises:
             UpsError: an argument is out of its range.
@@ -92,6 +93,10 @@ class Analysis:
         if options.get("stride", 1) != 1:
             # frames are counted from the initial state
             raise UpsError(f"`stride` must be 1 in a forecast, got {options['stride']!r}.")
+        for name in ("x", "nu", "parameters"):
+            if options.get(name) is not None:
+                raise UpsError(f"`{name}` must not be given: the analysis has its own.")
+        options = {key: value for key, value in options.items() if key != "parameters"}
         last = self.readings.steps[-1]
         names = self.simulator.spec.parameters
         values = dict(zip(names, self._parameters().unbind(-1), strict=True))

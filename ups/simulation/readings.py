@@ -67,13 +67,13 @@ def validate_readings(
     """
     steps = _validate_times(times, dt)
     values = numbers(readings, "readings", like.dtype, like.device)
-    has_channels = num_channels > 1 or values.ndim == 4
+    shape = (len(steps), positions.shape[1], num_channels)
+    has_channels = num_channels > 1 or values.ndim == 4 or tuple(values.shape) == shape
     spread = _validate_noise(noise, values)
     if not has_channels:
         values, spread = values.unsqueeze(-1), spread.unsqueeze(-1)
     if values.ndim == 3:
         values, spread = values.unsqueeze(0), spread.unsqueeze(0)
-    shape = (len(steps), positions.shape[1], num_channels)
     if values.ndim != 4 or len(values) == 0 or tuple(values.shape[1:]) != shape:
         wanted = ", ".join(map(str, shape if has_channels else shape[:-1]))
         raise UpsError(
@@ -136,6 +136,7 @@ def _validate_noise(noise: object, readings: Tensor) -> Tensor:
             "`noise` must be one number, or have a shape that broadcasts to that of `readings`, "
             f"{tuple(readings.shape)}; got {tuple(given.shape)}."
         ) from None
-    if not bool(((given > 0) & given.isfinite()).all()):
-        raise UpsError(f"`noise` must be positive and finite, got {given.tolist()}.")
+    wrong = spread[~(((spread > 0) & spread.isfinite()) | readings.isnan())]
+    if len(wrong):
+        raise UpsError(f"`noise` must be positive and finite, got {wrong[0].item():g}.")
     return spread
