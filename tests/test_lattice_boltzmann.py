@@ -174,6 +174,14 @@ def test_frames_are_given_one_by_one_and_repeat():
     ("change", "words"),
     [
         ({"u0": torch.zeros(4, 4, 3)}, "`u0` must be velocity and pressure"),
+        ({"u0": torch.zeros(8, 8, 3, dtype=torch.int64)}, "of a floating type, got torch.int64"),
+        ({"obstacles": [Ellipse((0.1, 0.5), (0.2, 0.2))]}, "`obstacles` must lie within the grid"),
+        ({"obstacles": [Ellipse((0.5, 0.5), (0.2, 0.6))]}, "`obstacles` must lie within the grid"),
+        (
+            {"obstacles": [Ellipse((0.4, 0.5), (0.2, 0.2)), Ellipse((0.6, 0.5), (0.2, 0.2))]},
+            "`obstacles` must be apart from each other",
+        ),
+        ({"reynolds": "100"}, "`reynolds` must be a finite number > 0, got '100'"),
         ({"t": [1.0, 0.5]}, "`t` must be finite times"),
         ({"reynolds": 0.0}, "`reynolds` must be a finite number > 0"),
         ({"lattice_speed": 0.5}, "`lattice_speed` must be > 0 and <= 0.2"),

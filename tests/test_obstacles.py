@@ -224,6 +224,12 @@ def test_sampled_fields_are_exact_for_shear_flow_at_a_wall():
         ({"reynolds": (100.0, 50.0)}, "`reynolds` must be a range of numbers > 0"),
         ({"num_points": (0, 50)}, "`num_points` must be a range of numbers > 0"),
         ({"num_test": 0}, "`num_test` must be an integer >= 1, got 0"),
+        ({"reynolds": 100.0}, "`reynolds` must be .*, got 100.0"),
+        ({"reynolds": (50.0,)}, "`reynolds` must be .*, got "),
+        ({"num_frames": 2.5}, "`num_frames` must be an integer >= 1, got 2.5"),
+        ({"length": 5.0}, "`length` must be a number >= 7"),
+        ({"dt": 0.0}, "`dt` must be a number > 0, got 0"),
+        ({"seed": -1}, "`seed` must be an integer >= 0"),
     ],
 )
 def test_impossible_settings_are_refused(change, words):

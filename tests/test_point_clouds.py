@@ -16,7 +16,6 @@ from test_obstacles import TINY
 import ups
 from ups import pipeline
 from ups.core.errors import UpsError
-from ups.core.fields import PointCloud
 from ups.datamodules import PointCloudDataModule
 from ups.datamodules import obstacles as ob
 from ups.datamodules.own import OwnDataModule
@@ -136,15 +135,47 @@ def test_statistics_are_of_the_training_split(data, path):
     values = np.concatenate([each.reshape(-1, 3) for each in file.read([0, 1])]).astype(float)
     assert data.spec.mean == pytest.approx(values.mean(0), rel=1e-5, abs=1e-7)
     assert data.spec.std == pytest.approx(values.std(0), rel=1e-3)
-    assert data.spec.domain == PointCloud(
-        ((0.0, 8.0), (0.0, 4.0)), ("signed_distance", *file.node_types)
-    )
+    distances = np.concatenate([file.geometry(i).signed_distance for i in (0, 1)]).astype(float)
+    units = (np.sqrt((distances**2).mean()), *(1.0 for _ in file.node_types))
+    assert data.spec.domain.edges == ((0.0, 8.0), (0.0, 4.0))
+    assert data.spec.domain.features == ("signed_distance", *file.node_types)
+    assert data.spec.domain.feature_units == pytest.approx(units, rel=1e-6)
     assert (data.spec.channels, data.spec.parameters) == (("u", "v", "p"), ("reynolds",))
     assert data.spec.dt == 0.5
     reynolds = file.parameters["reynolds"][:2]
     assert data.training_parameters == [[reynolds.min()], [reynolds.max()]]
     largest = (np.abs(values).max(0) / np.array(data.spec.std)).max()
     assert data.input_range(data.spec)["largest value"] == pytest.approx(largest, rel=1e-5)
+
+
+ON_POINTS = {
+    "point_memory_upt": {"num_points": [16, 8], "hidden_channels": 8, "depth": 1},
+    "point_upt": {"num_tokens": 12, "hidden_dim": 16, "num_heads": 2, "approximator_depth": 1},
+    "upt": {"num_supernodes": 20, "num_tokens": 6, "hidden_dim": 16, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e3])
+@pytest.mark.parametrize("architecture", ON_POINTS)
+def test_rollouts_do_not_depend_on_the_unit_of_length(data, path, tmp_path, architecture, unit):
+    other = tmp_path / "other.h5"
+    shutil.copy(path, other)
+    with h5py.File(other, "a") as file:
+        for name in ("positions", "signed_distance"):
+            file[name][...] *= unit
+    scaled = PointCloudDataModule(path=str(other), unroll_steps=1)
+    scaled.setup()
+    frames = []
+    for module in (data, scaled):
+        torch.manual_seed(0)
+        model = build({"architecture": architecture, **ON_POINTS[architecture]}, module.spec)
+        for p in model.parameters():
+            p.data.add_(0.05 * torch.randn_like(p))
+        sim = Simulator(model, module.spec).eval()
+        options = {"parameters": {"reynolds": 100.0}, "x": module.points["test"]}
+        frames.append(sim.rollout(module.values["test"][:, 0], 2, **options))
+    assert frames[0].std() > 0.1
+    assert torch.allclose(*frames, atol=1e-3)
 
 
 def test_flows_are_generated_once_and_are_those_of_the_settings(path, tmp_path):

@@ -71,3 +71,9 @@ def test_onnx_graphs_on_points_roll_out_like_the_simulator(tmp_path):
         )
 
     assert_rolls_out_like(simulator, [graph(name) for name in ("encode", "step", "decode")])
+    # onnxruntime sums many points in parallel
+    points = draw_points(2000)
+    expected = simulator.encode(waves(points), None, points)
+    places = (points.positions, points.features, points.mask)
+    for _ in range(20):
+        assert torch.allclose(graph("encode")(waves(points), *places), expected, atol=1e-4)

@@ -228,6 +228,16 @@ def without_simulations(folder):
             "case_2: .* from 00000004_mesh.th to 4_mesh.th is a step of 0, not 1",
         ),
         (lambda folder: None, {"dt": 1.0, "field": "p"}, "`data.field` must be null"),
+        (
+            lambda folder: (folder / "case_2" / "U_init.th").unlink(),
+            {"dt": 1.0},
+            "case_2/U_init.th must be there, as it is in other folders",
+        ),
+        (
+            lambda folder: torch.save(torch.ones(30) + 1j, folder / "case_1" / "x.th"),
+            {"dt": 1.0},
+            "x.th must hold a tensor of 1 dimensions of real numbers",
+        ),
     ],
 )
 def test_faults_of_transient_flows_are_said(tmp_path, damage, settings, message):
@@ -303,6 +313,42 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path, name):
     for reader, folder in (("transient_flow", flows), ("meshes", meshes)):
         file = open_reader(reader, POINT_READERS, folder, (1, 1), {"dt": 1.0})
         assert np.array_equal(file.read([1])[0], fields(2)[1].astype(np.float32))
+
+
+def test_of_several_numbers_the_one_that_varies_counts(tmp_path):
+    folder = write_vtk(tmp_path / "flows")
+    renamed("*.vtu", lambda k: f"step{k}_re100.vtu")(folder)
+    file = open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0})
+    assert np.array_equal(file.read([1])[0], fields(2)[1].astype(np.float32))
+    without_frame("step7_re100.vtu")(folder)
+    with pytest.raises(UpsError, match=r"from step6_re100\.vtu to step8_re100\.vtu is a step of 2"):
+        open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0})
+
+
+def test_a_file_without_a_number_among_frames_is_refused(tmp_path):
+    folder = write_vtk(tmp_path / "flows")
+    for case in folder.iterdir():
+        shutil.copy(case / "flow_5.vtu", case / "boundary.vtu")
+    with pytest.raises(UpsError, match=r"boundary\.vtu must have a number in its name"):
+        open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0})
+
+
+def test_axes_are_those_of_all_trajectories_but_for_rounding(tmp_path):
+    folder = write_vtk(tmp_path / "flows")
+
+    def move(case, size):
+        for path in case.iterdir():
+            mesh = meshio.read(path)
+            mesh.points[:, 2] = size * np.linspace(-1, 1, len(mesh.points))
+            mesh.write(path)
+
+    move(folder / "run1", 1e-9)
+    file = open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0})
+    assert file.channels == ("U_x", "U_y", "p")
+    move(folder / "run10", 1.0)
+    file = open_reader("meshes", POINT_READERS, folder, (1, 1), {"dt": 1.0})
+    assert file.channels == ("U_x", "U_y", "U_z", "p")
+    assert file.points(0)[0].shape[1] == 3
 
 
 def test_names_without_numbers_are_in_the_order_of_the_alphabet(tmp_path):

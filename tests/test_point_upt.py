@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers.points import (
@@ -270,6 +271,34 @@ def test_rollout_gives_frames_at_any_points(simulator, mode):
     assert torch.allclose(strided[:, 0], elsewhere[:, 2], atol=1e-5)
 
 
+def test_positions_and_features_of_points_have_gradients(simulator):
+    points, queries = draw_points(40), draw_points(5, seed=3)
+    u0 = waves(points)
+
+    def value(positions, features=queries.features, **options):
+        out = Points(positions, features)
+        options = {"parameters": {"re": PARAMETERS[:, 0]}, "x": points, **options}
+        return simulator.rollout(u0, 2, **options, x_out=out).square().sum()
+
+    expected = torch.func.grad(lambda p: value(p, grad=True))(queries.positions)
+    assert expected.abs().amax() > 1e-3
+    assert torch.allclose(torch.func.grad(value)(queries.positions), expected)
+    positions = queries.positions.clone().requires_grad_()
+    value(positions).backward()
+    assert torch.allclose(positions.grad, expected)
+    seen = points.features.clone().requires_grad_()
+    value(queries.positions, x=Points(points.positions, seen)).backward()
+    assert seen.grad.abs().amax() > 0
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8"])
+def test_points_take_arrays_of_numpy_in_any_order_of_bytes(dtype):
+    points = Points(np.ones((1, 3, 2), dtype), np.zeros((1, 3, 1), dtype))
+    assert points.positions.eq(1).all()
+    with pytest.raises(UpsError, match="the positions of points must be real numbers"):
+        Points(torch.zeros(1, 3, 2) + 1j, torch.zeros(1, 3, 0))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -278,6 +307,10 @@ def test_rollout_gives_frames_at_any_points(simulator, mode):
         (
             {"x": Points(torch.zeros(3, 40, 2), torch.zeros(3, 40, 2))},
             r"`x` must have positions \(B, P, 2\) and features \(B, P, 1\): distance; got 2 and 2",
+        ),
+        (
+            {"x": Points(torch.full((3, 40, 2), 2.2), torch.zeros(3, 40, 1))},
+            "`x` must lie from 0 to 2 along axis 0, the box of the training data; got 2.2 to 2.2",
         ),
         (
             {"x": Points(torch.full((3, 40, 2), math.nan), torch.zeros(3, 40, 1))},

@@ -149,18 +149,28 @@ class PointCloud:
     Args:
         edges: where each axis of the box begins and ends (D,).
         features: the names of what is known of each point besides its position (F,).
+        feature_units: a usual size of each feature (F,), by which it is divided before a model gets
+            it; default: 1.
 
     Raises:
-        UpsError: an axis does not end behind its beginning.
+        UpsError: an axis does not end behind its beginning, or a unit is out of its range.
     """
 
     edges: tuple[tuple[float, float], ...]
     features: tuple[str, ...] = ()
+    feature_units: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         edges = tuple((float(first), float(last)) for first, last in self.edges)
         object.__setattr__(self, "edges", edges)
         object.__setattr__(self, "features", tuple(self.features))
+        units = tuple(float(unit) for unit in self.feature_units or (1.0,) * len(self.features))
+        object.__setattr__(self, "feature_units", units)
+        if len(units) != len(self.features) or not all(0 < unit < math.inf for unit in units):
+            raise UpsError(
+                f"a point cloud must have a unit > 0 for each of its features {self.features}, "
+                f"got {units}."
+            )
         if not edges or not all(-math.inf < first < last < math.inf for first, last in edges):
             raise UpsError(f"the edges of a point cloud must be finite and increase, got {edges}.")
 

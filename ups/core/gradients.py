@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from ups.core.errors import UpsError
 
 
 def needs_gradients(*values: object) -> bool:
-    """Whether a tensor in ``values``, or in a list or a mapping there, takes part in a
-    differentiation.
+    """Whether a tensor in ``values``, or in a list, a mapping or a dataclass there, takes part in
+    a differentiation.
 
     It requires gradients, as under ``torch.func.grad``, or has a tangent, as under
     ``torch.func.jvp``.
@@ -21,6 +22,8 @@ def needs_gradients(*values: object) -> bool:
     for value in values:
         if isinstance(value, Mapping):
             value = list(value.values())
+        if is_dataclass(value):
+            value = list(vars(value).values())
         if isinstance(value, list | tuple) and needs_gradients(*value):
             return True
         if not isinstance(value, Tensor):

@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 
 from ups.core.errors import UpsError
+from ups.core.gradients import numbers
 
 PLACES = ("positions", "features", "mask")  # what functions and graphs take of ``Points``
 # the feature that is the distance to the nearest wall, negative behind it
 SIGNED_DISTANCE = "signed_distance"
+
+
+def _real(value: object, name: str) -> Tensor:
+    values = numbers(value, name)
+    if values.is_complex():
+        raise UpsError(f"the {name} of points must be real numbers, got {values.dtype}.")
+    return values
 
 
 @dataclass
@@ -35,8 +43,8 @@ class Points:
     mask: Tensor = None  # type: ignore[assignment]  # a tensor from here on
 
     def __post_init__(self) -> None:
-        self.positions = torch.as_tensor(self.positions)
-        self.features = torch.as_tensor(self.features)
+        self.positions = _real(self.positions, "positions")
+        self.features = _real(self.features, "features")
         if self.mask is not None:
             self.mask = torch.as_tensor(self.mask)
         else:

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import h5py
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from ups.core.errors import Diverged, UpsError
 from ups.core.fields import Grid
 from ups.core.io import atomic_write, check_disk_space
 from ups.core.locks import file_lock
+from ups.core.schema import NonNegativeFloat, PositiveFloat, PositiveInt, Seed, validate
 from ups.datamodules.generate import map_with_progress, short_hash
 from ups.datamodules.point_sampling import NODE_TYPES, PointSampler, sample_points, signed_distance
 from ups.datamodules.readers.point_clouds import Geometry
@@ -83,29 +85,27 @@ class ObstacleFlows:
         UpsError: a range is empty, or a value is not > 0.
     """
 
-    num_train: int = 192
-    num_validation: int = 16
-    num_test: int = 32
-    num_frames: int = 41
-    dt: float = 0.5
-    start_time: float = 30.0
-    length: float = 12.0
-    height: float = 6.0
-    resolution: int = 16
+    num_train: PositiveInt = 192
+    num_validation: PositiveInt = 16
+    num_test: PositiveInt = 32
+    num_frames: PositiveInt = 41
+    dt: PositiveFloat = 0.5
+    start_time: NonNegativeFloat = 30.0
+    length: Annotated[float, Ge(UPSTREAM + DOWNSTREAM)] = 12.0
+    height: PositiveFloat = 6.0
+    resolution: PositiveInt = 16
     reynolds: tuple[float, float] = (50.0, 200.0)
     num_obstacles: tuple[int, int] = (1, 3)
     diameters: tuple[float, float] = (0.8, 1.2)
     aspect_ratios: tuple[float, float] = (1.0, 2.0)
     num_points: tuple[int, int] = (1000, 4000)
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        validate(ObstacleFlows, vars(self), "", name="ObstacleFlows", required="none")
+        for name, value in vars(self).items():
             if isinstance(value, tuple) and not 0 < value[0] <= value[1] < math.inf:
                 raise UpsError(f"`{name}` must be a range of numbers > 0, got {value}.")
-        for name in ("num_train", "num_validation", "num_test", "num_frames", "resolution"):
-            if getattr(self, name) < 1:
-                raise UpsError(f"`{name}` must be an integer >= 1, got {getattr(self, name)}.")
 
     @property
     def splits(self) -> tuple[int, int, int]:

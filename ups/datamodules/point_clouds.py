@@ -337,9 +337,12 @@ class PointCloudDataModule(pl.LightningDataModule):
         check_std(file.path, std.numpy())
         positions = torch.cat([each for _, each, _ in self.train])
         lower, upper = positions.amin(0).tolist(), positions.amax(0).tolist()
-        edges = tuple(zip(map(_rounded, lower), map(_rounded, upper), strict=True))
+        size = max(map(abs, (*lower, *upper)))
+        faces = ([_rounded(position, size) for position in each] for each in (lower, upper))
+        edges = tuple(zip(*faces, strict=True))
+        units = _usual_sizes([features for _, _, features in self.train])
         return FieldSpec(
-            PointCloud(edges, file.features),
+            PointCloud(edges, file.features, units),
             file.channels,
             tuple(file.parameters),
             file.dt,
@@ -425,6 +428,14 @@ def _statistics(trajectories: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(mean), torch.as_tensor(squares / number).sqrt()
 
 
-def _rounded(position: float) -> float:
-    """A position without the rounding of float32."""
-    return round(position, 6) + 0.0
+def _usual_sizes(trajectories: Sequence[Tensor]) -> tuple[float, ...]:
+    """The root mean square of each feature of (P, F), 1 of those that only mark points by 1."""
+    known = torch.cat(list(trajectories)).double()
+    size = known.square().mean(0).sqrt()
+    is_mark = ((known == 0) | (known == 1)).all(0)
+    return tuple(torch.where(is_mark, 1.0, size).tolist())
+
+
+def _rounded(position: float, size: float) -> float:
+    """A position among those of this size, without the rounding of float32."""
+    return round(position, 6 - math.floor(math.log10(size))) + 0.0 if size else position

@@ -21,7 +21,7 @@ from ups.models.unet import UNet
 NETWORKS: dict[str, type[GridModel]] = {"fno": FNO, "unet": UNet, "resnet": DilatedResNet}
 # of PyTorch's ``interpolate`` by the number of dimensions
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
-TINY = 1e-12  # keeps the mean of no points finite
+SMALLEST_WEIGHT = 0.01  # of all points around a node, one at the node having 1
 # points along each axis, if only their number in all is given: a U-Net of three levels halves them
 MULTIPLE = 8
 REPEATS = 3  # corrections on the grid itself, which bring it closer to the values at the points
@@ -160,10 +160,13 @@ def read(field: Tensor, corners: Corners) -> Tensor:
 def mean_around(values: Tensor, corners: Corners, num_nodes: int) -> Tensor:
     """The weighted means (B, N, C) around nodes of values (B, P, M, C); 0 where there are none.
 
+    They fall to 0 where the weights do, so that a point at the edge of a cell makes no difference,
+    whatever side rounding puts it on.
+
     Values (B, P, 1, C) are the same for all M corners.
     """
     size = values.shape[0] * num_nodes
     weight = corners.weight[..., None]
     total = sum_at(corners.token, weight, size)
     sums = sum_at(corners.token, values * weight, size)
-    return (sums / total.clamp_min(TINY)).unflatten(0, (values.shape[0], num_nodes))
+    return (sums / total.clamp_min(SMALLEST_WEIGHT)).unflatten(0, (values.shape[0], num_nodes))

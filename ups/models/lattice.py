@@ -110,7 +110,9 @@ class Lattice(nn.Module):
 def sum_at(index: Tensor, values: Tensor, number: int) -> Tensor:
     """The sums (number, W) of values (B, P, M, W) of the same index (B, P, M)."""
     rows = values.flatten(0, 2)
-    return rows.new_zeros(number, rows.shape[-1]).index_add(0, index.flatten(), rows)
+    at = index.flatten()[:, None].expand_as(rows)
+    # not index_add: onnxruntime adds what it becomes in parallel, without care for equal indices
+    return rows.new_zeros(number, rows.shape[-1]).scatter_add(0, at, rows)
 
 
 def cubic_shape(extent: Sequence[float], number: int) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from ups.physics import compilation
 from ups.physics.ellipses import Ellipse
 from ups.physics.lattice_boltzmann_compiled import CX, CY, Stream, advance, equilibrium
 from ups.physics.lattice_boltzmann_links import FLUID, make_links, node_kinds
-from ups.physics.solver_inputs import validate_times
+from ups.physics.solver_inputs import validate_positive, validate_times
 
 Real = NDArray[np.floating]
 
@@ -62,6 +62,8 @@ def channel(length: float, height: float, resolution: int, has_walls: bool = Tru
         resolution: number of nodes along D.
         has_walls: whether there are walls along x.
     """
+    for name, value in {"length": length, "height": height, "resolution": resolution}.items():
+        validate_positive(value, name)
     side = Boundary.WALL if has_walls else Boundary.PERIODIC
     shape = (round(length * resolution), round(height * resolution))
     extent = (shape[0] / resolution, shape[1] / resolution)
@@ -118,14 +120,16 @@ def solve(
             installed.
     """
     times = validate_times(t)
-    _validate(reynolds, grid, lattice_speed)
+    validate_positive(reynolds, "reynolds")
+    _validate(grid, lattice_speed)
+    _validate_obstacles(obstacles, grid)
     start = numbers(u0, "u0", device=torch.device("cpu"))
-    if start.shape != (*grid.shape, len(CHANNELS)):
+    if start.shape != (*grid.shape, len(CHANNELS)) or not start.is_floating_point():
         raise UpsError(
-            f"`u0` must be velocity and pressure {(*grid.shape, len(CHANNELS))}, "
-            f"got shape {tuple(start.shape)}."
+            f"`u0` must be velocity and pressure {(*grid.shape, len(CHANNELS))} of a floating "
+            f"type, got {start.dtype} of shape {tuple(start.shape)}."
         )
-    return _solve(start, times, reynolds, grid, obstacles, dtype, lattice_speed)
+    return _solve(start, times, float(reynolds), grid, obstacles, dtype, lattice_speed)
 
 
 def _solve(
@@ -165,11 +169,22 @@ def _solve(
         yield Flow(torch.from_numpy(fields).to(u0.dtype), torch.from_numpy(coefficients).to(u0))
 
 
-def _validate(reynolds: float, grid: Grid, speed: float) -> None:
+def _validate_obstacles(obstacles: Sequence[Ellipse], grid: Grid) -> None:
+    (left, right), (bottom, top) = grid.edges
+    for number, obstacle in enumerate(obstacles):
+        (x, y), (width, height) = obstacle.center, obstacle.half_extent
+        if not (left <= x - width and x + width <= right) or not (
+            bottom <= y - height and y + height <= top
+        ):
+            raise UpsError(f"`obstacles` must lie within the grid, got {obstacle}.")
+        around = obstacle.perimeter(np.linspace(0, 2 * math.pi, 65))
+        if any(other.signed_distance(around).min() <= 0 for other in obstacles[:number]):
+            raise UpsError(f"`obstacles` must be apart from each other, got {obstacle}.")
+
+
+def _validate(grid: Grid, speed: float) -> None:
     if not compilation.is_installed():
         raise UpsError("the lattice Boltzmann solver needs numba and rocket-fft: pip install ups.")
-    if not 0 < reynolds < math.inf:
-        raise UpsError(f"`reynolds` must be a finite number > 0, got {reynolds}.")
     if not 0 < speed <= 0.2:
         raise UpsError(f"`lattice_speed` must be > 0 and <= 0.2, got {speed}.")
     allowed = (

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from ups.core.agreement import disagreements
 from ups.core.errors import UpsError
-from ups.core.fields import PARAMETER_UNIT, FieldSpec
+from ups.core.fields import PARAMETER_UNIT, FieldSpec, PointCloud
 from ups.core.schema import arguments
 from ups.core.settings import to_plain
 from ups.datamodules import TrajectoryDataModule
@@ -106,8 +106,12 @@ def with_units_of(data: TrajectoryDataModule, finished: Simulator) -> FieldSpec:
         known = zip(*finished.training_parameters, strict=True)
         new = zip(*data.training_parameters, strict=True)
         units = tuple(map(_unit, units, known, new))
+    domain = data.spec.domain
+    if isinstance(spec.domain, PointCloud):
+        domain = replace(data.spec.point_cloud, feature_units=spec.domain.feature_units)
     return replace(
         data.spec,
+        domain=domain,
         mean=spec.mean,
         std=spec.std,
         time_unit=spec.time_unit,

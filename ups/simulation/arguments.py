@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ups.core.agreement import BOX_TOLERANCE
 from ups.core.errors import UpsError
 from ups.core.fields import PERIODIC_AXIS, FieldSpec, Grid, PointCloud
 from ups.core.gradients import numbers, to_tensor
@@ -209,6 +210,14 @@ def _validate_points(points: object, domain: PointCloud, like: Tensor, name: str
     )
     if not bool(positions.isfinite().all() and features.isfinite().all()):
         raise UpsError(f"`{name}` must be finite, got values that are not.")
+    for d, (first, last) in enumerate(domain.edges):
+        low, high = positions[points.mask][:, d].aminmax()
+        beyond = BOX_TOLERANCE * (last - first)
+        if not (first - beyond <= low and high <= last + beyond):
+            raise UpsError(
+                f"`{name}` must lie from {first:g} to {last:g} along axis {d}, the box of the "
+                f"training data; got {low:g} to {high:g}."
+            )
     return Points(positions, features, points.mask).to(like.dtype)
 
 

@@ -1,6 +1,7 @@
 """The simulator: a trained model in physical units, and rollouts with it."""
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ups.core.compilation import compiled_or_eager
 from ups.core.errors import UpsError
-from ups.core.fields import FieldSpec, Grid
+from ups.core.fields import FieldSpec, Grid, PointCloud
 from ups.core.gradients import needs_gradients
 from ups.core.points import Points
 from ups.core.precision import float32_by_default
@@ -95,6 +96,7 @@ class Simulator(nn.Module):
 
     mean: Tensor
     std: Tensor
+    feature_units: Tensor
 
     def __init__(
         self,
@@ -118,7 +120,8 @@ class Simulator(nn.Module):
         self.correctors: MutableMapping[str, ResidualCorrector] = nn.ModuleDict()  # type: ignore[assignment]
         self.noise: LatentNoise | None = None
         self.ttc = TTC()
-        for name, values in (("mean", spec.mean), ("std", spec.std)):
+        units = spec.domain.feature_units if isinstance(spec.domain, PointCloud) else ()
+        for name, values in (("mean", spec.mean), ("std", spec.std), ("feature_units", units)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     @property
@@ -141,7 +144,7 @@ class Simulator(nn.Module):
         self, u: Tensor, parameters: Tensor | None = None, points: Points | None = None
     ) -> Tensor:
         """Encode fields (B, *space, C), or (B, P, C) at ``points``, into tokens (B, N, W)."""
-        places = () if points is None else (points,)
+        places = self._in_units(points)
         tokens: Tensor = self.model.encode((u - self.mean) / self.std, *places)
         return tokens
 
@@ -163,8 +166,14 @@ class Simulator(nn.Module):
 
     def decode(self, state: Tensor, points: Points | None = None) -> Tensor:
         """Decode tokens (B, N, W) into fields (B, *space, C), or (B, P, C) at ``points``."""
-        places = () if points is None else (points,)
+        places = self._in_units(points)
         return torch.addcmul(self.mean, self.model.decode(state, *places), self.std)
+
+    def _in_units(self, points: Points | None) -> tuple[Points, ...]:
+        """The points as the model sees them: with features in their usual sizes."""
+        if points is None:
+            return ()
+        return (replace(points, features=points.features / self.feature_units),)
 
     def on(self, points: Points | None) -> LatentStepper:
         """This simulator with fields at ``points``; itself on the training grid, without any."""

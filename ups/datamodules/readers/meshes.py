@@ -27,6 +27,7 @@ from ups.datamodules.readers.transient_flow import (
 )
 
 AXES = "xyz"
+ROUNDING = 1e-6  # of positions, in units of the extent of the points
 XDMF = (".xdmf", ".xmf")
 
 
@@ -88,8 +89,7 @@ class MeshFiles:
         self.trajectories = len(self._series)
         self.frames = len(range(0, len(first), temporal_downsampling))
         (frame,) = first.frames([0])
-        varies = np.ptp(frame.points, axis=0) > 0
-        self._axes = [axis for axis, differs in enumerate(varies) if differs]
+        self._axes = self._varying_axes()
         self._names = self._chosen(where, frame, field)
         self.channels = tuple(
             name
@@ -98,6 +98,12 @@ class MeshFiles:
         )
         check_different(where, "channels", self.channels)
         self.dt = temporal_downsampling * (time_step(self._series) if dt is None else dt)
+
+    def _varying_axes(self) -> list[int]:
+        """The axes along which the points of a trajectory differ by more than rounding."""
+        firsts = [frame for _, series in self._series for frame in series.frames([0])]
+        extents = np.stack([np.ptp(frame.points, axis=0) for frame in firsts]).max(0)
+        return np.flatnonzero(extents > ROUNDING * extents.max()).tolist()
 
     def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the positions (P, D) of a trajectory's points, and no features (P, 0)."""
@@ -131,7 +137,8 @@ class MeshFiles:
 
     def _fields(self, where: Path, frame: Frame, points: np.ndarray) -> np.ndarray:
         """The channels (P, C) of a frame."""
-        if frame.points.shape != points.shape or not np.allclose(frame.points, points):
+        smallest = ROUNDING * np.ptp(points, axis=0).max()
+        if frame.points.shape != points.shape or np.abs(frame.points - points).max() > smallest:
             raise UpsError(f"{where}: the points must be the same in all frames.")
         missing = [name for name in self._names if name not in frame.data]
         if missing:

@@ -32,7 +32,7 @@ class Geometry(NamedTuple):
     Args:
         positions: (P, D), float32.
         signed_distance: distances (P,) to the nearest wall, float32.
-        node_type: indices (P,) of ``PointCloudFile.node_types``, uint8.
+        node_type: indices (P,) of ``PointCloudFile.node_types``, integers.
     """
 
     positions: np.ndarray
@@ -77,7 +77,7 @@ class PointCloudFile:
         self._every_frame = temporal_downsampling
         self._every_point = spatial_downsampling
         stored = Datasets(self.path, self._files[self.path])
-        self._offsets = stored.values("offsets", 1).astype(np.int64)
+        self._offsets = self._whole_numbers(stored.values("offsets", 1), "offsets")
         self.trajectories = len(self._offsets) - 1
         frames = len(stored.array("fields", 3))
         times = stored.even("t-coordinate", frames, "fields", self.trajectories)
@@ -103,7 +103,7 @@ class PointCloudFile:
         return Geometry(
             kept["positions"].astype(np.float32, copy=False),
             kept["signed_distance"].astype(np.float32, copy=False),
-            kept["node_type"].astype(np.uint8, copy=False),
+            kept["node_type"].astype(np.int64, copy=False),
         )
 
     def points(self, trajectory: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,6 +128,12 @@ class PointCloudFile:
             )
             for i in trajectories
         ]
+
+    def _whole_numbers(self, values: np.ndarray, name: str) -> np.ndarray:
+        whole = values.astype(np.int64)
+        if (whole != values).any():
+            raise UpsError(f"{self.path}: '{name}' must be whole numbers.")
+        return whole
 
     def _points(self, trajectory: int) -> slice:
         return slice(self._offsets[trajectory], self._offsets[trajectory + 1])

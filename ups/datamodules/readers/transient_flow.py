@@ -101,8 +101,11 @@ class TransientFlowFolders:
 
     def _parameters(self) -> Mapping[str, np.ndarray]:
         files = [folder / f"{PARAMETER}.th" for folder, _ in self._frames]
-        if not all(file.exists() for file in files):
+        missing = [file for file in files if not file.exists()]
+        if missing == files:
             return {}
+        if missing:
+            raise UpsError(f"{missing[0]} must be there, as it is in other folders of {self.path}.")
         values = np.array([float(load(file, 0)) for file in files])
         if not (np.isfinite(values) & (values > 0)).all():
             raise UpsError(f"{PARAMETER}.th must be a number > 0 in all folders of {self.path}.")
@@ -170,15 +173,20 @@ def number_pattern(names: Sequence[str]) -> re.Pattern[str]:
 
 
 def number_step(folder: Path, files: Sequence[Path], pattern: re.Pattern[str]) -> Decimal | None:
-    """The usual step of the last numbers in the names of a trajectory's files; None if there is
-    none.
+    """The usual step of the numbers in the names of a trajectory's files; None if there is none.
+
+    Of several numbers in a name the last one counts that is not the same in all names.
 
     Raises:
-        UpsError: the numbers do not increase, or one step among equal ones is another.
+        UpsError: a file has no number, numbers do not increase, or one step among equal ones is
+            another.
     """
-    numbered = [
-        (file, Decimal(found[-1])) for file in files if (found := pattern.findall(file.stem))
-    ]
+    found = [(file, [Decimal(number) for number in pattern.findall(file.stem)]) for file in files]
+    bare = [file for file, numbers in found if not numbers]
+    if bare and len(bare) < len(files):
+        raise UpsError(f"{bare[0]} must have a number in its name, as the other frames have.")
+    place = _place_of_frames([numbers for _, numbers in found])
+    numbered = [(file, numbers[place]) for file, numbers in found if numbers]
     steps = [after - before for (_, before), (_, after) in pairwise(numbered)]
     if not any(steps):
         return None
@@ -197,6 +205,13 @@ def number_step(folder: Path, files: Sequence[Path], pattern: re.Pattern[str]) -
     return usual
 
 
+def _place_of_frames(names: Sequence[Sequence[Decimal]]) -> int:
+    """Which of the numbers in each name is that of the frame, counted from the end."""
+    fewest = min(map(len, names))
+    varying = (k for k in range(-1, -fewest - 1, -1) if len({numbers[k] for numbers in names}) > 1)
+    return next(varying, -1)
+
+
 def rounding(step: Decimal) -> Decimal:
     """How far steps of rounded numbers may differ: by one in their last digit, if they are many."""
     unit = Decimal(1).scaleb(int(step.as_tuple().exponent))
@@ -209,6 +224,6 @@ def load(path: Path, dims: int) -> np.ndarray:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise unreadable(path, error, "a tensor that torch saved") from None
-    if not isinstance(tensor, torch.Tensor) or tensor.ndim != dims:
-        raise UpsError(f"{path} must hold a tensor of {dims} dimensions.")
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != dims or tensor.is_complex():
+        raise UpsError(f"{path} must hold a tensor of {dims} dimensions of real numbers.")
     return tensor.float().numpy()
