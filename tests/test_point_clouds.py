@@ -228,6 +228,20 @@ def test_invalid_settings_are_refused(changes, message):
         PointCloudDataModule(**changes)
 
 
+def test_generated_fields_that_have_changed_are_refused(path, tmp_path):
+    arguments = {"cache_dir": str(tmp_path), "flows": FLOWS, "unroll_steps": 1}
+    sizes = {name: getattr(TINY, name) for name in SIZES}
+    module = PointCloudDataModule(**arguments, **sizes)
+    shutil.copy(path, module.path)
+    module.setup()
+    with h5py.File(module.path, "a") as file:
+        file["fields"][0, 5, 1] += 1e-3
+    with pytest.raises(UpsError, match="the values of 'fields' are not those that were written"):
+        PointCloudDataModule(**arguments, **sizes).setup()
+    thinned = PointCloudDataModule(**arguments, **sizes, temporal_downsampling=2)
+    thinned.setup()  # no hash is known of a part
+
+
 @pytest.fixture
 def edited(path, tmp_path):
     """The file of flows with another array or attribute."""

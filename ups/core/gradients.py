@@ -46,6 +46,13 @@ def to_tensor(value: object, dtype: torch.dtype | None, device: torch.device | N
     return torch.as_tensor(value, dtype=dtype, device=device)
 
 
+def _is_complex(value: object) -> bool:
+    """Whether an array holds complex numbers; of lists torch refuses them itself."""
+    if isinstance(value, Tensor):
+        return value.is_complex()
+    return isinstance(value, np.ndarray) and np.iscomplexobj(value)
+
+
 def numbers(
     value: object,
     name: str,
@@ -57,8 +64,7 @@ def numbers(
     Raises:
         UpsError: it can't be an array of numbers.
     """
-    is_array = isinstance(value, np.ndarray | Tensor)
-    if is_array and dtype is not None and "complex" in str(value.dtype):  # type: ignore[attr-defined]
+    if dtype is not None and _is_complex(value):
         raise UpsError(f"`{name}` must be real numbers, got complex ones.")
     if isinstance(value, Tensor):  # what fails then is the device's
         return to_tensor(value, dtype, device)

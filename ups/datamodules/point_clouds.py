@@ -37,6 +37,7 @@ from ups.datamodules.obstacles import ObstacleFlows, file_of, generate_obstacles
 from ups.datamodules.own import draw_splits, split_sizes
 from ups.datamodules.readers import POINT_READERS, PointReader, open_reader
 from ups.datamodules.readers.pdebench import digest
+from ups.datamodules.readers.point_clouds import PointCloudFile
 from ups.datamodules.statistics import check_std
 from ups.datamodules.windows import WindowIndices, training_sampler
 from ups.evaluation.results import DatasetInfo
@@ -306,15 +307,17 @@ class PointCloudDataModule(pl.LightningDataModule):
         rows = self._rows(file)
         self.num_frames = file.frames
         self.parameters = {split: _parameters(file, chosen) for split, chosen in rows.items()}
-        self.train = [_sample(file, i) for i in rows["train"]]
+        samples = {split: [_sample(file, i) for i in chosen] for split, chosen in rows.items()}
+        if h.path is None and isinstance(file, PointCloudFile):
+            file.verify_checksum([fields for each in samples.values() for fields, _, _ in each])
+        self.train = samples["train"]
         self.spec = self._describe(file)
         known = self.parameters["train"]
         self.training_parameters = [known.amin(0).tolist(), known.amax(0).tolist()]
         self.values: dict[Split, Tensor] = {}
         self.points: dict[Split, Points] = {}
         for split in SPLITS[1:]:
-            samples = [_sample(file, i) for i in rows[split]]
-            self.values[split], self.points[split] = padded(samples)
+            self.values[split], self.points[split] = padded(samples[split])
         self.dataset = self._identify(file.read(rows["test"]))
         self.ready = True
 

@@ -10,14 +10,17 @@ Of N trajectories with P points in all, T frames and C channels:
 - `parameters/<name>` (N,): numbers > 0.
 
 Its attributes are `channels`, `node_types` and `splits`, the numbers of trajectories for training,
-validation and test, which lie in this order. Other arrays and attributes are not read.
+validation and test, which lie in this order. A generated file also has a `hash` of its fields.
+Other arrays and attributes are not read.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ups.core.errors import UpsError
 from ups.core.points import SIGNED_DISTANCE
@@ -134,6 +137,25 @@ class PointCloudFile:
         if (whole != values).any():
             raise UpsError(f"{self.path}: '{name}' must be whole numbers.")
         return whole
+
+    def verify_checksum(self, trajectories: Sequence[Tensor]) -> None:
+        """Compare the fields (T, P, C) of all trajectories with their recorded hash, if there is
+        one and nothing was thinned.
+
+        Raises:
+            UpsError: they differ.
+        """
+        known = self._files[self.path].attrs.get("hash")  # type: ignore[attr-defined]
+        if known is None or self._every_frame > 1 or self._every_point > 1:
+            return
+        content = hashlib.sha256()
+        for fields in trajectories:
+            content.update(fields.numpy().data)
+        if content.hexdigest()[:12] != known:
+            raise UpsError(
+                f"{self.path}: the values of 'fields' are not those that were written; remove the "
+                "file and it is made again."
+            )
 
     def _points(self, trajectory: int) -> slice:
         return slice(self._offsets[trajectory], self._offsets[trajectory + 1])
