@@ -146,25 +146,41 @@ def perturbed(data: TrajectoryDataModule, simulator: Any) -> tuple[Predict, str]
     return forecasts[best], best
 
 
-def measure(data: TrajectoryDataModule, seconds: float, seed: int) -> dict[str, Any]:
-    """The ensembles of a seed by their names."""
+def measurements(
+    data: TrajectoryDataModule, seconds: float, seed: int
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What measures each kind of ensemble of a seed, by its name."""
 
     def load(name: str) -> Any:
         return ups.load(OUT / folder_name(name, seconds, seed), data)
 
-    operator = load("whole")
-    found = {"one forecast": measure_single(data, partial(operator.predict, operator))}
-    forecast, chosen = perturbed(data, operator)
-    found["perturbed inputs"] = {"chosen": chosen, **measure_ensemble(data, forecast)}
-    members = cycle([load(name) for name in QUARTERS])
-    found["independent operators"] = measure_ensemble(
-        data, lambda *given: (s := next(members)).predict(s, *given), (NUM_OPERATORS,)
-    )
-    for name, correct in (("crps", "none"), ("diffusion", "diffusion"), ("consistency",) * 2):
+    def one_forecast() -> dict[str, Any]:
+        operator = load("whole")
+        return measure_single(data, partial(operator.predict, operator))
+
+    def perturbed_inputs() -> dict[str, Any]:
+        forecast, chosen = perturbed(data, load("whole"))
+        return {"chosen": chosen, **measure_ensemble(data, forecast)}
+
+    def independent_operators() -> dict[str, Any]:
+        members = cycle([load(name) for name in QUARTERS])
+        return measure_ensemble(
+            data, lambda *given: (s := next(members)).predict(s, *given), (NUM_OPERATORS,)
+        )
+
+    def draws(name: str, correct: str) -> dict[str, Any]:
         simulator = load(name)
-        draw = partial(simulator.predict, simulator.stepper(correct, temperature=1.0))
-        found[name] = measure_ensemble(data, draw)
-    return found
+        stepper = simulator.stepper(correct, temperature=1.0)
+        return measure_ensemble(data, partial(simulator.predict, stepper))
+
+    return {
+        "one forecast": one_forecast,
+        "perturbed inputs": perturbed_inputs,
+        "independent operators": independent_operators,
+        "crps": partial(draws, "crps", "none"),
+        "diffusion": partial(draws, "diffusion", "diffusion"),
+        "consistency": partial(draws, "consistency", "consistency"),
+    }
 
 
 def summarize(seeds: dict[str, Any]) -> dict[str, Any]:
@@ -195,10 +211,13 @@ def main(seconds: float = TRAIN_SECONDS, *numbers: float) -> None:
         result["solver"] = solvers_ensemble(data)
         save("ensembles", result)
     for seed in seeds:
-        if str(seed) not in result["seeds"]:
-            result["seeds"][str(seed)] = measure(data, seconds, seed)
-            result["summary"] = summarize(result["seeds"])
-            save("ensembles", result)
+        found = result["seeds"].setdefault(str(seed), {})
+        for name, measure in measurements(data, seconds, seed).items():
+            if name not in found:
+                found[name] = measure()
+                save("ensembles", result)
+    result["summary"] = summarize(result["seeds"])
+    save("ensembles", result)
     for name, found in result["summary"].items():
         print(name, {key: found[key]["mean"] for key in SUMMARY})
 

@@ -572,6 +572,27 @@ def test_residual_targets_equal_written_out_chain():
         assert torch.allclose(getattr(made, name), expected, atol=2e-5), name
 
 
+def test_residual_targets_of_a_lost_prediction_are_the_encoded_truth(monkeypatch):
+    simulator, batch = toy_simulator(), windows()
+    before = residual_targets(simulator, batch, 3)
+    step = simulator.model.step
+    calls = []
+
+    def unstable(z, dt, parameters):
+        calls.append(z)
+        out = step(z, dt, parameters)
+        return out.index_put((torch.tensor([1]),), 1e4 * out[1:2]) if len(calls) == 2 else out
+
+    monkeypatch.setattr(simulator.model, "step", unstable)
+    found = residual_targets(simulator, batch, 3)
+    pred, expected = (t.pred.unflatten(0, (len(batch), -1)) for t in (found, before))
+    assert torch.equal(pred[0], expected[0])
+    assert torch.equal(pred[1, 0], expected[1, 0])
+    assert torch.allclose(pred[1, 1], simulator.encode(batch.u[1:2, 2])[0], atol=1e-5)
+    sizes = [(t.target - t.pred).square().mean((1, 2)).amax().item() for t in (found, before)]
+    assert sizes[0] < 10 * sizes[1]
+
+
 def test_residual_targets_take_the_number_of_projection_steps_given():
     simulator, batch = toy_simulator(), windows()
     for count in (0, 1, 5):

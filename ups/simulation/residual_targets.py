@@ -20,6 +20,7 @@ from ups.simulation.latent import project_to_field
 from ups.simulation.simulator import Simulator
 
 PARTS = ("state", "pred", "target")
+LOST = 5.0  # root mean square of an error, in standard deviations of the data
 
 
 @dataclass
@@ -55,7 +56,9 @@ def residual_targets(simulator: Simulator, batch: Batch, projection_steps: int) 
 
     The first step starts from E(u_0), each later one from the previous target. Rollouts of a
     corrected operator visit such states, but not states E(u_t): grid values do not determine where
-    in its cell a shock lies, while the tokens of a rollout do.
+    in its cell a shock lies, while the tokens of a rollout do. A prediction that is lost, ``LOST``
+    standard deviations of the data from the truth, counts as E(u_{t+1}): an operator may be
+    unstable at a few states, and one of their residuals would outweigh all others.
 
     Args:
         simulator: the simulator with the frozen operator.
@@ -70,11 +73,20 @@ def residual_targets(simulator: Simulator, batch: Batch, projection_steps: int) 
     parts = []
     for k in range(fields.shape[1]):
         pred = simulator.step(state, batch.parameters)
+        lost = _is_lost(simulator, pred, fields[:, k])
+        if bool(lost.any()):
+            pred = pred.index_put((lost,), simulator.encode(fields[lost, k]))
         target = project_to_field(simulator, pred, fields[:, k], projection_steps)
         parts.append((state, pred, target))
         state = target
     tokens = [torch.stack(part, 1).flatten(0, 1) for part in zip(*parts, strict=True)]
     return _with_fields(simulator, batch, tokens)
+
+
+def _is_lost(simulator: Simulator, tokens: Tensor, field: Tensor) -> Tensor:
+    """Whether tokens are lost as a prediction of fields (B, *space, C): (B,)."""
+    error = (simulator.decode(tokens) - field) / simulator.std
+    return ~(error.square().flatten(1).mean(1) < LOST**2)
 
 
 def _with_fields(simulator: Simulator, batch: Batch, tokens: Sequence[Tensor]) -> ResidualTargets:
