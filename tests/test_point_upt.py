@@ -295,7 +295,7 @@ def test_positions_and_features_of_points_have_gradients(simulator):
 def test_points_take_arrays_of_numpy_in_any_order_of_bytes(dtype):
     points = Points(np.ones((1, 3, 2), dtype), np.zeros((1, 3, 1), dtype))
     assert points.positions.eq(1).all()
-    with pytest.raises(UpsError, match="the positions of points must be real numbers"):
+    with pytest.raises(UpsError, match="`positions` must be real numbers"):
         Points(torch.zeros(1, 3, 2) + 1j, torch.zeros(1, 3, 0))
 
 

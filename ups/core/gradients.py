@@ -62,9 +62,9 @@ def numbers(
     """``to_tensor`` of the argument ``name``.
 
     Raises:
-        UpsError: it can't be an array of numbers.
+        UpsError: it can't be an array of real numbers.
     """
-    if dtype is not None and _is_complex(value):
+    if _is_complex(value):
         raise UpsError(f"`{name}` must be real numbers, got complex ones.")
     if isinstance(value, Tensor):  # what fails then is the device's
         return to_tensor(value, dtype, device)

@@ -14,13 +14,6 @@ PLACES = ("positions", "features", "mask")  # what functions and graphs take of 
 SIGNED_DISTANCE = "signed_distance"
 
 
-def _real(value: object, name: str) -> Tensor:
-    values = numbers(value, name)
-    if values.is_complex():
-        raise UpsError(f"the {name} of points must be real numbers, got {values.dtype}.")
-    return values
-
-
 @dataclass
 class Points:
     """The points of B samples, in an order without meaning.
@@ -43,8 +36,8 @@ class Points:
     mask: Tensor = None  # type: ignore[assignment]  # a tensor from here on
 
     def __post_init__(self) -> None:
-        self.positions = _real(self.positions, "positions")
-        self.features = _real(self.features, "features")
+        self.positions = numbers(self.positions, "positions")
+        self.features = numbers(self.features, "features")
         if self.mask is not None:
             self.mask = torch.as_tensor(self.mask)
         else:

@@ -332,8 +332,6 @@ class EnsembleMetrics(Metric):
 def _floating(values: Tensor, name: str) -> Tensor:
     """Values as real numbers of a floating type; others become float64."""
     values = numbers(values, name)
-    if values.is_complex():
-        raise UpsError(f"`{name}` must be real numbers, got {values.dtype}.")
     return values if values.is_floating_point() else values.double()
 
 

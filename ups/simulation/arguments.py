@@ -210,8 +210,9 @@ def _validate_points(points: object, domain: PointCloud, like: Tensor, name: str
     )
     if not bool(positions.isfinite().all() and features.isfinite().all()):
         raise UpsError(f"`{name}` must be finite, got values that are not.")
+    lowest, highest = positions[points.mask].aminmax(dim=0)
     for d, (first, last) in enumerate(domain.edges):
-        low, high = positions[points.mask][:, d].aminmax()
+        low, high = lowest[d].item(), highest[d].item()
         beyond = BOX_TOLERANCE * (last - first)
         if not (first - beyond <= low and high <= last + beyond):
             raise UpsError(

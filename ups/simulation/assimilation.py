@@ -96,7 +96,7 @@ class Analysis:
         for name in ("x", "nu", "parameters"):
             if options.get(name) is not None:
                 raise UpsError(f"`{name}` must not be given: the analysis has its own.")
-        options = {key: value for key, value in options.items() if key != "parameters"}
+        options.pop("parameters", None)
         last = self.readings.steps[-1]
         names = self.simulator.spec.parameters
         values = dict(zip(names, self._parameters().unbind(-1), strict=True))
