@@ -3,12 +3,12 @@
     python benchmarks/ensembles.py [SECONDS [SEED ...]]
 
 On ``data=navier_stokes_uncertain``, seeds 0, 1 and 2 of weights. The trainings of an ensemble take
-SECONDS of one core together, 1200 by default, validation not counted. Half of it is spent on an
-operator, from which fair CRPS (``loss=crps``), the diffusion stage, or diffusion and consistency go
-on. Beside them are four operators of a quarter of the time each, with seeds of their own, and one
-operator of the whole time whose initial fields are perturbed: by white noise or by random waves for
-those that are not seen, of the kind and size with the least CRPS on validation trajectories. The
-solver's ensemble is what all are compared with.
+SECONDS of one core together, 600 by default, validation not counted. Three quarters of it are spent
+on an operator, from which fair CRPS (``loss=crps``), the diffusion stage, or diffusion and
+consistency go on. Beside them are four operators of a quarter of the time each, with seeds of their
+own, and one operator of the whole time whose initial fields are perturbed: by white noise or by
+random waves for those that are not seen, of the kind and size with the least CRPS on validation
+trajectories. The solver's ensemble is what all are compared with.
 
 What is finished in outputs/ensembles is not repeated. Writes benchmarks/results/ensembles.json.
 """
@@ -36,7 +36,7 @@ from ups.pipeline import make_data
 from ups.run import CONF
 
 OUT = Path("outputs/ensembles")
-TRAIN_SECONDS = 1200
+TRAIN_SECONDS = 600
 NUM_OPERATORS = 4
 WHITE_NOISE = (0.05, 0.1, 0.2, 0.4, 0.8)  # in standard deviations of the field
 MISSING_WAVES = (0.5, 1.0, 2.0)  # times their usual size
@@ -64,12 +64,12 @@ DIFFUSION = ("stage=diffusion", "stage.diffusion.module.latent_cache_dtype=null"
 QUARTERS = [f"quarter-{k}" for k in range(NUM_OPERATORS)]
 TRAININGS = {
     "whole": Training(1.0),
-    "half": Training(0.5),
+    "most": Training(0.75),
     **{name: Training(1 / NUM_OPERATORS) for name in QUARTERS},
-    "crps": Training(0.5, "half", settings=("loss=crps",)),
-    "diffusion": Training(0.5, "half", "diffusion", DIFFUSION),
-    "diffusion-quarter": Training(0.25, "half", "diffusion", DIFFUSION),
-    "consistency": Training(0.25, "diffusion-quarter", "consistency", ("stage=consistency",)),
+    "crps": Training(0.25, "most", settings=("loss=crps",)),
+    "diffusion": Training(0.25, "most", "diffusion", DIFFUSION),
+    "diffusion-eighth": Training(0.125, "most", "diffusion", DIFFUSION),
+    "consistency": Training(0.125, "diffusion-eighth", "consistency", ("stage=consistency",)),
 }
 
 
@@ -96,8 +96,20 @@ def folder_name(name: str, seconds: float, seed: int) -> str:
     return f"{name}-{seconds:g}-{seed}"
 
 
-def train_all(result: dict[str, Any], name: str, seeds: Sequence[int]) -> None:
-    """One training of the seeds, for its share of the time."""
+def train_all(result: dict[str, Any], seeds: Sequence[int]) -> None:
+    """All trainings of the seeds, those together that go on from finished ones."""
+    left = dict(TRAININGS)
+    while left:
+        ready = [name for name, training in left.items() if training.first not in left]
+        jobs = [job for name in ready for job in prepared(result, name, seeds)]
+        for cfg, score in zip(jobs, train_side_by_side(jobs), strict=True):
+            print(cfg.name, score, flush=True)
+        for name in ready:
+            del left[name]
+
+
+def prepared(result: dict[str, Any], name: str, seeds: Sequence[int]) -> list[Any]:
+    """The configurations of one training of the seeds, for its share of the time."""
     training, seconds = TRAININGS[name], result["seconds"]
     kind = f"{training.stage} {' '.join(training.settings)}"
     before = OUT / folder_name(training.first, seconds, seeds[0]) if training.first else None
@@ -113,9 +125,7 @@ def train_all(result: dict[str, Any], name: str, seeds: Sequence[int]) -> None:
         folder = OUT / folder_name(name, seconds, seed)
         if later is not None and not folder.exists():
             copytree(OUT / folder_name(str(training.first), seconds, seed), folder)
-    configs = [config(name, seconds, seed, *sizes) for seed in seeds]
-    for cfg, score in zip(configs, train_side_by_side(configs), strict=True):
-        print(cfg.name, score, flush=True)
+    return [config(name, seconds, seed, *sizes) for seed in seeds]
 
 
 def perturbed(data: TrajectoryDataModule, simulator: Any) -> tuple[Predict, str]:
@@ -203,8 +213,7 @@ def main(seconds: float = TRAIN_SECONDS, *numbers: float) -> None:
     result = read("ensembles")
     if {key: result.get(key) for key in about} != about:
         result = {**about, "steps_per_second": {}, "seeds": {}}
-    for name in TRAININGS:
-        train_all(result, name, seeds)
+    train_all(result, seeds)
     data = make_data(config("whole", seconds, seeds[0]))
     result["dataset"] = data.dataset
     if "solver" not in result:

@@ -50,7 +50,11 @@ WAYS: dict[str, list[str]] = {
 }
 # what follows the first half
 LATER: dict[str, list[str]] = {
-    "then fair CRPS": ["loss=crps", "data.unroll_steps=2"],
+    "then fair CRPS": [
+        "loss=crps",
+        "data.unroll_steps=2",
+        "stage.operator.module.shared_noise=false",
+    ],
     # without its cache the stage does nothing before the steps that are counted
     "then diffusion": ["stage=diffusion", "stage.diffusion.module.latent_cache_dtype=null"],
 }

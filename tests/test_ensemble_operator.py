@@ -35,10 +35,10 @@ from ups.simulation.simulator import Simulator
 POINTS = 32
 
 
-def noisy_simulator(seed=0, **changes):
+def noisy_simulator(seed=0, shared=False, **changes):
     """A simulator whose draws differ."""
     simulator = make_simulator(POINTS, seed, **changes).eval()
-    noise = simulator.add_noise({"num_channels": 3})
+    noise = simulator.add_noise({"num_channels": 3, "shared": shared})
     torch.nn.init.normal_(noise.scale_and_shift.weight, std=0.2)
     return simulator
 
@@ -99,12 +99,28 @@ def test_noise_scales_and_shifts_all_but_carried_means():
     assert torch.allclose(drawn.mean(-1)[:, 0], some_fields().mean(-1), atol=1e-5)
 
 
-def test_each_step_is_from_tokens_with_noise():
-    simulator, nu = noisy_simulator(), torch.full((4, 1), 1e-3)
+def test_shared_noise_is_the_same_for_all_tokens():
+    """Where the equation is the same everywhere a shifted field has the shifted draw."""
+    u0 = some_fields()
+    width = POINTS // 8  # of a token
+    differences = []
+    for shared in (True, False):
+        simulator = noisy_simulator(shared=shared)
+        drawn = []
+        for u in (u0, u0.roll(width, -1)):
+            torch.manual_seed(3)
+            drawn.append(simulator.rollout(u, 2, nu=1e-3, temperature=1))
+        differences.append((drawn[0].roll(width, -1) - drawn[1]).abs().max())
+    assert differences[0] < 1e-4 < 1e-2 < differences[1]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_step_is_from_tokens_with_noise(shared):
+    simulator, nu = noisy_simulator(shared=shared), torch.full((4, 1), 1e-3)
     torch.manual_seed(4)
     u = predict(simulator.stepper(temperature=0.5), some_fields()[..., None], 2, nu)
     torch.manual_seed(4)
-    noise = torch.randn(2, 4, 8, 3)
+    noise = [torch.randn(4, 1 if shared else 8, 3) for _ in range(2)]
     with torch.no_grad():
         z = simulator.encode(some_fields()[..., None])
         for k in range(2):
@@ -238,12 +254,14 @@ def test_module_adds_weighted_inverse_losses_to_the_score():
     assert alone["loss"] == alone["L_crps"]
 
 
-def test_noise_of_training_follows_its_generator_for_each_member_and_step():
-    module = EnsembleOperatorModule(make_simulator(POINTS), num_members=3, noise_channels=2)
+@pytest.mark.parametrize("shared", [False, True])
+def test_noise_of_training_follows_its_generator_for_each_member_and_step(shared):
+    options = {"num_members": 3, "noise_channels": 2, "shared_noise": shared}
+    module = EnsembleOperatorModule(make_simulator(POINTS), **options)
     (one,), (same,), (other,) = (
         module.sample_noise(windows(), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
     )
-    assert one.shape == (4, 3, 2, 8, 2)
+    assert one.shape == (4, 3, 2, 1 if shared else 8, 2)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 

@@ -35,7 +35,8 @@ class EnsembleOperatorModule(OperatorModule):
     Args:
         simulator: the simulator to train.
         num_members: number of draws M from each window.
-        noise_channels: number of values of white noise for each token.
+        noise_channels: number of values of white noise.
+        shared_noise: whether all tokens of a field have the same noise, or each its own.
 
     The other arguments are those of ``OperatorModule`` and ``BaseModule``.
 
@@ -51,16 +52,17 @@ class EnsembleOperatorModule(OperatorModule):
         *,
         num_members: Annotated[int, Ge(2)] = 2,
         noise_channels: PositiveInt = 16,
+        shared_noise: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(simulator, **options)
         if isinstance(simulator.spec.domain, PointCloud):
             check_takes_points(type(self))
-        noise = simulator.add_noise({"num_channels": noise_channels})
-        self.noise_shape = (simulator.model.num_tokens, noise.num_channels)
+        noise = simulator.add_noise({"num_channels": noise_channels, "shared": shared_noise})
+        self.noise_shape = noise.shape(simulator.model.num_tokens)
 
     def sample_noise(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """White noise (B, M, K, N, R) for each member and step of a batch of windows."""
+        """White noise (B, M, K, N or 1, R) for each member and step of a batch of windows."""
         shape = (len(batch), self.hparams["num_members"], batch.u.shape[1] - 1, *self.noise_shape)
         return (torch.randn(shape, generator=generator, device=self.device),)
 

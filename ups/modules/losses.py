@@ -101,7 +101,7 @@ def ensemble_errors(
         simulator: the simulator, with noise.
         u: windows (B, K+1, *space, C).
         parameters: the equation's parameters (B, P).
-        noise: white noise (B, M, K, N, R).
+        noise: white noise (B, M, K, N or 1, R).
         inverse: whether to compute L_inv_enc and L_inv_dec.
 
     Returns:

@@ -8,27 +8,39 @@ from ups.simulation.latent import LatentStepper, Wrapped
 
 
 class LatentNoise(nn.Module):
-    """Scales and shifts each token by linear maps of white noise.
+    """Scales and shifts tokens by linear maps of white noise.
 
-    z -> z (1 + S xi) + B xi with xi ~ N(0, 1) for each token. S and B are zero at first, so that
-    the training of an ensemble begins with the forecast that is known. Tokens draw independently;
-    the steps that follow learn how draws of neighbors become one field.
+    z -> z (1 + S xi) + B xi with xi ~ N(0, 1). S and B are zero at first, so that the training of
+    an ensemble begins with the forecast that is known.
+
+    With ``shared`` noise all tokens of a field have the same xi. A score of single values then
+    teaches whole fields: a draw can't differ here without differing everywhere (Alet et al.,
+    "Skillful joint probabilistic weather forecasting from marginals", 2025). Otherwise tokens draw
+    independently, and the steps learn how draws of neighbors become one field.
 
     Args:
         num_dynamic_channels: number of channels of a token, from the first, that may change.
-        num_channels: number of values R of white noise for each token.
+        num_channels: number of values R of white noise.
+        shared: whether all tokens of a field have the same noise.
     """
 
-    def __init__(self, num_dynamic_channels: int, num_channels: PositiveInt = 16) -> None:
+    def __init__(
+        self, num_dynamic_channels: int, num_channels: PositiveInt = 16, shared: bool = False
+    ) -> None:
         super().__init__()
         self.num_dynamic_channels = num_dynamic_channels
         self.num_channels = num_channels
-        self.settings = {"num_channels": num_channels}
+        self.shared = shared
+        self.settings = {"num_channels": num_channels, "shared": shared}
         self.scale_and_shift = nn.Linear(num_channels, 2 * num_dynamic_channels, bias=False)
         nn.init.zeros_(self.scale_and_shift.weight)
 
+    def shape(self, num_tokens: int) -> tuple[int, int]:
+        """The shape of the white noise for one field of so many tokens."""
+        return (1 if self.shared else num_tokens, self.num_channels)
+
     def forward(self, z: Tensor, noise: Tensor) -> Tensor:
-        """Change tokens (B, N, W) by white noise (B, N, R)."""
+        """Change tokens (B, N, W) by white noise (B, N, R), or (B, 1, R) if all share it."""
         scale, shift = self.scale_and_shift(noise).chunk(2, -1)
         dynamic = z[..., : self.num_dynamic_channels]
         changed = dynamic + scale * dynamic + shift
@@ -71,7 +83,7 @@ class Noisy(Wrapped):
 
     def _with_noise(self, z: Tensor) -> Tensor:
         groups = len(z) // self.noise_group_size
-        shape = (groups, z.shape[1], self.noise.num_channels)
+        shape = (groups, *self.noise.shape(z.shape[1]))
         noise = torch.randn(shape, dtype=z.dtype, device=z.device)
         shared = noise.repeat_interleave(self.noise_group_size, 0)
         return self.noise(z, self.temperature * shared)
