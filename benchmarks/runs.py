@@ -86,6 +86,7 @@ def _validated(cfg: Any) -> float:
     resolvers.register()  # this process may not have imported ups.run
     folder = Path(cfg.output_dir) / cfg.name
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     for stage in cfg.stage.train:
         if not is_finished(folder, stage):
             train(cfg, stage, folder, CSVLogger(folder), 1, TimeLimit())
