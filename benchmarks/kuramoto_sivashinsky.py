@@ -54,6 +54,7 @@ LATER: dict[str, list[str]] = {
         "loss=crps",
         "data.unroll_steps=2",
         "stage.operator.module.shared_noise=false",
+        "stage.operator.module.fairness=1",
     ],
     # without its cache the stage does nothing before the steps that are counted
     "then diffusion": ["stage=diffusion", "stage.diffusion.module.latent_cache_dtype=null"],

@@ -25,7 +25,7 @@ from ups.hub.model_card import render_model_card
 from ups.metrics import fair_crps
 from ups.models import build
 from ups.modules import EnsembleOperatorModule, EvaluationModule, OperatorModule
-from ups.modules.losses import ensemble_errors, operator_errors
+from ups.modules.losses import almost_fair_crps, ensemble_errors, operator_errors
 from ups.modules.sharding import sharded_loss
 from ups.run import CONF
 from ups.simulation.checkpoint import read_checkpoint
@@ -204,11 +204,12 @@ def test_evaluation_scores_the_draws_of_both_modes():
 # ---------------------------------------------------------------- the loss
 
 
-def test_loss_of_ensembles_equals_written_out_definitions():
+@pytest.mark.parametrize("fairness", [1.0, 0.25])
+def test_loss_of_ensembles_equals_written_out_definitions(fairness):
     simulator, batch = noisy_simulator(), windows(frames=3)
     noise = torch.randn(4, 5, 2, 8, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found = ensemble_errors(simulator, batch.u, batch.parameters, noise, inverse=True)
+        found = ensemble_errors(simulator, batch.u, batch.parameters, noise, True, fairness)
         frames = np.zeros((5, 2, 4, POINTS))
         distances = []
         for row, member in itertools.product(range(4), range(5)):
@@ -221,7 +222,11 @@ def test_loss_of_ensembles_equals_written_out_definitions():
             distances.append(((again - z).square().mean() / z.var()).item())
         plain = operator_errors(simulator, batch.u, batch.parameters, inverse=True)
     truth = batch.u[:, 1:, :, 0].transpose(0, 1).numpy()
-    crps = scoringrules.crps_ensemble(truth, frames, m_axis=0, estimator="fair", backend="numpy")
+    fair, biased = (
+        scoringrules.crps_ensemble(truth, frames, m_axis=0, estimator=kind, backend="numpy")
+        for kind in ("fair", "nrg")
+    )
+    crps = fairness * fair + (1 - fairness) * biased
     expected = crps.mean(-1) / simulator.std.item()
     assert found["L_crps"].numpy() == pytest.approx(expected, rel=1e-4)
     assert torch.allclose(found["L_inv_enc"], plain["L_inv_enc"])
@@ -230,14 +235,26 @@ def test_loss_of_ensembles_equals_written_out_definitions():
     assert set(few) == {"L_crps"}
 
 
+def test_draw_far_from_all_others_is_called_back_by_the_score_of_few_draws_alone():
+    target = torch.zeros(1)
+    for fairness, slope in ((1.0, 0.0), (0.5, 0.5 / 9)):
+        samples = torch.tensor([[1.0], [-1.0], [1e3]], requires_grad=True)
+        almost_fair_crps(samples, target, fairness).sum().backward()
+        assert samples.grad[2].item() == pytest.approx(slope, abs=1e-6)
+
+
 def test_module_adds_weighted_inverse_losses_to_the_score():
     module = EnsembleOperatorModule(
-        make_simulator(POINTS), lambda_inv_enc=0.5, lambda_inv_dec=2.0, noise_channels=3
+        make_simulator(POINTS),
+        lambda_inv_enc=0.5,
+        lambda_inv_dec=2.0,
+        noise_channels=3,
+        fairness=0.25,
     )
     batch = windows()
     drawn = module.sample_noise(batch, torch.Generator().manual_seed(0))
     terms = module.compute_losses(batch, *drawn)
-    errors = ensemble_errors(module.simulator, batch.u, batch.parameters, *drawn, inverse=True)
+    errors = ensemble_errors(module.simulator, batch.u, batch.parameters, *drawn, True, 0.25)
     roots = {name: (errors[name] + 1e-8).sqrt().mean() for name in ("L_inv_enc", "L_inv_dec")}
     expected = errors["L_crps"].mean() + 0.5 * roots["L_inv_enc"] + 2 * roots["L_inv_dec"]
     assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ups.core.batch import Batch
 from ups.core.fields import PointCloud
-from ups.core.schema import PositiveInt
+from ups.core.schema import Fraction, PositiveInt
 from ups.evaluation.ensembles import EnsembleMetrics
 from ups.modules.base import check_takes_points
 from ups.modules.losses import ensemble_errors
@@ -19,7 +19,7 @@ VALIDATION_SCORES = ("crps", "energy_score", "ensemble_nrmse", "spread_skill_rat
 
 
 class EnsembleOperatorModule(OperatorModule):
-    """Trains a ``Simulator`` to draw ensembles, by their fair CRPS.
+    """Trains a ``Simulator`` to draw ensembles, by their almost fair CRPS.
 
     The simulator gets ``ups.simulation.latent_noise.LatentNoise``, and
 
@@ -35,6 +35,8 @@ class EnsembleOperatorModule(OperatorModule):
     Args:
         simulator: the simulator to train.
         num_members: number of draws M from each window.
+        fairness: 1 for the fair CRPS, 0 for that of the ``num_members`` draws alone, see
+            ``ups.modules.losses.almost_fair_crps``.
         noise_channels: number of values of white noise.
         shared_noise: whether all tokens of a field have the same noise, or each its own.
 
@@ -51,6 +53,7 @@ class EnsembleOperatorModule(OperatorModule):
         simulator: Simulator,
         *,
         num_members: Annotated[int, Ge(2)] = 2,
+        fairness: Fraction = 0.5,
         noise_channels: PositiveInt = 16,
         shared_noise: bool = True,
         **options: Any,
@@ -69,7 +72,9 @@ class EnsembleOperatorModule(OperatorModule):
     def compute_losses(self, batch: Batch, *drawn: Tensor) -> dict[str, Tensor]:
         (noise,) = drawn
         inverse = self.needs_inverse_losses()
-        errors = ensemble_errors(self.simulator, batch.u, batch.parameters, noise, inverse)
+        errors = ensemble_errors(
+            self.simulator, batch.u, batch.parameters, noise, inverse, self.hparams["fairness"]
+        )
         crps = errors.pop("L_crps").mean()
         terms = self.combine(errors)
         return {**terms, "loss": crps + terms["loss"], "L_crps": crps}
