@@ -214,6 +214,7 @@ def main(seconds: float = TRAIN_SECONDS, *numbers: float) -> None:
     if {key: result.get(key) for key in about} != about:
         result = {**about, "steps_per_second": {}, "seeds": {}}
     train_all(result, seeds)
+    torch.set_num_threads(1)  # times are of one core, as those of the trainings are
     data = make_data(config("whole", seconds, seeds[0]))
     result["dataset"] = data.dataset
     if "solver" not in result:

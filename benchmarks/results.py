@@ -604,7 +604,7 @@ training took {result["seconds"]:g} s on a core, or half of that."""
 
 
 ENSEMBLES = {
-    "crps": "an operator, then fair CRPS",
+    "crps": "an operator, then CRPS",
     "diffusion": "an operator, then diffusion",
     "consistency": "an operator, then diffusion and consistency",
 }
@@ -619,10 +619,11 @@ def ensembles(result: dict[str, Any]) -> str:
         row += [number(found[key], 3) for key in ("crps", "ensemble_nrmse")]
         row += [number(found[key], 2) for key in ("spread_skill_ratio", "coverage_90")]
         row.append(f"{min(found['milliseconds']['seeds']):.0f}")
-    head = ["ensemble", "fair CRPS", "nRMSE of the mean", "spread / error", "coverage", "ms"]
+    head = ["ensemble", "fair CRPS", "nRMSE of the mean", "spread / error", "coverage", "ms of a core"]
     return f"""Seeds of weights: {len(result["seeds"])}. The trainings of an ensemble take \
 {result["seconds"]:g} seconds of a core in all. {result["members"]} members, of independent \
-operators four. Coverage is of the central interval that holds nearly 90 % of calibrated ensembles.
+operators four. Coverage is of the central interval that holds nearly 90 % of calibrated ensembles: \
+88 % of those of 16 members, 60 % of those of four.
 
 {table(head, rows)}"""
 
