@@ -619,11 +619,12 @@ def ensembles(result: dict[str, Any]) -> str:
         row += [number(found[key], 3) for key in ("crps", "ensemble_nrmse")]
         row += [number(found[key], 2) for key in ("spread_skill_ratio", "coverage_90")]
         row.append(f"{min(found['milliseconds']['seeds']):.0f}")
-    head = ["ensemble", "fair CRPS", "nRMSE of the mean", "spread / error", "coverage", "ms of a core"]
+    scores = ["fair CRPS", "nRMSE of the mean", "spread / error", "coverage"]
+    head = ["ensemble", *scores, "ms of a core"]
     return f"""Seeds of weights: {len(result["seeds"])}. The trainings of an ensemble take \
 {result["seconds"]:g} seconds of a core in all. {result["members"]} members, of independent \
-operators four. Coverage is of the central interval that holds nearly 90 % of calibrated ensembles: \
-88 % of those of 16 members, 60 % of those of four.
+operators four. Coverage is of the central interval that holds nearly 90 % of calibrated \
+ensembles: 88 % of those of 16 members, 60 % of those of four.
 
 {table(head, rows)}"""
 
