@@ -1,16 +1,18 @@
-"""Ensembles of an uncertain future, each trained for the same time in all: which is best?
+"""Ensembles, each trained for the same time in all: which is best?
 
-    python benchmarks/ensembles.py [SECONDS [SEED ...]]
+    python benchmarks/ensembles.py [DATA [SECONDS [SEED ...]]]
 
-On ``data=navier_stokes_uncertain``, seeds 0, 1 and 2 of weights. The trainings of an ensemble take
-SECONDS of one core together, 600 by default, validation not counted. Three quarters of it are spent
-on an operator, from which fair CRPS (``loss=crps``), the diffusion stage, or diffusion and
-consistency go on. Beside them are four operators of a quarter of the time each, with seeds of their
-own, and one operator of the whole time whose initial fields are perturbed: by white noise or by
-random waves for those that are not seen, of the kind and size with the least CRPS on validation
-trajectories. The solver's ensemble is what all are compared with.
+On DATA, ``navier_stokes_uncertain`` by default, seeds 0, 1 and 2 of weights. The trainings of an
+ensemble take SECONDS of one core together, 600 by default, validation not counted. Three quarters
+of it are spent on an operator, from which fair CRPS (``loss=crps``), the diffusion stage, or
+diffusion and consistency go on. Beside them are four operators of a quarter of the time each, with
+seeds of their own, and one operator of the whole time whose initial fields are perturbed: by white
+noise, or by random waves for those that are not seen. Kind and size of perturbations and the
+temperature of draws are those with the least CRPS on validation trajectories. Where the future is
+uncertain, the solver's ensemble is what all are compared with.
 
-What is finished in outputs/ensembles is not repeated. Writes benchmarks/results/ensembles.json.
+What is finished in outputs/ensembles is not repeated. Writes benchmarks/results/ensembles.json, or
+ensembles_DATA.json for other data.
 """
 
 import sys
@@ -35,11 +37,13 @@ from ups.modules.evaluation import Predict
 from ups.pipeline import make_data
 from ups.run import CONF
 
-OUT = Path("outputs/ensembles")
+UNCERTAIN = "navier_stokes_uncertain"
 TRAIN_SECONDS = 600
 NUM_OPERATORS = 4
-WHITE_NOISE = (0.05, 0.1, 0.2, 0.4, 0.8)  # in standard deviations of the field
-MISSING_WAVES = (0.5, 1.0, 2.0)  # times their usual size
+# in standard deviations of the field
+WHITE_NOISE = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+MISSING_WAVES = (0.5, 1.0, 2.0, 3.0, 4.0)  # times their usual size
+TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.25)
 SUMMARY = ("crps", "ensemble_nrmse", "spread_skill_ratio", "coverage_90", "milliseconds")
 
 
@@ -73,104 +77,127 @@ TRAININGS = {
 }
 
 
-def config(name: str, seconds: float, seed: int, *sizes: str) -> Any:
-    """The configuration of a training."""
-    training = TRAININGS[name]
-    first = OUT / folder_name(training.first, seconds, seed) if training.first else None
-    own_seed = NUM_OPERATORS * seed + QUARTERS.index(name) if name in QUARTERS else seed
-    fixed = [
-        "data=navier_stokes_uncertain",
-        "data.cache_dir=outputs/data",
-        f"output_dir={OUT}",
-        f"name={folder_name(name, seconds, seed)}",
-        f"seed={own_seed}",
-        "preflight=false",
-        *([f"init_from={first}"] if training.stage == "operator" and first else []),
-        *training.settings,
-    ]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", [*fixed, *sizes])
+class Comparison(NamedTuple):
+    """The ensembles on some data, each trained for so many seconds."""
+
+    data: str = UNCERTAIN
+    seconds: float = TRAIN_SECONDS
+
+    @property
+    def result_name(self) -> str:
+        return "ensembles" if self.data == UNCERTAIN else f"ensembles_{self.data}"
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where a training is kept."""
+        return Path("outputs") / self.result_name / f"{name}-{self.seconds:g}-{seed}"
+
+    def config(self, name: str, seed: int, *sizes: str) -> Any:
+        """The configuration of a training."""
+        training, folder = TRAININGS[name], self.folder(name, seed)
+        goes_on = training.stage == "operator" and training.first
+        own_seed = NUM_OPERATORS * seed + QUARTERS.index(name) if name in QUARTERS else seed
+        fixed = [
+            f"data={self.data}",
+            "data.cache_dir=outputs/data",
+            f"output_dir={folder.parent}",
+            f"name={folder.name}",
+            f"seed={own_seed}",
+            "preflight=false",
+            *([f"init_from={self.folder(goes_on, seed)}"] if goes_on else []),
+            *training.settings,
+        ]
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return compose("config", [*fixed, *sizes])
 
 
-def folder_name(name: str, seconds: float, seed: int) -> str:
-    return f"{name}-{seconds:g}-{seed}"
-
-
-def train_all(result: dict[str, Any], seeds: Sequence[int]) -> None:
+def train_all(comparison: Comparison, result: dict[str, Any], seeds: Sequence[int]) -> None:
     """All trainings of the seeds, those together that go on from finished ones."""
     left = dict(TRAININGS)
     while left:
         ready = [name for name, training in left.items() if training.first not in left]
-        jobs = [job for name in ready for job in prepared(result, name, seeds)]
+        jobs = [job for name in ready for job in prepared(comparison, result, name, seeds)]
         for cfg, score in zip(jobs, train_side_by_side(jobs), strict=True):
             print(cfg.name, score, flush=True)
         for name in ready:
             del left[name]
 
 
-def prepared(result: dict[str, Any], name: str, seeds: Sequence[int]) -> list[Any]:
+def prepared(
+    comparison: Comparison, result: dict[str, Any], name: str, seeds: Sequence[int]
+) -> list[Any]:
     """The configurations of one training of the seeds, for its share of the time."""
-    training, seconds = TRAININGS[name], result["seconds"]
+    training = TRAININGS[name]
     kind = f"{training.stage} {' '.join(training.settings)}"
-    before = OUT / folder_name(training.first, seconds, seeds[0]) if training.first else None
+    before = comparison.folder(training.first, seeds[0]) if training.first else None
     later = before if training.stage != "operator" else None
-    base = config(name, seconds, seeds[0])
+    base = comparison.config(name, seeds[0])
     if kind not in result["steps_per_second"]:
         measure = partial(speed, base, training.stage, later)
         result["steps_per_second"][kind] = on_one_core(measure)
-        save("ensembles", result)
-    steps = result["steps_per_second"][kind] * training.share * seconds
+        save(comparison.result_name, result)
+    steps = result["steps_per_second"][kind] * training.share * comparison.seconds
     sizes = length(base, steps, training.stage)
     for seed in seeds:
-        folder = OUT / folder_name(name, seconds, seed)
+        folder = comparison.folder(name, seed)
         if later is not None and not folder.exists():
-            copytree(OUT / folder_name(str(training.first), seconds, seed), folder)
-    return [config(name, seconds, seed, *sizes) for seed in seeds]
+            copytree(comparison.folder(str(training.first), seed), folder)
+    return [comparison.config(name, seed, *sizes) for seed in seeds]
 
 
-def perturbed(data: TrajectoryDataModule, simulator: Any) -> tuple[Predict, str]:
-    """The forecast from perturbed initial fields that is best on validation trajectories."""
-    assert data.observation is not None
-    std = torch.tensor(data.spec.std)
-    missing = data.observation.draw_missing
-
-    def white(size: float, u: Tensor) -> Tensor:
-        return size * std * torch.randn_like(u)
-
-    def waves(size: float, u: Tensor) -> Tensor:
-        return size * missing(u)
-
-    draws: dict[str, Callable[[Tensor], Tensor]] = {
-        **{f"white noise {size}": partial(white, size) for size in WHITE_NOISE},
-        **{f"missing waves {size}": partial(waves, size) for size in MISSING_WAVES},
-    }
-    forecasts = {
-        name: partial(simulator.predict, RandomStart(simulator, draw))
-        for name, draw in draws.items()
-    }
+def best(data: TrajectoryDataModule, forecasts: dict[str, Predict]) -> tuple[Predict, str]:
+    """The forecast whose draws have the least CRPS on validation trajectories, and its name."""
     crps = {
         name: measure_ensemble(data, forecast, (4,), "validation")["members"]["4"]["crps"]
         for name, forecast in forecasts.items()
     }
-    best = min(crps, key=lambda name: crps[name])
-    return forecasts[best], best
+    chosen = min(crps, key=lambda name: crps[name])
+    return forecasts[chosen], chosen
+
+
+def perturbed(data: TrajectoryDataModule, simulator: Any) -> dict[str, Predict]:
+    """Forecasts from perturbed initial fields, by the kind and size of perturbations."""
+    std = torch.tensor(data.spec.std)
+
+    def white(size: float, u: Tensor) -> Tensor:
+        return size * std * torch.randn_like(u)
+
+    draws: dict[str, Callable[[Tensor], Tensor]] = {
+        f"white noise {size}": partial(white, size) for size in WHITE_NOISE
+    }
+    if data.observation is not None:
+        missing = data.observation.draw_missing
+
+        def waves(size: float, u: Tensor) -> Tensor:
+            return size * missing(u)
+
+        draws |= {f"missing waves {size}": partial(waves, size) for size in MISSING_WAVES}
+    return {
+        name: partial(simulator.predict, RandomStart(simulator, draw))
+        for name, draw in draws.items()
+    }
+
+
+def drawn(simulator: Any, correct: str) -> dict[str, Predict]:
+    """Draws of a simulator by their temperature."""
+    return {
+        f"temperature {temperature}": partial(
+            simulator.predict, simulator.stepper(correct, temperature=temperature)
+        )
+        for temperature in TEMPERATURES
+    }
 
 
 def measurements(
-    data: TrajectoryDataModule, seconds: float, seed: int
+    data: TrajectoryDataModule, comparison: Comparison, seed: int
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """What measures each kind of ensemble of a seed, by its name."""
 
     def load(name: str) -> Any:
-        return ups.load(OUT / folder_name(name, seconds, seed), data)
+        return ups.load(comparison.folder(name, seed), data)
 
     def one_forecast() -> dict[str, Any]:
         operator = load("whole")
         return measure_single(data, partial(operator.predict, operator))
-
-    def perturbed_inputs() -> dict[str, Any]:
-        forecast, chosen = perturbed(data, load("whole"))
-        return {"chosen": chosen, **measure_ensemble(data, forecast)}
 
     def independent_operators() -> dict[str, Any]:
         members = cycle([load(name) for name in QUARTERS])
@@ -178,18 +205,17 @@ def measurements(
             data, lambda *given: (s := next(members)).predict(s, *given), (NUM_OPERATORS,)
         )
 
-    def draws(name: str, correct: str) -> dict[str, Any]:
-        simulator = load(name)
-        stepper = simulator.stepper(correct, temperature=1.0)
-        return measure_ensemble(data, partial(simulator.predict, stepper))
+    def best_of(forecasts: dict[str, Predict]) -> dict[str, Any]:
+        forecast, chosen = best(data, forecasts)
+        return {"chosen": chosen, **measure_ensemble(data, forecast)}
 
     return {
         "one forecast": one_forecast,
-        "perturbed inputs": perturbed_inputs,
+        "perturbed inputs": lambda: best_of(perturbed(data, load("whole"))),
         "independent operators": independent_operators,
-        "crps": partial(draws, "crps", "none"),
-        "diffusion": partial(draws, "diffusion", "diffusion"),
-        "consistency": partial(draws, "consistency", "consistency"),
+        "crps": lambda: best_of(drawn(load("crps"), "none")),
+        "diffusion": lambda: best_of(drawn(load("diffusion"), "diffusion")),
+        "consistency": lambda: best_of(drawn(load("consistency"), "consistency")),
     }
 
 
@@ -207,30 +233,31 @@ def summarize(seeds: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(seconds: float = TRAIN_SECONDS, *numbers: float) -> None:
-    seeds = [int(number) for number in numbers] or SEEDS
-    about = {"seconds": seconds, "members": max(MEMBERS)}
-    result = read("ensembles")
+def main(data_name: str = UNCERTAIN, seconds: str = str(TRAIN_SECONDS), *numbers: str) -> None:
+    comparison, seeds = Comparison(data_name, float(seconds)), list(map(int, numbers)) or SEEDS
+    about = {**comparison._asdict(), "members": max(MEMBERS)}
+    result = read(comparison.result_name)
     if {key: result.get(key) for key in about} != about:
         result = {**about, "steps_per_second": {}, "seeds": {}}
-    train_all(result, seeds)
+    keep = partial(save, comparison.result_name, result)
+    train_all(comparison, result, seeds)
     torch.set_num_threads(1)  # times are of one core, as those of the trainings are
-    data = make_data(config("whole", seconds, seeds[0]))
+    data = make_data(comparison.config("whole", seeds[0]))
     result["dataset"] = data.dataset
-    if "solver" not in result:
+    if "solver" not in result and data.observation is not None:
         result["solver"] = solvers_ensemble(data)
-        save("ensembles", result)
+        keep()
     for seed in seeds:
         found = result["seeds"].setdefault(str(seed), {})
-        for name, measure in measurements(data, seconds, seed).items():
+        for name, measure in measurements(data, comparison, seed).items():
             if name not in found:
                 found[name] = measure()
-                save("ensembles", result)
+                keep()
     result["summary"] = summarize(result["seeds"])
-    save("ensembles", result)
+    keep()
     for name, found in result["summary"].items():
         print(name, {key: found[key]["mean"] for key in SUMMARY})
 
 
 if __name__ == "__main__":
-    main(*map(float, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -484,6 +484,7 @@ def test_data_without_equation_take_name_and_spec_from_the_file(
     assert data.spec.grid.shape == (16,)
     assert data.spec.dt == pytest.approx(0.05)
     assert data.spec.std == pytest.approx((values[:5].std(),), rel=1e-5)
+    assert data.spec.largest == pytest.approx((abs(values[:5] - values[:5].mean()).max(),))
     assert (data.dataset["name"], data.dataset["nu"]) == ("2023_CFD_Nu0.1", nu)
     for split, rows in (("validation", values[5:6]), ("test", values[6:])):
         assert np.array_equal(data.values[split].numpy(), rows[..., None])

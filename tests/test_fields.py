@@ -67,6 +67,7 @@ def test_grid_that_cannot_be_coarsened_says_so():
             (1.0, 0.0),
             (0.5, 2.0),
             is_homogeneous=False,
+            largest=(3.0, 0.5),
         ),
         FieldSpec(PointCloud(((0.0, 0.5), (0.1, 0.9)), ("distance",)), ("p",)),
     ],
@@ -75,10 +76,11 @@ def test_field_spec_survives_plain_values(spec):
     assert FieldSpec.from_dict(spec.to_dict()) == spec
 
 
-def test_field_of_an_older_checkpoint_is_homogeneous():
+def test_field_of_an_older_checkpoint_is_homogeneous_and_not_bounded():
     values = FieldSpec(Grid((8,), (1.0,))).to_dict()
-    del values["is_homogeneous"]
+    del values["is_homogeneous"], values["largest"]
     assert FieldSpec.from_dict(values).is_homogeneous
+    assert FieldSpec.from_dict(values).largest == ()
 
 
 def test_field_spec_axes_follow_the_domain():
@@ -124,7 +126,15 @@ def test_channel_axis_may_be_left_out_when_there_is_one_channel(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"channels": ()}, {"std": (0.0,)}, {"dt": 0.0}, {"mean": (1.0, 2.0)}]
+    "changes",
+    [
+        {"channels": ()},
+        {"std": (0.0,)},
+        {"dt": 0.0},
+        {"mean": (1.0, 2.0)},
+        {"largest": (0.0,)},
+        {"largest": (1.0, 2.0)},
+    ],
 )
 def test_field_spec_rejects_what_does_not_fit(changes):
     with pytest.raises(UpsError):

@@ -93,13 +93,16 @@ def test_units_of_time_parameters_and_mean_stay_those_of_the_finished_model(tmp_
     spec = FieldSpec(Grid((POINTS,), (1.0,)), **own, mean=(3.0,), parameter_units=(50.0,))
     config = {"architecture": "memory_upt", "num_tokens": 8, "depth": 2, "hidden_channels": 8}
     Simulator(build(config, spec), spec, None, config).save(tmp_path / "finished")
-    data = fake_data(**own, mean=(4.0,), parameter_units=(80.0,), conserves_mean=False)
+    data = fake_data(
+        **own, mean=(4.0,), parameter_units=(80.0,), conserves_mean=False, largest=(7.0,)
+    )
     data.equation_name = None
     overrides = [f"model.{key}={value}" for key, value in config.items()]
     cfg = composed(*overrides, f"init_from={tmp_path}/finished")
     found = first_simulator(cfg, data).spec
     assert (found.mean, found.std, found.parameter_units) == ((3.0,), (1.0,), (50.0,))
     assert not found.conserves_mean  # a law of the data, which no model of them may break
+    assert found.largest == (8.0,)  # of the new data, from the mean that stays
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -1,7 +1,9 @@
 """The peers, and a model of one's own: the same protocol, the same symmetries, the same run."""
 
+import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +93,28 @@ def test_patches_decode_to_the_field_and_may_change_its_mean_if_told_to(architec
     assert model.num_dynamic_channels == model.hidden_dim
     changed = one_step(model, u, parameters=(1e-3, 0.4)).mean(1) - u.mean(1)
     assert changed.abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["patch_stepper", "memory_upt"])
+def test_rollout_that_goes_wrong_stays_within_twice_the_training_data(architecture):
+    known = replace(PAIR, std=(0.5, 4.0), largest=(1.0, 6.0), conserves_mean=False)
+    unknown = replace(known, largest=())
+    bounded, free = make(architecture, known).eval(), make(architecture, unknown).eval()
+
+    def rollout(model, size):
+        model.load_state_dict(free.state_dict())
+        model.patches_out.data *= size
+        if architecture == "memory_upt":
+            model.memory_out.data.zero_()
+        u = torch.randn(2, POINTS, 2, generator=torch.Generator().manual_seed(1)).clamp(-2, 2)
+        return one_step(model, u, parameters=(1e-3, 0.4), steps=5)
+
+    assert torch.equal(rollout(bounded, 1e-3), rollout(copy.deepcopy(free), 1e-3))
+    # at unit scale: twice 1.0 / 0.5 and twice 6.0 / 4.0
+    assert rollout(bounded, 1e4).abs().amax((0, 1)).tolist() == [4.0, 3.0]
+    # gradients of training reach all values, as wild as they may be at first
+    assert torch.equal(rollout(bounded.train(), 1e4), rollout(copy.deepcopy(free), 1e4))
+    assert bounded.state_dict().keys() == free.state_dict().keys()
 
 
 @pytest.mark.parametrize("architecture", SPECS)

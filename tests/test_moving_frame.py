@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import line_spec, make_simulator
 import ups
 from ups.core.fields import Boundary, FieldSpec, Grid, PointCloud
 from ups.datamodules import BurgersDataModule
+from ups.datamodules.statistics import largest_values
 from ups.models import build
 from ups.physics import advection, burgers
 from ups.physics.equation import translate
@@ -197,6 +199,21 @@ def test_input_size_is_the_largest_value_and_step_of_each_field():
     assert sizes["steepest step"].tolist() == [8.0, 10.0]
     cloud = FieldSpec(PointCloud(((0.0, 1.0),)), std=(0.5,))
     assert input_size(u, cloud).keys() == {"largest value"}
+
+
+def test_largest_value_is_of_the_moving_frame_and_of_all_frames():
+    file = SimpleNamespace(grid=Grid((POINTS,), (1.0,)), dt=0.05)
+    three = torch.tensor([1.0, 1.2, 0.7]).view(3, 1, 1)
+    still = three * fields(4)[:, None, :, None]
+    largest = still.abs().max().item()
+    for equation in (burgers.EQUATION, None):
+        found = largest_values(still.numpy(), (0.0,), file, equation)
+        assert found == pytest.approx((largest,))
+    moving = (still + 7 * UNIT).numpy()
+    assert largest_values(moving, (0.0,), file, burgers.EQUATION) == pytest.approx(
+        (largest,), abs=UNIT
+    )
+    assert largest_values(moving, (7 * UNIT,), file, None) == pytest.approx((largest,))
 
 
 def test_each_channel_counts_in_its_own_standard_deviations():

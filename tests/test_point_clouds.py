@@ -146,6 +146,8 @@ def test_statistics_are_of_the_training_split(data, path):
     assert data.training_parameters == [[reynolds.min()], [reynolds.max()]]
     largest = (np.abs(values).max(0) / np.array(data.spec.std)).max()
     assert data.input_range(data.spec)["largest value"] == pytest.approx(largest, rel=1e-5)
+    distances = np.abs(values - values.mean(0)).max(0)
+    assert data.spec.largest == pytest.approx(distances, rel=1e-5)
 
 
 ON_POINTS = {

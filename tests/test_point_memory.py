@@ -1,5 +1,7 @@
 """The memory UPT on points: what it keeps before training, and what reaches what after it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.points import (
@@ -76,6 +78,22 @@ def test_step_rewrites_the_memory_within_its_limit_and_keeps_the_place(simulator
     assert memory.square().mean(-1).max() <= 9
     assert again.square().mean(-1).sqrt().max() <= 3.001
     assert not torch.allclose(stepped[..., 16:21], memory, atol=1e-2)
+
+
+def test_rollout_that_goes_wrong_stays_within_twice_the_training_data():
+    spec = replace(SPEC, largest=(1.0, 6.0))  # of standard deviations 0.5 and 2
+    bounded, free = simulator_of(MODEL, spec), simulator_of(MODEL)
+    points = draw_points(60)
+    with torch.no_grad():
+        z = bounded.encode(waves(points), None, points)
+        for simulator in (bounded, free):
+            simulator.model.patches_out.mul_(1e-2)
+        assert torch.equal(bounded.step(z, PARAMETERS), free.step(z, PARAMETERS))
+        for simulator in (bounded, free):
+            simulator.model.patches_out.mul_(1e6)
+        wild = bounded.step(z, PARAMETERS)[..., :16].unflatten(-1, (-1, 2))
+        assert wild.abs().amax((0, 1, 2)).tolist() == [4.0, 6.0]
+        assert free.step(z, PARAMETERS)[..., :16].abs().max() > 100
 
 
 def test_memory_place_and_features_reach_the_decoded_field(simulator):

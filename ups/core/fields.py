@@ -206,6 +206,9 @@ class FieldSpec:
             default: ``PARAMETER_UNIT``.
         is_homogeneous: whether a shifted solution is a solution. If not, models that can't tell
             positions apart get them as inputs.
+        largest: largest distance of a value from ``mean`` in the training data, of each channel
+            (C,); rollouts of models whose tokens carry values stay within twice as much. Default:
+            not known, no bound.
 
     Raises:
         UpsError: there is no channel, or a value is out of its range.
@@ -221,6 +224,7 @@ class FieldSpec:
     time_unit: float = TIME_UNIT
     parameter_units: tuple[float, ...] = ()
     is_homogeneous: bool = True
+    largest: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -231,6 +235,7 @@ class FieldSpec:
         std = self.std or (1.0,) * len(self.channels)
         object.__setattr__(self, "mean", tuple(float(value) for value in mean))
         object.__setattr__(self, "std", tuple(float(value) for value in std))
+        object.__setattr__(self, "largest", tuple(float(value) for value in self.largest))
         units = tuple(float(value) for value in self.parameter_units)
         object.__setattr__(self, "parameter_units", units)
         if units and len(units) != len(self.parameters):
@@ -242,12 +247,16 @@ class FieldSpec:
             )
         if not self.channels or {len(self.mean), len(self.std)} != {len(self.channels)}:
             raise UpsError("a field must have at least one channel, each with a mean and a std.")
+        if self.largest and len(self.largest) != len(self.channels):
+            raise UpsError("a field must have one largest value for each channel, or none.")
         if not 0 < self.dt < math.inf:
             raise UpsError(f"dt must be a finite number > 0, got {self.dt}.")
         if not all(map(math.isfinite, self.mean)):
             raise UpsError(f"the means must be finite, got {self.mean}.")
         if not all(0 < value < math.inf for value in self.std):
             raise UpsError(f"the standard deviations must be finite and > 0, got {self.std}.")
+        if not all(0 < value < math.inf for value in self.largest):
+            raise UpsError(f"the largest values must be finite and > 0, got {self.largest}.")
 
     @property
     def grid(self) -> Grid:

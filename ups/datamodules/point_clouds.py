@@ -351,6 +351,7 @@ class PointCloudDataModule(pl.LightningDataModule):
             file.dt,
             mean=tuple(mean.tolist()),
             std=tuple(std.tolist()),
+            largest=tuple(self._largest(mean).tolist()),
             conserves_mean=False,
             time_unit=file.dt,
             parameter_units=tuple(self.parameters["train"].double().log().mean(0).exp().tolist()),
@@ -359,8 +360,13 @@ class PointCloudDataModule(pl.LightningDataModule):
 
     def input_range(self, spec: FieldSpec) -> dict[str, float]:
         """The largest value of the training data in the standard deviations of ``spec``."""
-        largest = torch.stack([fields.abs().amax((0, 1)) for fields, _, _ in self.train]).amax(0)
+        largest = self._largest(torch.zeros(spec.num_channels))
         return {"largest value": (largest / torch.tensor(spec.std)).max().item()}
+
+    def _largest(self, mean: Tensor) -> Tensor:
+        """The largest distance from ``mean`` (C,) in the training data, of each channel (C,)."""
+        each = [(fields - mean).abs().amax((0, 1)) for fields, _, _ in self.train]
+        return torch.stack(each).amax(0)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         h: Any = self.hparams

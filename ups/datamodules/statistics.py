@@ -54,6 +54,7 @@ def describe_solutions(equation: Equation, file: Reader, values: np.ndarray) -> 
         equation.parameters,
         file.dt,
         std=tuple(std),
+        largest=largest_values(values, (0.0,) * values.shape[-1], file, equation),
         conserves_mean=equation.conserves_mean,
         is_homogeneous=equation.is_homogeneous,
     )
@@ -72,13 +73,17 @@ def describe_data(
         UpsError: a standard deviation is too small or too large.
     """
     std = _checked_std(file, values)
+    mean: tuple[float, ...] = tuple(
+        np.mean(values, tuple(range(values.ndim - 1)), dtype=np.float64)
+    )
     return FieldSpec(
         file.grid,
         tuple(channels),
         tuple(parameter_names),
         file.dt,
-        mean=tuple(np.mean(values, tuple(range(values.ndim - 1)), dtype=np.float64)),
+        mean=mean,
         std=tuple(std),
+        largest=largest_values(values, mean, file, None),
         conserves_mean=conserves_mean(values, std),
         time_unit=file.dt,
         parameter_units=tuple(parameters.double().log().mean(0).exp().tolist()),
@@ -106,6 +111,21 @@ def check_std(path: Path, std: np.ndarray) -> None:
             f"{path}: the standard deviation of the training data must be from {low:g} "
             f"to {high:g}, got {', '.join(f'{value:g}' for value in std)}."
         )
+
+
+def largest_values(
+    values: np.ndarray, mean: Sequence[float], file: Reader, equation: Equation | None
+) -> tuple[float, ...]:
+    """The largest distance of fields (N, T, *space, C) from ``mean`` (C,), as a network sees them,
+    of each channel (C,).
+    """
+    center = torch.tensor(mean, dtype=torch.float32)
+    largest = torch.zeros(len(center))
+    for frames in torch.from_numpy(values).unbind(1):
+        frame = MovingFrame(equation, frames, file.grid, file.dt)
+        distance = (frame.enter(frames[:, None])[:, 0] - center).abs()
+        largest = torch.maximum(largest, distance.flatten(0, -2).amax(0))
+    return tuple(largest.tolist())
 
 
 def largest_sizes(

@@ -106,6 +106,7 @@ class GINO(nn.Module):
             channels=tuple(f"latent_{i}" for i in range(self.hidden_dim)),
             mean=(),
             std=(),
+            largest=(),
             conserves_mean=False,
             is_homogeneous=False,  # the positions of the nodes are inputs
         )

@@ -69,7 +69,7 @@ class InterpolatedGridModel(nn.Module):
         self.num_dynamic_channels = spec.num_channels
         self.hidden_dim = spec.num_channels + len(cloud.features)
         channels = (*spec.channels, *cloud.features)
-        on_grid = replace(spec, domain=self.tokens, channels=channels, mean=(), std=())
+        on_grid = replace(spec, domain=self.tokens, channels=channels, mean=(), std=(), largest=())
         self.network = NETWORKS[network](on_grid, **given)
 
     def encode(self, u: Tensor, points: Points) -> Tensor:

@@ -92,7 +92,7 @@ class MemoryUPT(PatchStepper):
         """Advance tokens (B, N, W) by ``dt`` (B,) at ``parameters`` (B, P)."""
         points, _, mean = z.split(self.sizes, -1)
         h = self.mix(z[..., : self.num_dynamic_channels], dt, parameters)
-        points = points + self.neighborhood.write(h, self.patches_out).to(z.dtype)
+        points = self.bound(points + self.neighborhood.write(h, self.patches_out).to(z.dtype))
         return self._join(self._moved(points, mean), self.next_memory(h), mean)
 
     def decode(self, z: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from ups.core.fields import FieldSpec
 from ups.core.schema import Depth, MlpRatio, NonEmpty, NonNegativeInt, NumPatches, PositiveInt
 from ups.models.conditioning import condition_features
 from ups.models.mixer import block_matrices, mixer_blocks
-from ups.models.patches import Patches
+from ups.models.patches import Bound, Patches
 
 
 class PatchStepper(nn.Module):
@@ -70,6 +70,7 @@ class PatchStepper(nn.Module):
             torch.randn(patch_dim, hidden_channels) * 0.5 * writers**-0.5
         )
         self.positions = self.patches.positions(hidden_channels)
+        self.bound = Bound(self.patches)
 
     def encode(self, u: Tensor) -> Tensor:
         """Return fields (B, *space, C) as tokens (B, N, W)."""
@@ -80,7 +81,7 @@ class PatchStepper(nn.Module):
         change = self.neighborhood.write(self.mix(z, dt, parameters), self.patches_out)
         if self.conserve_mean:
             change = self.patches.with_mean(change, 0.0)
-        return z + change.to(z.dtype)
+        return self.bound(z + change.to(z.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return tokens (B, N, W) as fields (B, *space, C)."""

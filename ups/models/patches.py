@@ -11,6 +11,7 @@ from ups.core.fields import FieldSpec, Grid
 from ups.models.token_grid import Neighborhood, shape_of_patches, token_shape
 
 EDGE = 4  # points along each axis of a patch, if nothing else is said
+LEEWAY = 2  # times the largest value of the training data bounds rollouts
 
 
 class Patches:
@@ -110,3 +111,31 @@ class Patches:
         if self.spec.is_homogeneous:
             return None
         return nn.Parameter(torch.zeros(self.number, channels))
+
+
+class Bound(nn.Module):
+    """Cuts values of patches off where they are far beyond those of the training data.
+
+    A rollout that goes wrong stays finite; all others are not touched. Nor is training, whose first
+    steps may be wild and whose gradients must reach every value.
+
+    Args:
+        patches: cut the field, whose spec says how large its values are; if not, there is no bound.
+    """
+
+    limits: Tensor | None
+
+    def __init__(self, patches: Patches) -> None:
+        super().__init__()
+        spec = patches.spec
+        limits = None
+        if spec.largest:
+            in_units = torch.tensor(spec.largest) / torch.tensor(spec.std)
+            limits = LEEWAY * in_units.repeat(patches.size // spec.num_channels)
+        self.register_buffer("limits", limits, persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Bound patches (B, N, size) of a field of unit scale."""
+        if self.limits is None or self.training:
+            return values
+        return values.clamp(-self.limits, self.limits)

@@ -22,7 +22,7 @@ from ups.models.conditioning import condition_features
 from ups.models.interpolated import ToGrid, mean_around, read
 from ups.models.lattice import NUM_WAVES, Corners, offset_features
 from ups.models.mixer import block_matrices, mixer_blocks, soft_rms_clip
-from ups.models.patches import Patches
+from ups.models.patches import Bound, Patches
 
 
 class PointMemoryUPT(nn.Module):
@@ -114,6 +114,7 @@ class PointMemoryUPT(nn.Module):
         detail_dim = self.neighborhood.window * nodes * detail_channels
         known = memory_channels + hidden_channels
         self.details_out = nn.Parameter(torch.randn(detail_dim, known) * known**-0.5)
+        self.bound = Bound(self.patches)
         self.correct = Correction(channels, features + detail_channels)
 
     def _window(self, token_dim: int, channels: int) -> nn.Linear:
@@ -143,7 +144,7 @@ class PointMemoryUPT(nn.Module):
         h = self._read(torch.cat((values, memory), -1), self.tokens_in)
         h = self.blocks((h + place + self.positions + condition).to(z.dtype))
         change = self.neighborhood.write(h, self.patches_out).to(z.dtype)
-        return self._join(values + change, self.next_memory(h), place)
+        return self._join(self.bound(values + change), self.next_memory(h), place)
 
     def decode(self, z: Tensor, points: Points) -> Tensor:
         """Decode tokens (B, N, W) into fields (B, P, C) at ``points``."""

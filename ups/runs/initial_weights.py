@@ -114,10 +114,17 @@ def with_units_of(data: TrajectoryDataModule, finished: Simulator) -> FieldSpec:
         domain=domain,
         mean=spec.mean,
         std=spec.std,
+        largest=_largest(data.spec, spec.mean),
         time_unit=spec.time_unit,
         parameter_units=units,
         is_homogeneous=spec.is_homogeneous,
     )
+
+
+def _largest(spec: FieldSpec, mean: Sequence[float]) -> tuple[float, ...]:
+    """The largest distances of the data of ``spec`` from another ``mean``, if they are known."""
+    moved = [abs(own - kept) for own, kept in zip(spec.mean, mean, strict=True)]
+    return tuple(size + move for size, move in zip(spec.largest, moved, strict=False))
 
 
 def _unit(unit: float, known: Sequence[float], new: Sequence[float]) -> float:
