@@ -9,7 +9,9 @@ diffusion and consistency go on. Beside them are four operators of a quarter of 
 seeds of their own, and one operator of the whole time whose initial fields are perturbed: by white
 noise, or by random waves for those that are not seen. Kind and size of perturbations and the
 temperature of draws are those with the least CRPS on validation trajectories. Where the future is
-uncertain, the solver's ensemble is what all are compared with.
+uncertain, the solver's ensemble is what all are compared with. Forecasts without an ensemble are
+those of the operator of the whole time, of the one after fair CRPS without its noise, and of its
+control: as much training at the same learning rate, by the loss of operators.
 
 What is finished in outputs/ensembles is not repeated. Writes benchmarks/results/ensembles.json, or
 ensembles_DATA.json for other data.
@@ -43,7 +45,7 @@ NUM_OPERATORS = 4
 # in standard deviations of the field
 WHITE_NOISE = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 MISSING_WAVES = (0.5, 1.0, 2.0, 3.0, 4.0)  # times their usual size
-TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.25)
+TEMPERATURES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25)
 SUMMARY = ("crps", "ensemble_nrmse", "spread_skill_ratio", "coverage_90", "milliseconds")
 
 
@@ -71,6 +73,7 @@ TRAININGS = {
     "most": Training(0.75),
     **{name: Training(1 / NUM_OPERATORS) for name in QUARTERS},
     "crps": Training(0.25, "most", settings=("loss=crps",)),
+    "continued": Training(0.25, "most", settings=("stage.operator.module.lr=0.001",)),
     "diffusion": Training(0.25, "most", "diffusion", DIFFUSION),
     "diffusion-eighth": Training(0.125, "most", "diffusion", DIFFUSION),
     "consistency": Training(0.125, "diffusion-eighth", "consistency", ("stage=consistency",)),
@@ -144,14 +147,15 @@ def prepared(
     return [comparison.config(name, seed, *sizes) for seed in seeds]
 
 
-def best(data: TrajectoryDataModule, forecasts: dict[str, Predict]) -> tuple[Predict, str]:
-    """The forecast whose draws have the least CRPS on validation trajectories, and its name."""
-    crps = {
+def best_of(data: TrajectoryDataModule, forecasts: dict[str, Predict]) -> dict[str, Any]:
+    """The scores of the forecast whose draws have the least CRPS on validation trajectories."""
+    tried = {
         name: measure_ensemble(data, forecast, (4,), "validation")["members"]["4"]["crps"]
         for name, forecast in forecasts.items()
     }
-    chosen = min(crps, key=lambda name: crps[name])
-    return forecasts[chosen], chosen
+    chosen = min(tried, key=lambda name: tried[name])
+    scores = measure_ensemble(data, forecasts[chosen])
+    return {"chosen": chosen, "validation_crps": tried, **scores}
 
 
 def perturbed(data: TrajectoryDataModule, simulator: Any) -> dict[str, Predict]:
@@ -195,8 +199,8 @@ def measurements(
     def load(name: str) -> Any:
         return ups.load(comparison.folder(name, seed), data)
 
-    def one_forecast() -> dict[str, Any]:
-        operator = load("whole")
+    def one_forecast(name: str) -> dict[str, Any]:
+        operator = load(name)
         return measure_single(data, partial(operator.predict, operator))
 
     def independent_operators() -> dict[str, Any]:
@@ -205,17 +209,15 @@ def measurements(
             data, lambda *given: (s := next(members)).predict(s, *given), (NUM_OPERATORS,)
         )
 
-    def best_of(forecasts: dict[str, Predict]) -> dict[str, Any]:
-        forecast, chosen = best(data, forecasts)
-        return {"chosen": chosen, **measure_ensemble(data, forecast)}
-
     return {
-        "one forecast": one_forecast,
-        "perturbed inputs": lambda: best_of(perturbed(data, load("whole"))),
+        "one forecast": partial(one_forecast, "whole"),
+        "one forecast after crps": partial(one_forecast, "crps"),
+        "one forecast, continued": partial(one_forecast, "continued"),
+        "perturbed inputs": lambda: best_of(data, perturbed(data, load("whole"))),
         "independent operators": independent_operators,
-        "crps": lambda: best_of(drawn(load("crps"), "none")),
-        "diffusion": lambda: best_of(drawn(load("diffusion"), "diffusion")),
-        "consistency": lambda: best_of(drawn(load("consistency"), "consistency")),
+        "crps": lambda: best_of(data, drawn(load("crps"), "none")),
+        "diffusion": lambda: best_of(data, drawn(load("diffusion"), "diffusion")),
+        "consistency": lambda: best_of(data, drawn(load("consistency"), "consistency")),
     }
 
 

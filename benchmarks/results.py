@@ -610,21 +610,40 @@ ENSEMBLES = {
 }
 
 
+SINGLE_FORECASTS = {
+    "one forecast": "no ensemble: the operator's forecast",
+    "one forecast after crps": "no ensemble: an operator, then CRPS, without noise",
+    "one forecast, continued": "no ensemble: an operator, then more of the same",
+}
+
+
 def ensembles(result: dict[str, Any]) -> str:
-    """A row for each kind of ensemble, beside the solver's."""
-    *_, solver = result["solver"]["members"].values()
-    rows = [["the solver's"], *([ENSEMBLES.get(name, name)] for name in result["summary"])]
-    of_solver = {key: spread([solver[key]]) for key in next(iter(result["summary"].values()))}
-    for row, found in zip(rows, (of_solver, *result["summary"].values()), strict=True):
-        row += [number(found[key], 3) for key in ("crps", "ensemble_nrmse")]
-        row += [number(found[key], 2) for key in ("spread_skill_ratio", "coverage_90")]
-        row.append(f"{min(found['milliseconds']['seeds']):.0f}")
+    """A row for each kind of ensemble, beside the solver's and single forecasts."""
+    runs = result["seeds"].values()
+    columns = ("crps", "ensemble_nrmse", "spread_skill_ratio", "coverage_90")
+    rows = []
+    if "solver" in result:
+        *_, solver = result["solver"]["members"].values()
+        found = [number(spread([solver[key]])) for key in columns[:2]]
+        found += [number(spread([solver[key]]), 2) for key in columns[2:]]
+        rows.append(["the solver's", *found, f"{solver['milliseconds']:.0f}", ""])
+    for name, summary in result["summary"].items():
+        found = [number(summary[key]) for key in columns[:2]]
+        found += [number(summary[key], 2) for key in columns[2:]]
+        time = f"{min(summary['milliseconds']['seeds']):.0f}"
+        chosen = ", ".join(run[name].get("chosen", "") for run in runs)
+        rows.append([ENSEMBLES.get(name, name), *found, time, chosen.strip(", ")])
+    for name, text in SINGLE_FORECASTS.items():
+        found = [number(spread([run[name][key] for run in runs])) for key in ("crps", "nrmse")]
+        time = min(run[name]["milliseconds"] for run in runs)
+        rows.append([text, *found, "", "", f"{time:.0f}", ""])
     scores = ["fair CRPS", "nRMSE of the mean", "spread / error", "coverage"]
-    head = ["ensemble", *scores, "ms of a core"]
-    return f"""Seeds of weights: {len(result["seeds"])}. The trainings of an ensemble take \
-{result["seconds"]:g} seconds of a core in all. {result["members"]} members, of independent \
-operators four. Coverage is of the central interval that holds nearly 90 % of calibrated \
-ensembles: 88 % of those of 16 members, 60 % of those of four.
+    head = ["ensemble", *scores, "ms of a core", "chosen on validation"]
+    return f"""`data={result["data"]}`. Seeds of weights: {len(result["seeds"])}. The trainings of \
+an ensemble take {result["seconds"]:g} seconds of a core in all. {result["members"]} members, of \
+independent operators four. Coverage is of the central interval that holds nearly 90 % of \
+calibrated ensembles: 88 % of those of 16 members, 60 % of those of four. The CRPS of one forecast \
+is its mean absolute error.
 
 {table(head, rows)}"""
 
@@ -708,6 +727,7 @@ SECTIONS = {
     "ranking_navier_stokes": ("Navier-Stokes with an uncertain future: choosing a draw", ranking),
     "kuramoto_sivashinsky": ("Kuramoto-Sivashinsky: time close to the truth", correlation_times),
     "ensembles": ("Ensembles of an uncertain future", ensembles),
+    "ensembles_burgers": ("Ensembles of a future that is known", ensembles),
     "throughput": ("Speed and memory", throughput),
     "scaling": ("Training on several processes", scaling),
     "inverse_problem": ("An inverse problem", inverse_problem),
