@@ -272,6 +272,7 @@ def test_old_field_is_a_scalar_on_a_periodic_line():
         "time_unit": 0.05,
         "parameter_units": (),
         "is_homogeneous": True,
+        "largest": (),
     }
     assert converted["training_parameters"] == [[0.4], [2.0]]
     del config["nus"]
