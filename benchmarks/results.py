@@ -620,23 +620,21 @@ SINGLE_FORECASTS = {
 def ensembles(result: dict[str, Any]) -> str:
     """A row for each kind of ensemble, beside the solver's and single forecasts."""
     runs = result["seeds"].values()
-    columns = ("crps", "ensemble_nrmse", "spread_skill_ratio", "coverage_90")
+    digits = {"crps": 5, "ensemble_nrmse": 4, "spread_skill_ratio": 2, "coverage_90": 2}
     rows = []
     if "solver" in result:
         *_, solver = result["solver"]["members"].values()
-        found = [number(spread([solver[key]])) for key in columns[:2]]
-        found += [number(spread([solver[key]]), 2) for key in columns[2:]]
+        found = [number(spread([solver[key]]), n) for key, n in digits.items()]
         rows.append(["the solver's", *found, f"{solver['milliseconds']:.0f}", ""])
     for name, summary in result["summary"].items():
-        found = [number(summary[key]) for key in columns[:2]]
-        found += [number(summary[key], 2) for key in columns[2:]]
+        found = [number(summary[key], n) for key, n in digits.items()]
         time = f"{min(summary['milliseconds']['seeds']):.0f}"
         chosen = ", ".join(run[name].get("chosen", "") for run in runs)
         rows.append([ENSEMBLES.get(name, name), *found, time, chosen.strip(", ")])
     for name, text in SINGLE_FORECASTS.items():
-        found = [number(spread([run[name][key] for run in runs])) for key in ("crps", "nrmse")]
+        crps, nrmse = (spread([run[name][key] for run in runs]) for key in ("crps", "nrmse"))
         time = min(run[name]["milliseconds"] for run in runs)
-        rows.append([text, *found, "", "", f"{time:.0f}", ""])
+        rows.append([text, number(crps, 5), number(nrmse), "", "", f"{time:.0f}", ""])
     scores = ["fair CRPS", "nRMSE of the mean", "spread / error", "coverage"]
     head = ["ensemble", *scores, "ms of a core", "chosen on validation"]
     return f"""`data={result["data"]}`. Seeds of weights: {len(result["seeds"])}. The trainings of \
