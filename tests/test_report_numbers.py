@@ -263,7 +263,8 @@ def page(tmp_path_factory):
 def test_report_page_says_what_was_tested(page):
     first, second = re.findall(r"<p>(.*?)</p>", page.text)[:2]
     assert first == (
-        "burgers-nu0.001: 17 test trajectories (set abcdef012345), 32 points, 4 frames from t = 0."
+        "burgers-nu0.001: 17 test trajectories (set abcdef012345), 32 points, "
+        "4 frames after the first."
     )
     assert second == "Commit 0123456789, seed 3, 7 x Abacus, 2026-01-02T03:04:05+00:00."
     assert "<title>UPS: mine_run</title>" in page.text
@@ -640,7 +641,7 @@ def test_leaderboard_holds_every_row_of_a_report(written):
 
 def test_print_table_prints_the_data_set_and_every_row(run_written):
     printed = run_written.printed
-    assert "burgers-nu0.001: 17 test trajectories, 32 points, 4 frames from t = 0" in printed
+    assert "burgers-nu0.001: 17 test trajectories, 32 points, 4 frames after the first" in printed
     for place in range(len(SETTINGS)):
         assert f"{number(place, 'nrmse'):.4f}" in printed
 
@@ -686,7 +687,7 @@ def printed_cells(rows, width):
 def test_print_table_cells_hold_their_headings_numbers():
     title, (heads, *lines) = printed_cells(make_rows(), 150)
     assert title.strip() == (
-        "burgers-nu0.001: 17 test trajectories, 32 points, 4 frames from t = 0"
+        "burgers-nu0.001: 17 test trajectories, 32 points, 4 frames after the first"
     )
     assert heads == [
         *("rollout", "nRMSE", "at the end", "one step"),
@@ -976,7 +977,7 @@ def test_card_tells_stages_sizes_and_data(trained):
     assert "rollout(u0, steps=4, nu=0.001)" in text
     assert "u0 (B, 32) on x in [0, 1) -> (B, 4, 32), every 0.05" in text
     assert "17 trajectories that training never saw (burgers-nu0.001, test set abcdef" in text
-    assert "4 frames from t = 0" in text
+    assert "4 frames after the first" in text
     assert "`nice` beside the baselines, persistence and the numerical solver, all by" in text
     assert "Trained for nu = 0.001, steps of 0.05 and 32 points of [0, 1), on initial" in text
     assert "commit 0123456789abcdef, 7 x Abacus, torch 2.9.1." in text

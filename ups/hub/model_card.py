@@ -63,7 +63,7 @@ commit {commit}, {hardware}, torch {torch}.
 ## Test
 
 {trajectories} trajectories that training never saw ({dataset}, test set {hash}), {frames} frames \
-from t = 0, in physical space;
+after the first, in physical space;
 `{name}` beside the baselines, {baselines}, all by the same code. Metrics as PDEBench \
 defines them; {times}, on the hardware above.
 

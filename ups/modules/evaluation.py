@@ -1,6 +1,6 @@
 """The last stage: measure rollouts on the test split, next to the baselines.
 
-Rollouts start from t = 0 and are measured in physical space.
+Rollouts start from the first frame and are measured in physical space.
 """
 
 import time

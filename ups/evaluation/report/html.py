@@ -166,7 +166,7 @@ def write_run(
         title=f"UPS: {cfg.name}",
         lines=[
             "{name}: {trajectories} test trajectories (set {hash}), {points} points, "
-            "{n} frames from t = 0.".format(**dataset, n=dataset["frames"] - 1),
+            "{n} frames after the first.".format(**dataset, n=dataset["frames"] - 1),
             f"Commit {commit}, seed {origin['seed']}, {origin['hardware']}, {origin['time']}.",
         ],
         tables=[
@@ -292,8 +292,8 @@ def _headline(rows: Mapping[str, Row], times: Collection[str]) -> dict[str, obje
     remarks = (divergence_in_words(rows.values()), no_gain_in_words(rows.values()))
     words = (" or ".join(sorted(times)), *remarks)
     note = (
-        "In physical space, of rollouts from t = 0; the mean over frames and trajectories; "
-        f"{'; '.join(filter(None, words))}. Grey: baselines."
+        "In physical space, of rollouts from the first frame; the mean over frames and "
+        f"trajectories; {'; '.join(filter(None, words))}. Grey: baselines."
     )
     return _table("Errors and cost", note, [head for head, _, _ in columns], rows, found)
 

@@ -35,9 +35,8 @@ def print_table(
         times: what the times are of, in words.
     """
     title = (
-        "{name}: {trajectories} test trajectories, {points} points, {n} frames from t = 0".format(
-            **dataset, n=dataset["frames"] - 1
-        )
+        "{name}: {trajectories} test trajectories, {points} points, "
+        "{n} frames after the first".format(**dataset, n=dataset["frames"] - 1)
     )
     console = console or Console(width=None if sys.stdout.isatty() else 136)
     cells = {
