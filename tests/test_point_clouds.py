@@ -263,6 +263,26 @@ def edited(path, tmp_path):
     return edit
 
 
+@pytest.mark.parametrize("name", ["fields", "positions", "signed_distance"])
+def test_a_test_set_is_another_if_one_of_its_numbers_is(edited, path, name):
+    def hash_with(change):
+        module = edited(name, change)
+        module.setup()
+        return module.dataset["hash"]
+
+    def changed_at(point):
+        def change(values):
+            values = values.copy()
+            (values if values.ndim < 3 else values.swapaxes(0, 1))[point] += 0.01
+            return values
+
+        return change
+
+    before = hash_with(lambda v: v)
+    assert hash_with(changed_at(0)) == before  # of the training set
+    assert hash_with(changed_at(-1)) != before
+
+
 @pytest.mark.parametrize("kind", ["f2", "f8", ">f4", "i4"])
 def test_numbers_of_every_kind_are_float32_inside(edited, path, kind):
     module = edited("fields", lambda u: np.round(100 * u).astype(kind))

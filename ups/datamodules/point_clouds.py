@@ -318,19 +318,23 @@ class PointCloudDataModule(pl.LightningDataModule):
         self.points: dict[Split, Points] = {}
         for split in SPLITS[1:]:
             self.values[split], self.points[split] = padded(samples[split])
-        self.dataset = self._identify(file.read(rows["test"]))
+        self.dataset = self._identify(samples["test"])
         self.ready = True
 
-    def _identify(self, test: Sequence[np.ndarray]) -> DatasetInfo:
-        """What identifies a test set of fields (T, P, C)."""
+    def _identify(self, test: Sequence[Sample]) -> DatasetInfo:
+        """What identifies a test set: its fields, and where and next to what they are."""
         h: Any = self.hparams
+        content = [
+            torch.cat((fields.movedim(1, 0).flatten(1), positions, features), 1).numpy()
+            for fields, positions, features in test
+        ]
         return {
             "name": h.name if h.path is None else self.path.stem,
-            "hash": digest([fields.swapaxes(0, 1) for fields in test]),
+            "hash": digest(content),
             "split": "test",
             "trajectories": len(test),
-            "points": round(np.mean([fields.shape[1] for fields in test])),  # of a trajectory
-            "frames": len(test[0]),
+            "points": round(np.mean([len(each) for each in content])),  # of a trajectory
+            "frames": self.num_frames,
             "nu": None,
         }
 
