@@ -43,7 +43,7 @@ UNCERTAIN = "navier_stokes_uncertain"
 TRAIN_SECONDS = 600
 NUM_OPERATORS = 4
 # in standard deviations of the field
-WHITE_NOISE = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+WHITE_NOISE = (0.000625, 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 MISSING_WAVES = (0.5, 1.0, 2.0, 3.0, 4.0)  # times their usual size
 TEMPERATURES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25)
 SUMMARY = ("crps", "ensemble_nrmse", "spread_skill_ratio", "coverage_90", "milliseconds")
