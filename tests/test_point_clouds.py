@@ -197,7 +197,7 @@ def test_flows_are_generated_once_and_are_those_of_the_settings(path, tmp_path):
     module.prepare_data()
     module.setup()
     assert module.to_be_made() == 0
-    other = PointCloudDataModule(path=str(path))
+    other = PointCloudDataModule(path=str(path), unroll_steps=1)
     other.setup()
     assert module.dataset["hash"] == other.dataset["hash"]
     assert module.dataset["name"] == "obstacles"
@@ -205,7 +205,7 @@ def test_flows_are_generated_once_and_are_those_of_the_settings(path, tmp_path):
 
 
 def test_splits_may_be_smaller_than_those_of_the_file(path):
-    module = PointCloudDataModule(path=str(path), num_train=1, num_test=1)
+    module = PointCloudDataModule(path=str(path), num_train=1, num_test=1, unroll_steps=1)
     module.setup()
     assert len(module.train) == 1
     assert len(module.values["test"]) == 1

@@ -139,6 +139,14 @@ def test_place_depends_on_the_points_and_not_on_the_field(simulator):
     assert not torch.allclose(first[..., 21:], other[..., 21:], atol=1e-3)
 
 
+def test_place_is_of_unit_size_whatever_the_weights_are(simulator):
+    points = draw_points(60)
+    with torch.no_grad():
+        simulator.model.features_in.weight *= 30
+        place = simulator.encode(waves(points), None, points)[..., 21:]
+    assert torch.allclose(place.square().mean(-1), torch.ones(()), atol=1e-3)
+
+
 def test_gradients_reach_weights_values_and_positions():
     simulator = simulator_of(MODEL)
     inputs, queries = draw_points(30, seed=1), draw_points(20, seed=2)

@@ -102,7 +102,7 @@ class PointMemoryUPT(nn.Module):
         self.first_memory = self._window(
             self.patches.size + nodes * detail_channels, memory_channels
         )
-        self.place_in = self._window(nodes * (features + 1), hidden_channels)
+        self.features_in = self._window(nodes * (features + 1), hidden_channels)
         self.place_blocks = mixer_blocks(*blocks, place_depth)
         self.tokens_in = self._window(self.num_dynamic_channels, hidden_channels)
         self.condition = nn.Linear(1 + len(spec.parameters), hidden_channels)
@@ -134,7 +134,9 @@ class PointMemoryUPT(nn.Module):
         values = self._cut(field)
         seen = torch.cat((values, self._cut(details)), -1)
         memory = self._read(seen, self.first_memory)
-        place = self.place_blocks(F.silu(self._read(self._cut(features), self.place_in)))
+        place = self.place_blocks(F.silu(self._read(self._cut(features), self.features_in)))
+        # L_inv_dec is relative to the spread of tokens: a place that grew would reduce it
+        place = F.rms_norm(place, place.shape[-1:])
         return self._join(values, memory, place)
 
     def step(self, z: Tensor, dt: Tensor, parameters: Tensor) -> Tensor:
