@@ -78,7 +78,7 @@ def pieces():
 
 
 FLOWS = [
-    "data.num_frames=5", "data.flows.resolution=8", "data.flows.start_time=0.5",
+    "data.num_frames=10", "data.flows.resolution=8", "data.flows.start_time=0.5",
     "data.flows.num_points=[100,200]",
 ]  # fmt: skip
 POINT_MODEL = ["++model.num_points=128"]
@@ -92,7 +92,7 @@ def small(words):
         return words
     if {"data=meshes", "data=transient_flow", "data.path=flows.h5"} & set(words):
         lengths = [word for word in SIZES if not word.startswith("data.num_")]
-        return [*words, *lengths, *POINT_MODEL]
+        return [*words, *lengths, *POINT_MODEL, "data.unroll_steps=2"]  # a few frames
     if "data=obstacles" in words:
         return [*words, *SIZES, *FLOWS, *POINT_MODEL]
     if "init_from=burgers-small" in words:  # which has 256 points
