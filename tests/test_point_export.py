@@ -29,7 +29,8 @@ def assert_rolls_out_like(simulator, maps):
         expected = simulator.rollout(u0, 3, nu=PARAMETERS[:, 0], x=points)
         more, more_u0 = padded(points, u0)
         found = rolled(*maps, more_u0, more, PARAMETERS[:, 0], 3)
-        assert torch.allclose(found[:, :, :num_points], expected, atol=1e-4)
+        size = float(expected.abs().max())  # untrained models let fields grow
+        assert torch.allclose(found[:, :, :num_points], expected, atol=1e-5 * max(size, 10))
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ class PointCloudDataModule(pl.LightningDataModule):
         spatial_downsampling: PositiveInt = 1,
         input_points: PositiveInt = 1024,
         query_points: PositiveInt | None = 1024,
-        unroll_steps: PositiveInt = 8,
+        unroll_steps: PositiveInt = 2,
         samples_per_trajectory: PositiveInt = 20,
         batch_size: PositiveInt = 8,
         eval_batch_size: Annotated[PositiveInt, BOOKKEEPING] = 8,
